@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +25,6 @@ Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)``, origin at the top left, in the units of the page size beside it."""
 
 FloatArray = npt.NDArray[np.float32]
-
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ class PatchGrid:
     @property
     def is_regular(self) -> bool:
         """Whether the tokens are one row-by-row grid."""
-        return self.boxes.shape[0] == self.rows * self.columns
+        return len(self) == self.rows * self.columns
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
@@ -98,7 +95,7 @@ class Region:
     box: Box
     kind: str = "text"
     text: str | None = None
-    metadata: Mapping[str, Any] = EMPTY
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = (float(v) for v in self.box)
@@ -116,7 +113,9 @@ class ImageSource(Protocol):
     A list of a thousand pages then holds no pixels. ``load`` raises :class:`PageError` where it can't.
     """
 
-    def load(self) -> Image.Image: ...
+    def load(self) -> Image.Image:
+        """Draw the image."""
+        ...  # pragma: no cover
 
 
 ImageInput = Image.Image | bytes | str | Path | ImageSource
@@ -144,7 +143,7 @@ class Page:
     size: tuple[float, float] | None = None
     label: str | None = None
     regions: tuple[Region, ...] = ()
-    metadata: Mapping[str, Any] = field(default=EMPTY)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.index < 0:
