@@ -1,0 +1,160 @@
+"""How head scores and head sets lie on disk: JSON checked by pydantic, written atomically."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmrh_retriever.errors import DataError
+
+SCORES_FORMAT = "mmrh-head-scores"
+SET_FORMAT = "mmrh-head-set"
+_SHOWN_PROBLEMS = 3
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Matrix = list[list[Finite | None]]
+"""Rows are layers, columns are query heads; ``null`` where nothing was measured."""
+
+
+class _FileModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ScoresEntry(_FileModel):
+    """One condition of a scores file: a task at one context length."""
+
+    task: Annotated[str, Field(min_length=1)]
+    context_length: Count
+    values: Matrix
+    source: str = ""
+    n_examples: Count | None = None
+    spread: Matrix | None = None
+    recall_at_1: Matrix | None = None
+    invalid: dict[str, Finite] = {}
+
+
+class ScoresFile(_FileModel):
+    """Our own scores file: one model, any number of conditions."""
+
+    format: Literal["mmrh-head-scores"]
+    version: Literal[1]
+    model: Annotated[str, Field(min_length=1)]
+    n_layers: Count
+    n_heads: Count
+    selectable_layers: list[int] | None = None
+    scores: Annotated[list[ScoresEntry], Field(min_length=1)]
+
+
+class ReleasedScoresFile(_FileModel):
+    """The scores file of the paper's release: ``scores[task][length]`` is a layers x heads matrix."""
+
+    model: Annotated[str, Field(min_length=1)]
+    n_layers: Count
+    n_heads: Count
+    scores: Annotated[dict[str, Annotated[dict[str, Matrix], Field(min_length=1)]], Field(min_length=1)]
+
+
+class SetFile(_FileModel):
+    """A head set file: heads as ``"layer-head"``, best first."""
+
+    format: Literal["mmrh-head-set"]
+    version: Literal[1]
+    heads: Annotated[list[str], Field(min_length=1)]
+    scores: list[Finite] | None = None
+    model: str | None = None
+    n_layers: Count | None = None
+    n_heads: Count | None = None
+    tasks: list[str] = []
+    context_length: Count | None = None
+    source: str = ""
+
+
+FileModelT = TypeVar("FileModelT", bound=BaseModel)
+
+
+def read_text(path: Path) -> str:
+    """The text of a JSON file, unpacked when its name ends in ``.gz``.
+
+    Raises:
+        DataError: the file is missing, unreadable, damaged or not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. Check the path of the head file.") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 JSON file.") from error
+
+
+def format_of(text: str, *, name: str) -> str | None:
+    """The ``format`` that a JSON object declares, or ``None`` where it declares none.
+
+    Raises:
+        DataError: not a JSON object.
+    """
+    try:
+        content: Any = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{name}: not JSON ({error}). Expected a head scores or head set file.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{name}: holds a JSON {type(content).__name__}. Expected an object with named fields.")
+    declared = content.get("format")
+    return declared if isinstance(declared, str) else None
+
+
+def parse_as(model: type[FileModelT], text: str, *, name: str) -> FileModelT:
+    """Check a file's text against its schema.
+
+    Raises:
+        DataError: names the first offending fields, what was found there and what was expected.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        shown = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']} "
+            f"(got {str(problem['input'])[:40]!r})"
+            for problem in problems[:_SHOWN_PROBLEMS]
+        )
+        more = f" and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+        raise DataError(f"{name}: not a valid {model.__name__}: {shown}{more}. Correct or rebuild it.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target and move into place, so that no reader ever sees half a file.
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            with beside.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error}). Check that its folder exists.") from error
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Save a file model as JSON, packed when the name ends in ``.gz`` (the same bytes every time).
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    content = json.dumps(model.model_dump(mode="json"), separators=(",", ":"), allow_nan=False) + "\n"
+    data = content.encode("utf-8")
+    write_atomically(path, gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
