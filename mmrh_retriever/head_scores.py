@@ -289,6 +289,11 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
         """The context lengths in tokens, ascending."""
         return tuple(sorted({length for _, length in self._entries}))
 
+    @property
+    def invalid_heads(self) -> tuple[HeadId, ...]:
+        """Heads whose given score is impossible under at least one condition, by layer and head."""
+        return tuple(sorted({head for scores in self.values() for head in scores.invalid_heads}))
+
     def at(self, task: str, context_length: int) -> HeadScores:
         """The scores of one condition.
 

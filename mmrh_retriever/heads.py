@@ -106,13 +106,14 @@ class HeadSet:
         count: int | None = None,
         *,
         max_layer: int | None = None,
+        exclude: Iterable[HeadId] = (),
     ) -> HeadSet:
         """The best heads by detection score (definition 3 of the paper).
 
         ``share`` is of *all* heads of the model, rounded up: ``ceil(share * n_layers * n_heads)``, 5 %
         unless told; ``count`` gives the number itself. ``max_layer`` keeps to layers up to and including
-        it, so that a forward pass can stop there. Heads without a valid score are never taken. Equal
-        scores go by layer, then head.
+        it, so that a forward pass can stop there. Heads without a valid score are never taken, nor those
+        in ``exclude``. Equal scores go by layer, then head.
 
         Raises:
             HeadSetError: fewer heads can be selected than are asked for.
@@ -121,7 +122,10 @@ class HeadSet:
         if share is not None and count is not None:
             raise HeadSetError(f"Give share or count, not both; got share={share} and count={count}.")
         wanted = _ceil_share(PAPER_SHARE if share is None else share, total) if count is None else count
-        eligible = scores.selectable(max_layer).ravel()  # (layers * heads,)
+        mask = scores.selectable(max_layer)  # (layers, heads)
+        for head in exclude:
+            mask[head] = False
+        eligible = mask.ravel()
         if not 1 <= wanted <= int(eligible.sum()):
             limit = "" if max_layer is None else f" up to layer {max_layer}"
             raise HeadSetError(
@@ -189,14 +193,22 @@ class HeadSet:
         """The union of the tasks' best heads at one context length, as the paper forms its retrieval set.
 
         All tasks of the table unless some are named; its longest context unless one is given. ``share``,
-        ``count`` and ``max_layer`` hold for each task (see :meth:`top`), so the union is larger.
+        ``count`` and ``max_layer`` hold for each task (see :meth:`top`), so the union is larger. A head whose
+        score is impossible under any condition of the table (``table.invalid_heads``) is left out
+        everywhere: its other scores come from the same arithmetic.
 
         Raises:
             HeadSetError: a condition that the table lacks, or too few heads to select from.
         """
         length = max(table.context_lengths) if context_length is None else context_length
         chosen = table.tasks if tasks is None else tuple(tasks)
-        return cls.union([cls.top(table.at(task, length), share, count, max_layer=max_layer) for task in chosen])
+        suspects = table.invalid_heads
+        return cls.union(
+            [
+                cls.top(table.at(task, length), share, count, max_layer=max_layer, exclude=suspects)
+                for task in chosen
+            ]
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> HeadSet:

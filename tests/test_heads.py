@@ -485,6 +485,18 @@ class TestScoresTable:
         with pytest.raises(HeadSetError, match="'image' at 16"):
             HeadSet.of_tasks(self.table)
 
+    def test_a_head_that_is_impossible_once_is_never_selected(self):
+        def given_scores(values, task):
+            return HeadScores.from_released(values, model_id="m", task=task, context_length=8)
+
+        table = HeadScoresTable(
+            [given_scores([[0.9, 0.2, 0.1]], "text"), given_scores([[1.1, 0.3, 0.2]], "image")]
+        )
+        assert names(table.invalid_heads) == ["0-0"]
+        assert names(HeadSet.of_tasks(table, ["text"], count=1)) == ["0-1"]
+        assert names(HeadSet.top(table["text", 8], count=1)) == ["0-0"]
+        assert names(HeadSet.top(table["text", 8], count=1, exclude=[HeadId(0, 0), HeadId(0, 1)])) == ["0-2"]
+
     @settings(max_examples=30, deadline=None)
     @given(matrix=score_matrices(), packed=st.booleans())
     def test_round_trip(self, tmp_path_factory, matrix, packed):
