@@ -1,0 +1,589 @@
+"""The one module that knows how transformers runs attention: recording and ablating heads.
+
+transformers lets a model call a registered attention function (``AttentionInterface``). Ours calls the
+function that the model used before (sdpa, flash attention, eager) for the output and, only while asked to,
+
+* forms the post-softmax attention of a few query heads from a few question rows, in float32, and adds it up
+  per span at once, so that nothing of size heads x tokens x tokens ever exists,
+* zeroes the output of ablated heads, which equals zeroing their post-softmax weights,
+* lays the mask that an engine's pass needs (keys kept from earlier passes, several questions that must not
+  see one another, images whose tokens see each other), and
+* ends the pass after the deepest layer that anyone asked about.
+
+State lives with the model, on an :class:`AttentionSeam` that each attention module of the decoder points to,
+and in the thread that runs the pass; other threads and other uses of the same model are not disturbed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
+from mmrh_retriever.types import TokenSpan
+
+PREFIX = "mmrh_"
+LOGIT_BUDGET = 16 * 1024 * 1024
+"""Float32 logits that recording may hold at a time (64 MiB), however long the context and many the heads."""
+KEY_CHUNK = 16 * 1024
+"""Keys turned into float32 at a time while recording a half-precision model."""
+
+AblationPhase = Literal["all", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsByLayer:
+    """Which query heads of which layers, with the column that each one's result goes to."""
+
+    columns: Mapping[int, tuple[tuple[int, int], ...]]  # layer -> ((head, column), ...)
+    count: int
+
+    @classmethod
+    def of(cls, heads: Sequence[tuple[int, int]]) -> HeadsByLayer:
+        """From ``(layer, head)`` pairs; a head's column is its place in the sequence."""
+        columns: dict[int, list[tuple[int, int]]] = {}
+        for column, (layer, head) in enumerate(heads):
+            columns.setdefault(layer, []).append((head, column))
+        return cls({layer: tuple(sorted(pairs)) for layer, pairs in columns.items()}, len(heads))
+
+    @property
+    def deepest(self) -> int:
+        """The last layer that holds one of the heads."""
+        return max(self.columns)
+
+
+class Recording:
+    """What a pass is to record, and what it recorded.
+
+    Args:
+        heads: the query heads.
+        rows: one span of query rows per question, in positions of this pass's input.
+        owner: ``(keys,)`` long; the span that each key token belongs to, -1 for none. Keys beyond it
+            belong to none.
+        spans: how many spans there are.
+        tokens: whether to keep the attention on each key as well, averaged over the heads.
+
+    After the pass ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a
+    head's attention summed over a span (Li et al. 2026, arXiv 2605.27243, the retrieval score). ``token_mass``
+    is ``(questions, keys)``: the same for each single key, averaged over the heads.
+    """
+
+    def __init__(
+        self, heads: HeadsByLayer, rows: Sequence[TokenSpan], owner: Tensor, spans: int, *, tokens: bool = False
+    ) -> None:
+        if not rows or any(len(span) == 0 for span in rows):
+            raise AttentionCaptureError(
+                f"Recording needs at least one row for each question, got {[len(r) for r in rows]}. "
+                "The question has no tokens to look from."
+            )
+        self.heads = heads
+        self.rows = tuple(rows)
+        self.owner = owner
+        self.spans = spans
+        self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
+        self.token_mass = torch.zeros(len(rows), owner.numel(), dtype=torch.float32) if tokens else None
+        self.layers_seen: set[int] = set()
+
+    def finish(self) -> None:
+        """Check that every layer asked about was seen, and that what was recorded is possible.
+
+        Raises:
+            AttentionCaptureError: a layer never called our function, or NaN or infinite attention.
+        """
+        missing = sorted(set(self.heads.columns) - self.layers_seen)
+        if missing:
+            raise AttentionCaptureError(
+                f"Layers {missing} did not report their attention; layers {sorted(self.layers_seen)} did. "
+                "The model does not run these layers through transformers' AttentionInterface."
+            )
+        if not bool(torch.isfinite(self.mass).all()):
+            bad = (~torch.isfinite(self.mass)).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+            names = [
+                f"{layer}-{head}"
+                for layer, pairs in sorted(self.heads.columns.items())
+                for head, column in pairs
+                if column in set(bad)
+            ]
+            raise AttentionCaptureError(
+                f"Heads {', '.join(names[:8])}{' and others' if len(names) > 8 else ''} gave NaN or infinite attention. "
+                "Expected finite numbers: the weights are damaged or the model overflows in its dtype; load it again, "
+                "or with dtype=torch.bfloat16 or float32."
+            )
+
+
+@dataclass(slots=True)
+class PassPlan:
+    """One forward pass of our engine: what its tokens may see, and where it ends.
+
+    ``past`` keys are kept from earlier passes and visible to every token. ``blocks`` are the questions of a
+    tail pass: spans of this pass's tokens that don't see one another, each standing directly behind the past.
+    ``twosided`` are spans of this pass's tokens (images of some families) that see their own later tokens too.
+    The pass ends at layer ``stop_at``: after recording if that layer records, and in any case once its keys
+    are kept.
+    """
+
+    past: int
+    length: int
+    blocks: tuple[TokenSpan, ...] = ()
+    twosided: tuple[TokenSpan, ...] = ()
+    stop_at: int | None = None
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def is_plain(self, window: int | None) -> bool:
+        """Whether the mask is plainly causal (with the past in front)."""
+        return len(self.blocks) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor:
+        """``(tokens, past + tokens)`` bool: what each token of the pass may look at."""
+        if window not in self.masks:
+            self.masks[window] = self._make_mask(window, device)
+        return self.masks[window]
+
+    def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
+        local = torch.arange(self.length, device=device)
+        start = torch.zeros(self.length, dtype=torch.long, device=device)
+        for block in self.blocks:
+            start[block.start : block.stop] = block.start
+        own = (local[None, :] <= local[:, None]) & (local[None, :] >= start[:, None])  # (tokens, tokens)
+        for span in self.twosided:
+            own[span.start : span.stop, span.start : span.stop] = True
+        seen = torch.ones(self.length, self.past, dtype=torch.bool, device=device)
+        if window is not None:
+            place = self.past + local - start  # where the token would stand if its question were alone
+            seen &= place[:, None] - torch.arange(self.past, device=device)[None, :] < window
+            own &= local[:, None] - local[None, :] < window
+        return torch.cat([seen, own], dim=1)
+
+
+class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside a forward pass once its last needed layer is done."""
+
+
+@dataclass(slots=True)
+class _ThreadState:
+    plan: PassPlan | None = None
+    recording: Recording | None = None
+    ablated: Mapping[int, Tensor] = field(default_factory=dict)
+    phase: AblationPhase = "all"
+
+
+class _AsBase:
+    """An attention module as the base implementation wants to see it: under the base's own name."""
+
+    def __init__(self, module: nn.Module, base: str) -> None:
+        self._module = module
+        self.config = _ConfigAsBase(module.config, base)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _ConfigAsBase:
+    def __init__(self, config: Any, base: str) -> None:
+        self._config = config
+        self._attn_implementation = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+class AttentionSeam:
+    """Our hold on one model's decoder attention. Get it with :meth:`install`.
+
+    ``lock`` serialises passes over the model: whoever records, ablates or uses kept keys holds it.
+    """
+
+    def __init__(self, model: PreTrainedModel, decoder: nn.Module, decoder_key: str | None) -> None:
+        self.lock = threading.RLock()
+        self.decoder_key = decoder_key
+        self.modules = decoder_attention(decoder)
+        config = decoder.config
+        self.base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
+        self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
+        self._as_base = {layer: _AsBase(module, self.base) for layer, module in self.modules.items()}
+        self._local = threading.local()
+        self._register()
+        set_decoder_implementation(model, decoder_key, PREFIX + self.base)
+        if config._attn_implementation != PREFIX + self.base:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} keeps attention {config._attn_implementation!r} where {PREFIX + self.base!r} was "
+                "set; it does not run attention through transformers' AttentionInterface, so its heads can't be read."
+            )
+        for module in self.modules.values():
+            object.__setattr__(module, "_mmrh_seam", self)
+
+    @classmethod
+    def install(cls, model: PreTrainedModel, decoder: nn.Module, decoder_key: str | None) -> AttentionSeam:
+        """The model's seam, made on the first call.
+
+        Args:
+            model: the whole model.
+            decoder: its text decoder (the module that holds the layers).
+            decoder_key: name of the decoder's config inside the model's (``text_config``), ``None`` if the
+                model is a text-only decoder.
+
+        Raises:
+            UnsupportedModelError: the decoder's attention can't be reached.
+        """
+        with _INSTALL_LOCK:
+            for module in decoder_attention(decoder).values():
+                seam = getattr(module, "_mmrh_seam", None)
+                if isinstance(seam, cls):
+                    return seam
+            return cls(model, decoder, decoder_key)
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
+        """A copied model gets a seam of its own when it is used."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A pickled model leaves its seam behind."""
+        return type(None), ()
+
+    def _register(self) -> None:
+        name = PREFIX + self.base
+        AttentionInterface.register(name, _attend)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
+
+    @property
+    def _state(self) -> _ThreadState:
+        if not hasattr(self._local, "state"):
+            self._local.state = _ThreadState()
+        return self._local.state  # type: ignore[no-any-return]
+
+    @contextmanager
+    def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
+        """One forward pass of this thread under a plan and / or a recording.
+
+        The body runs the model once. If the plan ends the pass early, the body is left at that point
+        without an error.
+
+        Raises:
+            AttentionCaptureError: what should have been recorded was not, or is NaN.
+        """
+        with self.lock:
+            state = self._state
+            outer = state.plan, state.recording
+            state.plan, state.recording = plan, recording
+            try:
+                yield
+            except _PassEnded:
+                pass
+            finally:
+                state.plan, state.recording = outer
+        if recording is not None:
+            recording.finish()
+
+    @contextmanager
+    def ablating(self, heads: Sequence[tuple[int, int]], phase: AblationPhase = "all") -> Iterator[None]:
+        """Zero the given ``(layer, head)`` query heads' attention in every pass of this thread.
+
+        ``phase="decode"`` leaves the prefill alone and acts only on passes of a single new token.
+        """
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            by_layer.setdefault(layer, []).append(head)
+        with self.lock:
+            state = self._state
+            outer = state.ablated, state.phase
+            state.ablated = {layer: torch.tensor(sorted(indices)) for layer, indices in by_layer.items()}
+            state.phase = phase
+            try:
+                yield
+            finally:
+                state.ablated, state.phase = outer
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The function that the model calls in each layer; see the module's docstring.
+
+        Shapes: query ``(batch, heads, tokens, width)``, key and value ``(batch, key heads, keys, width)``,
+        the output ``(batch, tokens, heads, width)``.
+        """
+        state, layer = self._state, int(module.layer_idx)
+        plan, recording = state.plan, state.recording
+        if recording is not None and layer in recording.heads.columns:
+            rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)
+            record(recording, layer, query[0], key[0], rows, **_softmax_options(module, kwargs))
+        if plan is not None and plan.stop_at is not None and layer >= plan.stop_at:
+            raise _PassEnded
+        output, weights = self._run_base(plan, module, query, key, value, attention_mask, kwargs)
+        if layer in state.ablated and (state.phase == "all" or (query.shape[2] == 1 and key.shape[2] > 1)):
+            output = output.clone()
+            output[:, :, state.ablated[layer].to(output.device)] = 0
+        return output, weights
+
+    def _mask_rows(
+        self,
+        plan: PassPlan | None,
+        recording: Recording,
+        layer: int,
+        attention_mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+    ) -> Tensor:
+        """``(recorded rows, keys)`` additive float32 mask."""
+        tokens, keys = query.shape[2], key.shape[2]
+        rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
+        if query.shape[0] != 1:
+            raise AttentionCaptureError(f"Recording takes one sequence at a time, got a batch of {query.shape[0]}.")
+        if plan is None and attention_mask is not None and attention_mask.dim() == 4:
+            chosen = attention_mask[0, 0, rows, :keys]
+            if chosen.dtype is not torch.bool:
+                return chosen.float()
+        elif plan is None:
+            chosen = PassPlan(keys - tokens, tokens).mask(self.windows[layer], query.device)[rows]
+            if attention_mask is not None:  # (1, keys), as flash attention is given it: padding
+                chosen = chosen & attention_mask[:1, :keys].bool()
+        else:
+            chosen = plan.mask(self.windows[layer], query.device)[rows]
+        return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
+
+    def _run_base(
+        self,
+        plan: PassPlan | None,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        base, layer = self.base, int(module.layer_idx)
+        if plan is not None:
+            plain = plan.is_plain(self.windows[layer])
+            if base == "eager" or not plain or (base == "sdpa" and plan.past and plan.length > 1):
+                mask = plan.mask(self.windows[layer], query.device)[None, None]
+                base = "sdpa" if base.startswith("flash") or kwargs.get("softcap") is None else base
+                attention_mask = _additive(mask, query.dtype) if base == "eager" else mask
+            else:
+                attention_mask = None
+        if base == "eager":
+            eager = sys.modules[type(module).__module__].eager_attention_forward
+            output, weights = eager(module, query, key, value, attention_mask, **kwargs)
+            return output, weights
+        function = ALL_ATTENTION_FUNCTIONS[base]
+        seen_as = self._as_base[layer] if base == self.base else module
+        output, weights = function(seen_as, query, key, value, attention_mask, **kwargs)
+        return output, weights
+
+    def verify(self, run: Any, eager_attentions: Any, *, tolerance: float) -> float:
+        """Check the seam on a short input: rows sum to one, equal eager's, and ablation moves the output.
+
+        Args:
+            run: runs the model's decoder on the short input and gives its last hidden state, ``(1, t, d)``.
+            eager_attentions: the same with plain eager attention, giving one ``(1, heads, t, t)`` tensor for
+                each layer.
+            tolerance: the largest difference allowed, as rounding in the model's dtype permits.
+
+        Returns:
+            The largest difference between our rows and eager's.
+
+        Raises:
+            AttentionCaptureError: one of the three does not hold.
+        """
+        with self.lock:
+            plain = run()
+            length = int(plain.shape[1])
+            heads = [(layer, head) for layer in self.modules for head in range(_query_heads(self.modules[layer]))]
+            recording = Recording(
+                HeadsByLayer.of(heads), [TokenSpan(length - 1, length)], torch.arange(length), length
+            )
+            with self.running(recording=recording):
+                run()
+            total = recording.mass.sum(dim=2)
+            if float((total - 1).abs().max()) > 1e-3:
+                raise AttentionCaptureError(
+                    f"Attention rows sum to {float(total.min()):.4f} to {float(total.max()):.4f}, expected 1. "
+                    "This attention backend masks or scales in a way that we don't see; use attn_implementation='sdpa'."
+                )
+            expected = torch.stack([layer[0, :, -1].float().cpu() for layer in eager_attentions()]).flatten(0, 1)
+            difference = float((recording.mass[0] - expected).abs().max())
+            if not difference <= tolerance:
+                raise AttentionCaptureError(
+                    f"Recorded attention differs from eager attention by {difference:.2e}, at most {tolerance:.0e} was "
+                    "expected. Use another attn_implementation or dtype, and report the model and its versions."
+                )
+            with self.ablating(heads[: _query_heads(self.modules[heads[0][0]])]):
+                ablated = run()
+            if torch.equal(ablated, plain):
+                raise AttentionCaptureError(
+                    f"Ablating every head of layer {heads[0][0]} left the output as it was; expected it to move. "
+                    "The model does not use the output of the attention function."
+                )
+            return difference
+
+
+_INSTALL_LOCK = threading.Lock()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What is registered with transformers: hands over to the seam that the module points to."""
+    seam = getattr(module, "_mmrh_seam", None)
+    if not isinstance(seam, AttentionSeam):
+        raise AttentionCaptureError(
+            f"{type(module).__name__} runs our attention function but was never prepared for it. Was the model copied "
+            "or its layers replaced after it was given to Reranker? Build a new Reranker with it."
+        )
+    return seam.attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def record(
+    recording: Recording,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    mask_rows: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> None:
+    """Add one layer's attention to a recording, never holding more than ``LOGIT_BUDGET`` logits.
+
+    Args:
+        recording: where the result goes.
+        layer: the layer's index.
+        query: ``(heads, tokens, width)``, rotated.
+        key: ``(key heads, keys, width)``, rotated.
+        mask_rows: ``(recorded rows, keys)`` additive.
+        scaling: factor on the logits.
+        softcap: if set, logits become ``softcap * tanh(logits / softcap)``.
+        sinks: ``(heads,)`` logits of attention sinks, which take their share of the softmax and give nothing.
+    """
+    recording.layers_seen.add(layer)
+    owner = recording.owner.to(query.device)
+    keys, known, questions = key.shape[1], owner.numel(), len(recording.rows)
+    inside = owner >= 0
+    rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
+    average = torch.zeros(questions, rows.numel(), device=query.device)  # (questions, rows), rows sum to one
+    first = 0
+    for number, span in enumerate(recording.rows):
+        average[number, first : first + len(span)] = 1.0 / len(span)
+        first += len(span)
+    group = query.shape[0] // key.shape[0]
+    by_key: dict[int, list[tuple[int, int]]] = {}
+    for head, column in recording.heads.columns[layer]:
+        by_key.setdefault(head // group, []).append((head, column))
+    at_once = max(1, LOGIT_BUDGET // (keys * rows.numel()))
+    step = max(1, LOGIT_BUDGET // keys)
+    for key_head, pairs in by_key.items():
+        for start in range(0, len(pairs), at_once):
+            part = pairs[start : start + at_once]
+            chosen = query[[head for head, _ in part]][:, rows]  # (heads, rows, width)
+            sink = None if sinks is None else sinks[[head for head, _ in part]].float()
+            totals = torch.zeros(len(part), questions, known, device=query.device)
+            for row in range(0, rows.numel(), step):
+                piece = slice(row, row + step)
+                attention = _attention_rows(chosen[:, piece], key[key_head], mask_rows[piece], scaling, softcap, sink)
+                totals += average[:, piece] @ attention[:, :, :known]
+            sums = torch.zeros(len(part), questions, recording.spans, device=query.device)
+            sums.index_add_(2, owner[inside], totals[:, :, inside])
+            recording.mass[:, [column for _, column in part]] = sums.transpose(0, 1).cpu()
+            if recording.token_mass is not None:
+                recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
+
+
+def _attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """``(heads, rows, keys)`` post-softmax attention, float32, of heads that share one key head."""
+    logits = _logits(query.flatten(0, 1), key, scaling).view(query.shape[0], query.shape[1], -1)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    logits += mask
+    if sinks is None:
+        return torch.softmax(logits, dim=2)
+    column = sinks[:, None, None].expand(-1, logits.shape[1], 1)
+    return torch.softmax(torch.cat([logits, column], dim=2), dim=2)[:, :, :-1]
+
+
+def _logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """``(rows, keys)`` float32 logits; keys are turned into float32 a chunk at a time."""
+    wide = query.float() * scaling
+    if key.dtype is torch.float32:
+        return wide @ key.T
+    parts = [wide @ chunk.float().T for chunk in key.split(KEY_CHUNK)]
+    return torch.cat(parts, dim=1)
+
+
+def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
+    """The attention module of each decoder layer, by layer index.
+
+    Raises:
+        UnsupportedModelError: no such modules, or two of the same index.
+    """
+    found: dict[int, nn.Module] = {}
+    for name, module in decoder.named_modules():
+        if name.rsplit(".", 1)[-1] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):
+            layer = int(module.layer_idx)
+            if layer in found:
+                raise UnsupportedModelError(f"{type(decoder).__name__} has two attention modules in layer {layer}.")
+            found[layer] = module
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no self-attention modules with a layer index; expected one in each layer."
+        )
+    return dict(sorted(found.items()))
+
+
+def set_decoder_implementation(model: PreTrainedModel, decoder_key: str | None, name: str) -> None:
+    """Set the decoder's attention implementation and leave the vision tower's alone."""
+    if decoder_key is None:
+        model.set_attn_implementation(name)
+        return
+    others = {
+        key: getattr(model.config, key)._attn_implementation
+        for key in model.config.sub_configs
+        if key != decoder_key and getattr(model.config, key, None) is not None
+    }
+    model.set_attn_implementation({**others, decoder_key: name})
+
+
+def _softmax_options(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = kwargs.get("scaling")
+    if scaling is None:
+        scaling = getattr(module, "scaling", None)
+    if scaling is None:
+        scaling = float(module.head_dim) ** -0.5
+    return {"scaling": float(scaling), "softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+
+
+def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        if types[layer] == "full_attention":
+            return None
+        if types[layer] == "sliding_attention":
+            return int(config.sliding_window)
+        raise UnsupportedModelError(
+            f"Layer {layer} has attention of type {types[layer]!r}; only full and sliding attention can be recorded."
+        )
+    window = getattr(module, "sliding_window", None)
+    return int(window) if window else None
+
+
+def _query_heads(module: nn.Module) -> int:
+    return int(module.config.num_attention_heads)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

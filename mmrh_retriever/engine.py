@@ -1,0 +1,228 @@
+"""Encode pages once, then ask: windows of pages whose keys and values are kept, and tails of questions.
+
+The pages stand before the question, so under causal attention nothing of them depends on it. A window's pages
+run through the decoder once, page by page, and no deeper than the deepest selected head; a question's tokens
+then run alone on the kept keys, several questions at once under a mask that hides them from one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmrh_retriever.attention import HeadsByLayer, PassPlan, Recording
+from mmrh_retriever.backbones import Backbone
+from mmrh_retriever.errors import ContextOverflowError, PageError
+from mmrh_retriever.heads import HeadId
+from mmrh_retriever.kv_cache import PageCache
+from mmrh_retriever.prompts import LaidPiece, Prompter
+from mmrh_retriever.types import Page, PatchGrid, TokenSpan
+
+TAIL_CELLS = 32 * 1024 * 1024
+"""Question tokens times keys in one tail pass; more questions are split over several passes."""
+TAIL_ROOM = 512
+"""Tokens of room that a window keeps for questions when it is filled with pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaidPlace:
+    """Where one page's visual tokens stand in its window."""
+
+    visual: tuple[int, ...]
+    grid: PatchGrid | None
+
+
+@dataclass(slots=True)
+class Window:
+    """Pages that were encoded together.
+
+    ``members`` are the pages' places in the caller's list; ``owner`` gives for each token the place in
+    ``members`` of the page that it counts for, or -1.
+    """
+
+    members: list[int] = field(default_factory=list)
+    places: list[LaidPlace] = field(default_factory=list)
+    cache: PageCache | None = None
+    owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    next_position: int = 0
+
+    def __len__(self) -> int:
+        return int(self.owner.numel())
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What questions paid a window.
+
+    ``mass`` is ``(questions, heads, pages)``; ``tokens`` is ``(questions, window tokens)``, averaged over the
+    heads, or ``None`` if it wasn't asked for.
+    """
+
+    mass: Tensor
+    tokens: Tensor | None
+
+
+class Engine:
+    """Runs one model for one selection of heads.
+
+    Args:
+        prompter: lays pages and questions for the model.
+        heads: the selected heads, in the order in which their results are given.
+        token_budget: the longest window, in tokens; at most the model's context.
+    """
+
+    def __init__(self, prompter: Prompter, heads: Sequence[HeadId], token_budget: int) -> None:
+        self.prompter = prompter
+        self.backbone: Backbone = prompter.backbone
+        self.heads = HeadsByLayer.of(heads)
+        self.token_budget = min(token_budget, self.backbone.context)
+        self._head = prompter.lay_head()
+
+    def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int]) -> Iterator[Window]:
+        """Encode pages in their order and give each window once it is full.
+
+        A page is rendered, laid and run before the next one is looked at, so that one page's pixels are held
+        at a time.
+
+        Args:
+            pages: places in the caller's list and the pages.
+            numbers: the label's number of each place.
+
+        Raises:
+            PageError: a page that can't be read.
+            ContextOverflowError: a single page longer than a window.
+        """
+        window: Window | None = None
+        for place, page in pages:
+            piece = self.prompter.lay_page(page, numbers[place])
+            room = self.token_budget - TAIL_ROOM - len(self._head)
+            if len(piece) > room:
+                raise ContextOverflowError(
+                    f"{page.name} takes {len(piece)} tokens; a window has room for {room} "
+                    f"(token_budget={self.token_budget}). Render it smaller (max_pixels), shorten its text, or raise "
+                    f"token_budget up to the model's {self.backbone.context}.",
+                    tokens=len(piece),
+                    allowed=room,
+                )
+            if window is not None and len(window) + len(piece) > self.token_budget - TAIL_ROOM:
+                yield window
+                window = None
+            if window is None:
+                window = self._open_window()
+            self._append(window, piece, place, page)
+        if window is not None:
+            yield window
+
+    def ask(self, window: Window, questions: Sequence[LaidPiece], *, tokens: bool = False) -> Attention:
+        """The attention that questions pay a window's pages; exact as if each were asked alone.
+
+        Raises:
+            ContextOverflowError: a question too long for what is left of the context.
+            AttentionCaptureError: NaN, or a layer that did not report.
+        """
+        if window.cache is None:
+            raise ContextOverflowError("The window was dropped from memory; encode it again.", tokens=0, allowed=0)
+        masses, token_masses = [], []
+        for group in self._groups(window, questions):
+            blocks, start = [], 0
+            for question in group:
+                blocks.append(TokenSpan(start, start + len(question)))
+                start += len(question)
+            rows = [question.scored[0].shifted(block.start) for question, block in zip(group, blocks, strict=True)]
+            recording = Recording(self.heads, rows, window.owner, len(window.members), tokens=tokens)
+            plan = PassPlan(len(window), start, blocks=tuple(blocks), stop_at=self.heads.deepest)
+            positions = torch.cat([question.all_positions() for question in group], dim=1) + window.next_position
+            ids = [number for question in group for number in question.ids]
+            with self.backbone.seam.lock:
+                try:
+                    self._run(window.cache, ids, positions, plan, recording=recording)
+                finally:
+                    window.cache.crop_to(len(window))
+            masses.append(recording.mass)
+            if recording.token_mass is not None:
+                token_masses.append(recording.token_mass)
+        return Attention(torch.cat(masses), torch.cat(token_masses) if tokens else None)
+
+    def _open_window(self) -> Window:
+        window = Window(cache=PageCache(self.heads.deepest + 1, capacity=min(self.token_budget, 4096)))
+        self._run_piece(window, self._head)
+        window.owner = torch.full((len(self._head),), -1, dtype=torch.long)
+        window.next_position = self._head.extent
+        return window
+
+    def _append(self, window: Window, piece: LaidPiece, place: int, page: Page) -> None:
+        try:
+            self._run_piece(window, piece)
+        except torch.OutOfMemoryError as error:
+            raise PageError(
+                f"{page.name} ({len(piece)} tokens) does not fit in memory beside the {len(window)} tokens before it. "
+                "Lower token_budget or max_pixels.",
+                source=page.doc_id,
+                page=page.index,
+            ) from error
+        own = torch.full((len(piece),), -1, dtype=torch.long)
+        for span in piece.scored:
+            own[span.start : span.stop] = len(window.members)
+        shift = len(window)
+        window.places.append(LaidPlace(tuple(token + shift for token in piece.visual), piece.grid))
+        window.owner = torch.cat([window.owner, own])
+        window.members.append(place)
+        window.next_position += piece.extent
+
+    def _run_piece(self, window: Window, piece: LaidPiece) -> None:
+        plan = PassPlan(len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
+        positions = piece.all_positions() + window.next_position
+        self._run(window.cache, piece.ids, positions, plan, inputs=piece.inputs)
+
+    def _run(
+        self,
+        cache: PageCache | None,
+        ids: Sequence[int],
+        positions: Tensor,
+        plan: PassPlan,
+        *,
+        recording: Recording | None = None,
+        inputs: dict[str, Tensor] | None = None,
+    ) -> None:
+        backbone = self.backbone
+        device = backbone.base.get_input_embeddings().weight.device
+        dtype = backbone.model.dtype
+        extra = {
+            key: value.to(device, dtype if value.is_floating_point() else None)
+            for key, value in (inputs or {}).items()
+        }
+        # A four-dimensional mask is handed through untouched; the plan lays the real one in each layer.
+        mask = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
+        order = positions.unsqueeze(1) if backbone.family.three_axes else positions
+        with torch.inference_mode(), backbone.seam.running(plan, recording):
+            backbone.base(
+                input_ids=torch.tensor([list(ids)], device=device),
+                position_ids=order.to(device),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
+
+    def _groups(self, window: Window, questions: Sequence[LaidPiece]) -> Iterator[list[LaidPiece]]:
+        """Questions that go through one tail pass: as many as the memory and the context allow."""
+        group: list[LaidPiece] = []
+        size = 0
+        for question in questions:
+            if len(window) + len(question) > self.backbone.context:
+                raise ContextOverflowError(
+                    f"A question of {len(question)} tokens on {len(window)} tokens of pages is over the model's context "
+                    f"of {self.backbone.context}. Shorten the question or lower token_budget.",
+                    tokens=len(window) + len(question),
+                    allowed=self.backbone.context,
+                )
+            if group and (size + len(question)) * (len(window) + size + len(question)) > TAIL_CELLS:
+                yield group
+                group, size = [], 0
+            group.append(question)
+            size += len(question)
+        if group:
+            yield group

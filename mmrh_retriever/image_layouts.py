@@ -1,0 +1,279 @@
+"""How each family lays an image into the token sequence: one function a family.
+
+Each takes a page image through the family's own *image processor* (never through a ``*Processor``, which
+demands torchvision) and says which tokens stand for the image, where each visual token lies on the page, and
+what the model wants beside the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.types import FloatArray, PatchGrid, TokenSpan, grid_boxes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaidImage:
+    """An image as tokens.
+
+    ``visual[i]`` is the place in ``ids`` of the visual token that sees ``grid.boxes[i]``. ``inner`` spans the
+    tokens without the begin and end markers. ``positions`` are rotary positions relative to the image's first
+    token, ``(3, tokens)`` for M-RoPE families and ``None`` where positions simply count up; the next token
+    stands ``extent`` further on. ``twosided`` spans tokens that see each other in both directions.
+    """
+
+    ids: tuple[int, ...]
+    visual: tuple[int, ...]
+    inner: TokenSpan
+    grid: PatchGrid
+    inputs: Mapping[str, Tensor]
+    extent: int
+    positions: Tensor | None = None
+    twosided: TokenSpan | None = None
+
+
+class TokenIds(Protocol):
+    """What layouts need of a tokenizer."""
+
+    def token(self, text: str) -> int:
+        """The id of one special token."""
+        ...
+
+    def plain(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        ...
+
+
+def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: one grid at the page's own shape, M-RoPE positions.
+
+    Positions follow the models' own rule: an image's tokens share the temporal position of its start and count
+    rows and columns from there; the text behind goes on after the larger of the two.
+    """
+    batch = processor(images=[image], return_tensors="pt")
+    merge = int(config.vision_config.spatial_merge_size)
+    _, high, wide = (int(v) for v in batch["image_grid_thw"][0])
+    rows, columns = high // merge, wide // merge
+    count = rows * columns
+    ids = (config.vision_start_token_id, *[config.image_token_id] * count, config.vision_end_token_id)
+    row, column = np.divmod(np.arange(count), columns)
+    inside = np.stack([np.zeros(count, dtype=np.int64), row, column]) + 1  # (3, count)
+    last = max(rows, columns) + 1
+    positions = np.concatenate([np.zeros((3, 1)), inside, np.full((3, 1), last)], axis=1).astype(np.int64)
+    return LaidImage(
+        ids=ids,
+        visual=tuple(range(1, count + 1)),
+        inner=TokenSpan(1, count + 1),
+        grid=PatchGrid.regular(rows, columns),
+        inputs={"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]},
+        positions=torch.from_numpy(positions),
+        extent=last + 1,
+    )
+
+
+def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """Gemma3: the page squeezed into one square, whose tokens see each other in both directions."""
+    batch = processor(images=[image], return_tensors="pt", do_pan_and_scan=False)
+    count = int(config.mm_tokens_per_image)
+    side = math.isqrt(count)
+    gap = tokens.plain("\n\n")
+    begin = len(gap) + 1
+    ids = (*gap, config.boi_token_index, *[config.image_token_id] * count, config.eoi_token_index, *gap)
+    return LaidImage(
+        ids=ids,
+        visual=tuple(range(begin, begin + count)),
+        inner=TokenSpan(begin, begin + count),
+        grid=PatchGrid.regular(side, side),
+        inputs={"pixel_values": batch["pixel_values"]},
+        extent=len(ids),
+        twosided=TokenSpan(begin, begin + count),
+    )
+
+
+def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """InternVL: square tiles in the arrangement nearest to the page's shape, then a thumbnail of the whole."""
+    batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
+    tiles = int(batch["num_patches"][0])
+    each = int(config.image_seq_length)
+    side = math.isqrt(each)
+    rows, columns = _internvl_tiles(image, processor, tiles)
+    boxes = [grid_boxes(tile, side, side) for tile in _tile_boxes(rows, columns)]
+    if tiles > 1:
+        boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
+    count = tiles * each
+    ids = (tokens.token("<img>"), *[config.image_token_id] * count, tokens.token("</img>"))
+    return LaidImage(
+        ids=ids,
+        visual=tuple(range(1, count + 1)),
+        inner=TokenSpan(1, count + 1),
+        grid=PatchGrid(np.concatenate(boxes), rows * side, columns * side),
+        inputs={"pixel_values": batch["pixel_values"]},
+        extent=len(ids),
+    )
+
+
+def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token a row.
+
+    Every page is laid in the single-image ("anyres") way, also among others: the family's several-image way
+    keeps only the overview, which is too coarse to read.
+    """
+    batch = processor(images=[image], return_tensors="pt")
+    side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
+    grid = grid_boxes((0.0, 0.0, 1.0, 1.0), side, side)
+    count, visual = side * side, list(range(side * side))
+    rows, columns = side, side
+    if batch["pixel_values"].shape[1] > 1:
+        rows, columns = _anyres_grid(image, processor, config, side)
+        grid = np.concatenate([grid, grid_boxes((0.0, 0.0, 1.0, 1.0), rows, columns)])
+        for row in range(rows):
+            start = count + row * (columns + 1)
+            visual.extend(range(start, start + columns))
+        count += rows * (columns + 1)
+    else:
+        count += 1
+    return LaidImage(
+        ids=(config.image_token_id,) * count,
+        visual=tuple(visual),
+        inner=TokenSpan(0, count),
+        grid=PatchGrid(grid, rows, columns),
+        inputs={"pixel_values": batch["pixel_values"], "image_sizes": batch["image_sizes"]},
+        extent=count,
+    )
+
+
+def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """SmolVLM and Idefics3: labelled square tiles row by row, then the whole page once more."""
+    batch = processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
+    rows, columns = int(batch["rows"][0][0]), int(batch["cols"][0][0])
+    side = int(config.vision_config.image_size) // int(config.vision_config.patch_size) // int(config.scale_factor)
+    around = tokens.token("<fake_token_around_image>")
+    run = [config.image_token_id] * (side * side)
+    ids: list[int] = []
+    visual: list[int] = []
+    boxes: list[FloatArray] = []
+    for place, tile in enumerate(_tile_boxes(rows, columns)):
+        row, column = divmod(place, columns)
+        ids += [around, *_named(tokens, f"<row_{row + 1}_col_{column + 1}>")]
+        visual += range(len(ids), len(ids) + len(run))
+        ids += run
+        boxes.append(grid_boxes(tile, side, side))
+        if column == columns - 1:
+            # the last row's newline and the blank line behind it are one piece of text
+            ids += tokens.plain("\n\n" if row == rows - 1 else "\n")
+    ids += [around, *_named(tokens, "<global-img>")]
+    visual += range(len(ids), len(ids) + len(run))
+    ids += [*run, around]
+    boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
+    inputs = {key: batch[key] for key in ("pixel_values", "pixel_attention_mask") if key in batch}
+    return LaidImage(
+        ids=tuple(ids),
+        visual=tuple(visual),
+        inner=TokenSpan(1, len(ids) - 1),
+        grid=PatchGrid(np.concatenate(boxes), max(rows, 1) * side, max(columns, 1) * side),
+        inputs=inputs,
+        extent=len(ids),
+    )
+
+
+def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+    """Mistral3: one grid at the page's own shape, a break token behind each row and an end token at last."""
+    cell = int(config.vision_config.patch_size) * int(config.spatial_merge_size)
+    batch = processor(images=[image], return_tensors="pt", patch_size={"height": cell, "width": cell})
+    high, wide = (int(v) for v in batch["image_sizes"][0])
+    rows, columns = high // cell, wide // cell
+    line = [*[config.image_token_id] * columns, tokens.token("[IMG_BREAK]")]
+    ids = [*(line * rows)[:-1], tokens.token("[IMG_END]")]
+    visual = [row * (columns + 1) + column for row in range(rows) for column in range(columns)]
+    return LaidImage(
+        ids=tuple(ids),
+        visual=tuple(visual),
+        inner=TokenSpan(0, len(ids) - 1),
+        grid=PatchGrid.regular(rows, columns),
+        inputs={"pixel_values": batch["pixel_values"], "image_sizes": torch.as_tensor(batch["image_sizes"])},
+        extent=len(ids),
+    )
+
+
+def _named(tokens: TokenIds, text: str) -> list[int]:
+    """A marker that is one special token in some checkpoints and plain text in others."""
+    try:
+        return [tokens.token(text)]
+    except UnsupportedModelError:
+        return tokens.plain(text)
+
+
+def _tile_boxes(rows: int, columns: int) -> list[tuple[float, float, float, float]]:
+    return [
+        (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def _internvl_tiles(image: Image.Image, processor: Any, tiles: int) -> tuple[int, int]:
+    """Rows and columns of the tiling that the processor chose: the allowed one nearest to the page's shape."""
+    if tiles == 1:
+        return 1, 1
+    blocks = tiles - 1
+    size = processor.size
+    area = image.width * image.height
+    tile_area = int(size["height"]) * int(size["width"])
+    best, nearest = (1, 1), math.inf
+    allowed = sorted(
+        (
+            (wide, high)
+            for wide in range(1, int(processor.max_patches) + 1)
+            for high in range(1, int(processor.max_patches) + 1)
+            if int(processor.min_patches) <= wide * high <= int(processor.max_patches)
+        ),
+        key=lambda shape: shape[0] * shape[1],
+    )
+    for wide, high in allowed:
+        distance = abs(image.width / image.height - wide / high)
+        if distance < nearest or (distance == nearest and area > 0.5 * tile_area * wide * high):
+            best, nearest = (wide, high), distance
+    if best[0] * best[1] != blocks:
+        raise UnsupportedModelError(
+            f"The image processor cut a {image.width} x {image.height} page into {blocks} tiles where "
+            f"{best[1]} rows of {best[0]} were expected. Use the image processor that ships with the model."
+        )
+    return best[1], best[0]
+
+
+def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> tuple[int, int]:
+    """Rows and columns of LLaVA-OneVision's joined tiles after the padding is cut off and shrunk to the limit."""
+    wide, high = image.size
+    best_high, best_wide = _best_resolution(high, wide, config.image_grid_pinpoints)
+    tile = int(config.vision_config.image_size)
+    rows, columns = side * (best_high // tile), side * (best_wide // tile)
+    if wide / high > columns / rows:
+        rows -= (rows - int(round(high * (columns / wide), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(wide * (rows / high), 7))) // 2 * 2
+    most = int(str(getattr(config, "vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_"))
+    shrink = math.sqrt(rows * columns / (most * side * side))
+    if shrink > 1.1:
+        rows, columns = int(rows // shrink), int(columns // shrink)
+    return rows, columns
+
+
+def _best_resolution(high: int, wide: int, pinpoints: list[list[int]]) -> tuple[int, int]:
+    """The resolution that keeps most of the page's pixels, and of those the one that wastes least."""
+    best, most_kept, least_waste = (0, 0), -1, math.inf
+    for point_high, point_wide in pinpoints:
+        scale = min(point_wide / wide, point_high / high)
+        kept = min(int(wide * scale) * int(high * scale), wide * high)
+        waste = point_high * point_wide - kept
+        if kept > most_kept or (kept == most_kept and waste < least_waste):
+            best, most_kept, least_waste = (point_high, point_wide), kept, waste
+    return best

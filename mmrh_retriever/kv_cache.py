@@ -1,0 +1,98 @@
+"""Keys and values of pages, kept in one buffer that is never copied: written in place, cropped by a counter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from mmrh_retriever.errors import ContextOverflowError
+
+
+class PageLayer(DynamicLayer):
+    """One layer's keys and values, ``(1, key heads, capacity, width)`` each, of which ``length`` are in use.
+
+    The buffer grows by half when it is full, so adding pages costs amortised constant time a token.
+    """
+
+    is_sliding = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers once the shapes are known."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = _buffer(key_states, self.capacity)
+        self.values = _buffer(value_states, self.capacity)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values behind those in use and give views of all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stop = self.length + key_states.shape[2]
+        if stop > self.keys.shape[2]:
+            room = max(stop, self.keys.shape[2] * 3 // 2)
+            self.keys = _grown(self.keys, self.length, room)
+            self.values = _grown(self.values, self.length, room)
+        self.keys[:, :, self.length : stop] = key_states
+        self.values[:, :, self.length : stop] = value_states
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_seq_length(self) -> int:
+        """Tokens in use."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the next pass sees, and the first one's position."""
+        return self.length + int(query_length), 0
+
+    def crop_to(self, length: int) -> None:
+        """Forget all tokens from ``length`` on; nothing is copied."""
+        self.length = min(self.length, length)
+
+
+class PageCache(Cache):
+    """The keys and values of the pages of one window, for the first ``layers`` layers of a decoder."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        super().__init__(layers=[PageLayer(capacity) for _ in range(layers)])
+
+    def crop_to(self, length: int) -> None:
+        """Forget all tokens from ``length`` on, in every layer.
+
+        Raises:
+            ContextOverflowError: a layer holds fewer tokens than that.
+        """
+        for layer in self.layers:
+            if layer.is_initialized and layer.length < length:
+                raise ContextOverflowError(
+                    f"Can't go back to {length} tokens: a layer holds {layer.length}. Encode the pages again.",
+                    tokens=length,
+                    allowed=layer.length,
+                )
+            layer.crop_to(length)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffers take."""
+        return sum(
+            layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized
+        )
+
+
+def _buffer(like: Tensor, capacity: int) -> Tensor:
+    batch, heads, tokens, width = like.shape
+    return torch.empty(batch, heads, max(capacity, tokens), width, dtype=like.dtype, device=like.device)
+
+
+def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
+    grown = _buffer(buffer[:, :, :0], capacity)
+    grown[:, :, :used] = buffer[:, :, :used]
+    return grown

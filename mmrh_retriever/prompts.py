@@ -1,0 +1,265 @@
+"""Pages and a question as model inputs, with every token span known because we laid it.
+
+The chat template is rendered once, around a slot; our own text and the pages' text are tokenised as plain
+text, so that a special token written on a page is never one; image tokens are laid by the family's layout.
+Nothing is ever looked for in the finished prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from mmrh_retriever.backbones import Backbone
+from mmrh_retriever.errors import PageError, QuestionError, UnsupportedModelError
+from mmrh_retriever.image_layouts import LaidImage
+from mmrh_retriever.types import Page, PatchGrid, TokenSpan
+
+PageContent = Literal["auto", "image", "text", "both"]
+"""What of a page the model sees. ``auto``: its image if it has one and the model takes images, else its text."""
+
+_SLOT = "MMRH5SLOT7MMRH"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the prompt is worded, and which of its tokens count.
+
+    The wording is ours after Li et al. 2026 (arXiv 2605.27243): an instruction, one labelled line a page,
+    then the question. As in their release a page's span holds the image's begin and end markers and the
+    question's span the label in front of it; both move attention sinks in or out.
+    """
+
+    content: PageContent = "auto"
+    instruction: str = "Find the pages that hold the evidence for the question."
+    page_label: str = "Page {number}: "
+    question_label: str = "Question: "
+    null_question: str = "N/A"
+    count_image_markers: bool = True
+    count_question_label: bool = True
+
+
+@dataclass(slots=True)
+class LaidPiece:
+    """A stretch of the prompt as tokens.
+
+    ``positions`` are rotary positions relative to the piece's start, ``(axes, tokens)`` with three axes for
+    M-RoPE families and one for the others; the next piece starts ``extent`` further on. ``scored`` are the
+    places whose attention counts for the page (or, in a question, that look). ``visual[i]`` is the place of
+    the visual token that sees ``grid.boxes[i]``.
+    """
+
+    axes: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    extent: int = 0
+    scored: list[TokenSpan] = field(default_factory=list)
+    visual: tuple[int, ...] = ()
+    grid: PatchGrid | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    twosided: tuple[TokenSpan, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add_text(self, ids: Sequence[int], *, scored: bool = False) -> None:
+        """Put text tokens behind what is there."""
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.positions.append(torch.arange(len(ids)).expand(self.axes, -1) + self.extent)
+        self.extent += len(ids)
+        if scored and ids:
+            self.scored.append(TokenSpan(start, len(self.ids)))
+
+    def add_image(self, image: LaidImage, *, count_markers: bool) -> None:
+        """Put an image's tokens behind what is there."""
+        start = len(self.ids)
+        self.ids.extend(image.ids)
+        own = image.positions if image.positions is not None else torch.arange(len(image.ids))
+        self.positions.append(own.expand(self.axes, -1) + self.extent)
+        self.extent += image.extent
+        span = TokenSpan(0, len(image.ids)) if count_markers else image.inner
+        self.scored.append(span.shifted(start))
+        self.visual = tuple(place + start for place in image.visual)
+        self.grid = image.grid
+        self.inputs = image.inputs
+        if image.twosided is not None:
+            self.twosided = (image.twosided.shifted(start),)
+
+    def all_positions(self) -> Tensor:
+        """``(axes, tokens)`` relative positions."""
+        return torch.cat(self.positions, dim=1) if self.positions else torch.zeros(self.axes, 0, dtype=torch.long)
+
+
+class Prompter:
+    """Lays pages and questions for one model.
+
+    Raises:
+        UnsupportedModelError: the chat template can't be used.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tokenizer: Any, image_processor: Any = None, options: PromptOptions | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.options = options or PromptOptions()
+        self._axes = 3 if backbone.family.three_axes else 1
+        self._reserved = self._reserved_ids()
+        self._before, self._after = self._chat_template()
+
+    def token(self, text: str) -> int:
+        """The id of one special token.
+
+        Raises:
+            UnsupportedModelError: the tokenizer has no such token.
+        """
+        found = self.tokenizer.convert_tokens_to_ids(text)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise UnsupportedModelError(
+                f"The tokenizer has no token {text!r}, which {self.backbone.family.name} needs to lay an image. "
+                "Use the tokenizer that ships with the model."
+            )
+        return int(found)
+
+    def plain(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens written in it are text like any other."""
+        ids = self._encode_plain(text)
+        if self._reserved.isdisjoint(ids):
+            return ids
+        # This tokenizer reads some control tokens even in plain text: a zero-width space breaks them up.
+        for number in self._reserved & set(ids):
+            written = str(self.tokenizer.convert_ids_to_tokens(number))
+            text = text.replace(written, written[0] + "\u200b" + written[1:])
+        ids = self._encode_plain(text)
+        if not self._reserved.isdisjoint(ids):
+            found = self.tokenizer.convert_ids_to_tokens(sorted(self._reserved & set(ids)))
+            raise UnsupportedModelError(
+                f"The tokenizer reads control tokens {found} in plain text and can't be kept from it. Remove them "
+                "from the text, or use a fast tokenizer."
+            )
+        return ids
+
+    def lay_head(self) -> LaidPiece:
+        """What stands before the first page: the template's opening and the instruction."""
+        piece = LaidPiece(self._axes)
+        piece.add_text([*self._before, *self.plain(self.options.instruction + "\n")])
+        return piece
+
+    def lay_page(self, page: Page, number: int) -> LaidPiece:
+        """One page: its label (not scored), its image and / or text (scored), a newline.
+
+        Raises:
+            PageError: the page has nothing that this model can take.
+        """
+        image, text = self._content(page)
+        piece = LaidPiece(self._axes)
+        piece.add_text(self.plain(self.options.page_label.format(number=number)))
+        if image:
+            layout = self.backbone.family.layout
+            laid = layout(page.pixels(), self.image_processor, self.backbone.config, self)  # type: ignore[misc]
+            piece.add_image(laid, count_markers=self.options.count_image_markers)
+        if text is not None:
+            if image:
+                piece.add_text(self.plain("\n"))
+            piece.add_text(self.plain(text), scored=True)
+        piece.add_text(self.plain("\n"))
+        return piece
+
+    def _content(self, page: Page) -> tuple[bool, str | None]:
+        """Whether the page's image is shown, and its text if that is shown."""
+        wanted = self.options.content
+        takes_images = self.backbone.family.layout is not None and self.image_processor is not None
+        text = page.text if page.text is not None and page.text.strip() else None
+        image = page.image is not None and takes_images and wanted != "text"
+        if wanted == "image" or (wanted == "auto" and image):
+            text = None
+        if not image and text is None:
+            has = " and ".join(
+                name for name, there in (("an image", page.image is not None), ("text", bool(page.text))) if there
+            )
+            takes = "images and text" if takes_images else "text alone"
+            raise PageError(
+                f"{page.name} has {has}; {self.backbone.family.name} takes {takes}, and content={wanted!r} was asked for. "
+                "Give the page what is missing, or change content=.",
+                source=page.doc_id,
+                page=page.index,
+            )
+        return image, text
+
+    def lay_question(self, question: str) -> LaidPiece:
+        """A question with its label; ``scored`` holds the tokens that look.
+
+        Raises:
+            QuestionError: not text, or empty.
+        """
+        if not isinstance(question, str):
+            raise QuestionError(f"A question is text, got {type(question).__name__}.")
+        if not question.strip():
+            raise QuestionError("The question is empty. Ask something: its tokens are what looks for the evidence.")
+        label = self.plain(self.options.question_label)
+        words = self.plain(question.strip())
+        if not words:
+            raise QuestionError(f"The question {question!r} has no tokens in this model's vocabulary.")
+        piece = LaidPiece(self._axes)
+        piece.add_text([*label, *words])
+        piece.scored = [TokenSpan(0 if self.options.count_question_label else len(label), len(piece))]
+        return piece
+
+    def lay_null_question(self) -> LaidPiece:
+        """The uninformative question that calibrates the others."""
+        return self.lay_question(self.options.null_question)
+
+    def lay_tail(self) -> LaidPiece:
+        """What the template puts behind the question before the model answers."""
+        piece = LaidPiece(self._axes)
+        piece.add_text(self._after)
+        return piece
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _reserved_ids(self) -> frozenset[int]:
+        """Ids that must never come out of plain text: the tokenizer's special tokens and the image tokens."""
+        config = self.backbone.config
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        ids = {getattr(config, name, None) for name in (*names, "boi_token_index", "eoi_token_index")}
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return frozenset(int(number) for number in ids | special if number is not None)
+
+    def _chat_template(self) -> tuple[list[int], list[int]]:
+        """Ids before and behind the user's turn."""
+        tokenizer = self.tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            begin = tokenizer.bos_token_id
+            return ([begin] if begin is not None else []), []
+        parts: list[Any] = [_SLOT, [{"type": "text", "text": _SLOT}]]
+        if self.backbone.family.layout is not None:
+            parts.reverse()
+        problem: Exception | None = None
+        for content in parts:
+            try:
+                rendered = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                )
+            except (TemplateError, TypeError, ValueError, KeyError) as error:
+                problem = problem or error
+                continue
+            if rendered.count(_SLOT) == 1:
+                before, _, after = rendered.partition(_SLOT)
+                return [
+                    list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+                    for text in (before, after)
+                ]  # type: ignore[return-value]
+        raise UnsupportedModelError(
+            "The chat template can't hold a plain user turn: expected the turn's text once in what it renders"
+            f"{f', got {problem!r}' if problem else ''}. Set tokenizer.chat_template to a working one, or to None."
+        )

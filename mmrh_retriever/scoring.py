@@ -1,0 +1,34 @@
+"""Scores from recorded attention: plain tensor maths, no model.
+
+``mass`` is what :class:`mmrh_retriever.attention.Recording` gives: for each question, head and span the mean
+over the question's tokens of the head's attention summed over the span's tokens, the retrieval score of
+Li et al. 2026 (arXiv 2605.27243), definition of S_h. It lies in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def calibrated(mass: Tensor, null_mass: Tensor | None) -> Tensor:
+    """Null-question calibration: ``S_cal = S(question) - S(null question)``, in [-1, 1].
+
+    Args:
+        mass: ``(..., heads, spans)``.
+        null_mass: the same for the null question, without the questions' axis; ``None`` leaves ``mass`` as it is.
+    """
+    return mass if null_mass is None else mass - null_mass
+
+
+def page_scores(mass: Tensor, null_mass: Tensor | None) -> Tensor:
+    """``R(d)``: the mean over the selected heads of the calibrated score, ``(..., spans)`` float64.
+
+    Added up in float64, so that the score does not depend on the order of the heads.
+    """
+    return calibrated(mass.double(), None if null_mass is None else null_mass.double()).mean(dim=-2)
+
+
+def descending(scores: Tensor) -> list[int]:
+    """Places of the scores from the highest down; equals keep their order."""
+    return torch.sort(scores, descending=True, stable=True).indices.tolist()

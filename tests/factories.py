@@ -1,0 +1,289 @@
+"""Tiny models of every supported family with random weights, their real image processors, and a tokenizer.
+
+Everything is built in code: no hub, no torchvision. ``tiny(name)`` gives a fresh model and its processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<img>", "</img>",
+    "<IMG_CONTEXT>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]",
+    "[IMG_END]", *[f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)],
+]  # fmt: skip
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN_TEMPLATE = TEMPLATE.replace(
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}", "{{ message['content'] }}"
+)
+CORPUS = [
+    "Find the pages that hold the evidence for the question.",
+    "Page 1: Question: How did revenue change in the last year? Answer: it grew by nine percent.",
+    "The annual report shows emissions, staff numbers, water use and the tables of the balance sheet.",
+]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model with what it takes to feed it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    image_processor: Any
+
+
+@lru_cache(maxsize=2)
+def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the special tokens of all families."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL,
+        chat_template=template,
+    )
+
+
+def _id(token: str) -> int:
+    return int(tokenizer().convert_tokens_to_ids(token))
+
+
+def _text(**more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "pad_token_id": _id("<|endoftext|>"),
+        "bos_token_id": _id("<|im_start|>"),
+        "eos_token_id": _id("<|im_end|>"),
+        **more,
+    }
+
+
+_QWEN_IDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def _qwen_ids() -> dict[str, int]:
+    return {key: _id(token) for key, token in _QWEN_IDS.items()}
+
+
+def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections, **more}
+
+
+def _qwen2_vl() -> tuple[Any, Any]:
+    config = transformers.Qwen2VLConfig(
+        text_config=_text(rope_parameters=_mrope([1, 1, 2])),
+        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14},
+        **_qwen_ids(),
+    )
+    return transformers.Qwen2VLForConditionalGeneration, (config, Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20))
+
+
+def _qwen2_5_vl() -> tuple[Any, Any]:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=_text(rope_parameters=_mrope([1, 1, 2])),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 14,
+            "out_hidden_size": 32, "window_size": 56, "fullatt_block_indexes": [1],
+        },
+        **_qwen_ids(),
+    )  # fmt: skip
+    return transformers.Qwen2_5_VLForConditionalGeneration, (config, Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20))
+
+
+def _qwen3_vl() -> tuple[Any, Any]:
+    config = transformers.Qwen3VLConfig(
+        text_config=_text(rope_parameters=_mrope([2, 1, 1], mrope_interleaved=True)),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 16,
+            "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        },
+        **_qwen_ids(),
+    )  # fmt: skip
+    processor = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 20)
+    return transformers.Qwen3VLForConditionalGeneration, (config, processor)
+
+
+def _gemma3() -> tuple[Any, Any]:
+    config = transformers.Gemma3Config(
+        text_config=_text(
+            num_hidden_layers=4,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            query_pre_attn_scalar=8,
+        ),
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 56, "patch_size": 7, "vision_use_head": False,
+        },
+        mm_tokens_per_image=16,
+        boi_token_index=_id("<start_of_image>"),
+        eoi_token_index=_id("<end_of_image>"),
+        image_token_index=_id("<image_soft_token>"),
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration, (config, Gemma3ImageProcessorPil(size={"height": 56, "width": 56}))
+
+
+def _internvl() -> tuple[Any, Any]:
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **_text()},
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": [32, 32], "patch_size": [4, 4],
+        },
+        image_token_id=_id("<IMG_CONTEXT>"),
+        image_seq_length=16,
+    )  # fmt: skip
+    processor = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6, crop_to_patches=True)
+    return transformers.InternVLForConditionalGeneration, (config, processor)
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56], [84, 56]]
+    config = transformers.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **_text()},
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 7, "vision_use_head": False,
+        },
+        image_token_index=_id("<image>"),
+        video_token_index=_id("<video>"),
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_4",
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    processor = LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints)
+    return transformers.LlavaOnevisionForConditionalGeneration, (config, processor)
+
+
+def _smolvlm() -> tuple[Any, Any]:
+    config = transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", **_text()},
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 32, "patch_size": 4,
+        },
+        image_token_id=_id("<image>"),
+        scale_factor=2,
+    )  # fmt: skip
+    processor = SmolVLMImageProcessorPil(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
+    return transformers.SmolVLMForConditionalGeneration, (config, processor)
+
+
+def _idefics3() -> tuple[Any, Any]:
+    _, (smol, processor) = _smolvlm()
+    config = transformers.Idefics3Config(
+        text_config=smol.text_config.to_dict(),
+        vision_config=smol.vision_config.to_dict() | {"model_type": "idefics3_vision"},
+        image_token_id=_id("<image>"),
+        scale_factor=2,
+    )
+    return transformers.Idefics3ForConditionalGeneration, (config, processor)
+
+
+def _mistral3() -> tuple[Any, Any]:
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **_text(sliding_window=None)},
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "head_dim": 8, "image_size": 112, "patch_size": 7,
+        },
+        image_token_index=_id("[IMG]"),
+        spatial_merge_size=2,
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration, (config, PixtralImageProcessorPil(size={"longest_edge": 84}))
+
+
+def _llama() -> tuple[Any, Any]:
+    return transformers.LlamaForCausalLM, (transformers.LlamaConfig(**_text()), None)
+
+
+def _qwen3() -> tuple[Any, Any]:
+    return transformers.Qwen3ForCausalLM, (transformers.Qwen3Config(**_text()), None)
+
+
+BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "gemma3": _gemma3,
+    "internvl": _internvl,
+    "llava_onevision": _llava_onevision,
+    "smolvlm": _smolvlm,
+    "idefics3": _idefics3,
+    "mistral3": _mistral3,
+    "llama": _llama,
+    "qwen3": _qwen3,
+}
+TEXT_ONLY = ("llama", "qwen3")
+VISION = tuple(name for name in BUILDERS if name not in TEXT_ONLY)
+
+
+def tiny(name: str, *, attn_implementation: str = "sdpa", seed: int = 0) -> Tiny:
+    """A fresh tiny model of a family, in float32, with weights drawn large enough that attention varies."""
+    torch.manual_seed(seed)
+    cls, (config, image_processor) = BUILDERS[name]()
+    model = cls._from_config(config, attn_implementation=attn_implementation).float().eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in**0.5))
+    template = PLAIN_TEMPLATE if name in TEXT_ONLY else TEMPLATE
+    return Tiny(name, model, tokenizer(template), image_processor)
+
+
+def page_image(seed: int, size: tuple[int, int] = (96, 128)) -> Image.Image:
+    """A small page-like picture: lines of noise on white, different for each seed."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    for top in range(6, size[1] - 8, 9):
+        for left in range(6, size[0] - 8, 7):
+            if rng.random() < 0.7:
+                shade = tuple(int(v) for v in rng.integers(0, 180, 3))
+                draw.rectangle((left, top, left + 4, top + 5), fill=shade)
+    return image

@@ -1,0 +1,61 @@
+"""The slow and plain way: the whole prompt in one pass, eager attention, everything kept."""
+
+from __future__ import annotations
+
+import torch
+from factories import Tiny
+from torch import Tensor
+
+from mmrh_retriever.prompts import LaidPiece
+
+
+def batched_inputs(pieces: list[LaidPiece]) -> dict[str, Tensor]:
+    """The pages' pixel inputs in one batch, as the families' own processors would give them."""
+    found: dict[str, list[Tensor]] = {}
+    for piece in pieces:
+        for key, value in piece.inputs.items():
+            found.setdefault(key, []).append(value)
+    return {key: _joined(values, along=1 if values[0].dim() == 5 and "sizes" not in key else 0) for key, values in found.items()}
+
+
+def _joined(values: list[Tensor], along: int) -> Tensor:
+    if values[0].dim() in (4, 5) and len({value.shape for value in values}) > 1:
+        other = 1 - along if values[0].dim() == 5 else None
+        largest = [max(value.shape[axis] for value in values) for axis in range(values[0].dim())]
+        padded = []
+        for value in values:
+            shape = [value.shape[axis] if axis == along and other is None else largest[axis] for axis in range(value.dim())]
+            room = torch.zeros(shape)
+            room[tuple(slice(0, length) for length in value.shape)] = value
+            padded.append(room)
+        values = padded
+    return torch.cat(values, dim=along)
+
+
+def eager_attentions(tiny: Tiny, pieces: list[LaidPiece]) -> Tensor:
+    """``(layers, heads, tokens, tokens)`` of one plain full pass over all pieces, one after the other."""
+    tiny.model.set_attn_implementation("eager")
+    config = tiny.model.config
+    ids = torch.tensor([[number for piece in pieces for number in piece.ids]])
+    image = ids == getattr(config, "image_token_id", -1)
+    more: dict[str, Tensor] = batched_inputs(pieces)
+    if "pixel_values" in more and tiny.name in ("llava_onevision",):
+        more["pixel_values"] = _llava_pixels(pieces)
+    if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
+        more = {key: torch.cat([piece.inputs[key] for piece in pieces if piece.inputs], dim=1) for key in more}
+    if tiny.name.startswith("qwen") and image.any():
+        more["mm_token_type_ids"] = image.int()
+    if tiny.name == "gemma3":
+        more["token_type_ids"] = image.int()
+    with torch.no_grad():
+        output = tiny.model.base_model(input_ids=ids, output_attentions=True, use_cache=False, **more)
+    return torch.stack([layer[0] for layer in output.attentions])
+
+
+def _llava_pixels(pieces: list[LaidPiece]) -> Tensor:
+    values = [piece.inputs["pixel_values"] for piece in pieces if piece.inputs]
+    tiles = max(value.shape[1] for value in values)
+    padded = torch.zeros(len(values), tiles, *values[0].shape[2:])
+    for place, value in enumerate(values):
+        padded[place, : value.shape[1]] = value[0]
+    return padded
