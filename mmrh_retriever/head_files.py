@@ -23,11 +23,13 @@ Matrix = list[list[Finite | None]]
 """Rows are layers, columns are query heads; ``null`` where nothing was measured."""
 
 
-class _FileModel(BaseModel):
+class FileModel(BaseModel):
+    """A file's content: nothing unknown, nothing converted, nothing changed afterwards."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class ScoresEntry(_FileModel):
+class ScoresEntry(FileModel):
     """One condition of a scores file: a task at one context length."""
 
     task: Annotated[str, Field(min_length=1)]
@@ -40,7 +42,7 @@ class ScoresEntry(_FileModel):
     invalid: dict[str, Finite] = {}
 
 
-class ScoresFile(_FileModel):
+class ScoresFile(FileModel):
     """Our own scores file: one model, any number of conditions."""
 
     format: Literal["mmrh-head-scores"]
@@ -52,7 +54,7 @@ class ScoresFile(_FileModel):
     scores: Annotated[list[ScoresEntry], Field(min_length=1)]
 
 
-class ReleasedScoresFile(_FileModel):
+class ReleasedScoresFile(FileModel):
     """The scores file of the paper's release: ``scores[task][length]`` is a layers x heads matrix."""
 
     model: Annotated[str, Field(min_length=1)]
@@ -61,7 +63,7 @@ class ReleasedScoresFile(_FileModel):
     scores: Annotated[dict[str, Annotated[dict[str, Matrix], Field(min_length=1)]], Field(min_length=1)]
 
 
-class SetFile(_FileModel):
+class SetFile(FileModel):
     """A head set file: heads as ``"layer-head"``, best first."""
 
     format: Literal["mmrh-head-set"]

@@ -1,0 +1,108 @@
+"""Condense the released per-head scores into the file that the package ships.
+
+    python tools/condense_heads.py RELEASED_FOLDER [OUTPUT]
+
+RELEASED_FOLDER holds one JSON file a model: ``model``, ``n_layers``, ``n_heads`` and
+``scores[task][length]``, a layers x heads matrix. Scores of 0 and above keep the release's five decimals;
+those below 0 keep three, which brings the file under its size limit and moves no head that can be selected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrh_retriever import head_files
+from mmrh_retriever.published_heads import PublishedFile, PublishedModelEntry
+
+SCALE = 100_000
+NEGATIVE_STEP = 100  # in units of 1 / SCALE
+SIZE_LIMIT = 400_000
+SOURCE = "arXiv 2605.27243 (Li et al. 2026, Can Retrieval Heads See Images?) and its released head scores"
+NOTE = (
+    "Scores above 0 as released, to five decimals; scores below 0 rounded to three. Whole numbers in units of "
+    "1/scale. The released files name no licence; these are measured figures, given with their source."
+)
+DEFAULT_OUTPUT = Path(__file__).parents[1] / "mmrh_retriever" / "data" / "published_heads.json.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the models' public configurations say and the released files do not."""
+
+    model_type: str
+    hidden_size: int
+    global_every: int = 1
+    """Every how many layers one attends to the whole context; the others have a sliding window."""
+
+
+FACTS = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": ModelFacts("qwen2_5_vl", 3584),
+    "Qwen/Qwen2.5-VL-32B-Instruct": ModelFacts("qwen2_5_vl", 5120),
+    "Qwen/Qwen3-VL-8B-Instruct": ModelFacts("qwen3_vl", 4096),
+    "Qwen/Qwen3-VL-32B-Instruct": ModelFacts("qwen3_vl", 5120),
+    "google/gemma-3-12b-it": ModelFacts("gemma3", 3840, global_every=6),
+    "google/gemma-3-27b-it": ModelFacts("gemma3", 5376, global_every=6),
+}
+
+
+def condensed(values: list[list[float]]) -> list[list[int]]:
+    """Scores as whole numbers, the negative ones in coarser steps."""
+    exact: npt.NDArray[np.int64] = np.rint(np.array(values) * SCALE).astype(np.int64)
+    coarse = np.rint(exact / NEGATIVE_STEP).astype(np.int64) * NEGATIVE_STEP
+    rows: list[list[int]] = np.where(exact < 0, coarse, exact).tolist()
+    return rows
+
+
+def entry_of(path: Path) -> PublishedModelEntry:
+    """One released file, condensed."""
+    content = head_files.parse_as(head_files.ReleasedScoresFile, head_files.read_text(path), name=str(path))
+    facts = FACTS[content.model]
+    global_layers = range(facts.global_every - 1, content.n_layers, facts.global_every)
+    raw = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return PublishedModelEntry(
+        model=content.model,
+        model_type=facts.model_type,
+        hidden_size=facts.hidden_size,
+        n_layers=content.n_layers,
+        n_heads=content.n_heads,
+        selectable_layers=None if facts.global_every == 1 else list(global_layers),
+        scores={
+            task: {length: condensed(values) for length, values in lengths.items()}
+            for task, lengths in raw.items()
+        },
+    )
+
+
+def main() -> int:
+    """Condense a folder; the exit code is 1 when the result is too large."""
+    parser = argparse.ArgumentParser(description="Condense released head scores.")
+    parser.add_argument("released", type=Path)
+    parser.add_argument("output", type=Path, nargs="?", default=DEFAULT_OUTPUT)
+    arguments = parser.parse_args()
+    entries = {entry.model: entry for entry in map(entry_of, sorted(arguments.released.glob("*.json")))}
+    missing = FACTS.keys() - entries.keys()
+    if missing:
+        parser.error(f"no scores in {arguments.released} for {', '.join(sorted(missing))}")
+    content = PublishedFile(
+        format="mmrh-published-heads",
+        version=1,
+        source=SOURCE,
+        note=NOTE,
+        scale=SCALE,
+        models=[entries[model] for model in FACTS],
+    )
+    head_files.write_model(arguments.output, content)
+    size = arguments.output.stat().st_size
+    sys.stdout.write(f"{arguments.output}: {len(entries)} models, {size:,} bytes (limit {SIZE_LIMIT:,})\n")
+    return int(size > SIZE_LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
