@@ -1,1 +1,53 @@
-"""Rerank page images with the multimodal retrieval heads of a vision-language model."""
+"""Rerank page images with the multimodal retrieval heads of a vision-language model.
+
+    from mmrh_retriever import Reranker, read_pdf
+
+    pages = read_pdf("report.pdf")
+    top = Reranker.from_pretrained().rank("How did revenue change?", pages, top_n=5)
+
+The names below are the public surface; everything else may change.
+"""
+
+from mmrh_retriever.errors import (
+    AttentionCaptureError,
+    ContextOverflowError,
+    DataError,
+    HeadSetError,
+    MMRHError,
+    PageError,
+    QuestionError,
+    UnsupportedModelError,
+)
+from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.pdf import iter_pdf, read_pdf
+from mmrh_retriever.prompts import PromptOptions
+from mmrh_retriever.reranker import EncodedPages, Reranker
+from mmrh_retriever.types import Page, PatchGrid, Region, ScoredPage, ScoredRegion, TokenSpan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionCaptureError",
+    "ContextOverflowError",
+    "DataError",
+    "EncodedPages",
+    "HeadId",
+    "HeadScores",
+    "HeadScoresTable",
+    "HeadSet",
+    "HeadSetError",
+    "MMRHError",
+    "Page",
+    "PageError",
+    "PatchGrid",
+    "PromptOptions",
+    "QuestionError",
+    "Region",
+    "Reranker",
+    "ScoredPage",
+    "ScoredRegion",
+    "TokenSpan",
+    "UnsupportedModelError",
+    "iter_pdf",
+    "read_pdf",
+]

@@ -30,95 +30,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
+from mmrh_retriever.scoring import HeadsByLayer, Recording, record
 from mmrh_retriever.types import TokenSpan
 
 PREFIX = "mmrh_"
-LOGIT_BUDGET = 16 * 1024 * 1024
-"""Float32 logits that recording may hold at a time (64 MiB), however long the context and many the heads."""
-KEY_CHUNK = 16 * 1024
-"""Keys turned into float32 at a time while recording a half-precision model."""
-
 AblationPhase = Literal["all", "decode"]
-
-
-@dataclass(frozen=True, slots=True)
-class HeadsByLayer:
-    """Which query heads of which layers, with the column that each one's result goes to."""
-
-    columns: Mapping[int, tuple[tuple[int, int], ...]]  # layer -> ((head, column), ...)
-    count: int
-
-    @classmethod
-    def of(cls, heads: Sequence[tuple[int, int]]) -> HeadsByLayer:
-        """From ``(layer, head)`` pairs; a head's column is its place in the sequence."""
-        columns: dict[int, list[tuple[int, int]]] = {}
-        for column, (layer, head) in enumerate(heads):
-            columns.setdefault(layer, []).append((head, column))
-        return cls({layer: tuple(sorted(pairs)) for layer, pairs in columns.items()}, len(heads))
-
-    @property
-    def deepest(self) -> int:
-        """The last layer that holds one of the heads."""
-        return max(self.columns)
-
-
-class Recording:
-    """What a pass is to record, and what it recorded.
-
-    Args:
-        heads: the query heads.
-        rows: one span of query rows per question, in positions of this pass's input.
-        owner: ``(keys,)`` long; the span that each key token belongs to, -1 for none. Keys beyond it
-            belong to none.
-        spans: how many spans there are.
-        tokens: whether to keep the attention on each key as well, averaged over the heads.
-
-    After the pass ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a
-    head's attention summed over a span (Li et al. 2026, arXiv 2605.27243, the retrieval score). ``token_mass``
-    is ``(questions, keys)``: the same for each single key, averaged over the heads.
-    """
-
-    def __init__(
-        self, heads: HeadsByLayer, rows: Sequence[TokenSpan], owner: Tensor, spans: int, *, tokens: bool = False
-    ) -> None:
-        if not rows or any(len(span) == 0 for span in rows):
-            raise AttentionCaptureError(
-                f"Recording needs at least one row for each question, got {[len(r) for r in rows]}. "
-                "The question has no tokens to look from."
-            )
-        self.heads = heads
-        self.rows = tuple(rows)
-        self.owner = owner
-        self.spans = spans
-        self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
-        self.token_mass = torch.zeros(len(rows), owner.numel(), dtype=torch.float32) if tokens else None
-        self.layers_seen: set[int] = set()
-
-    def finish(self) -> None:
-        """Check that every layer asked about was seen, and that what was recorded is possible.
-
-        Raises:
-            AttentionCaptureError: a layer never called our function, or NaN or infinite attention.
-        """
-        missing = sorted(set(self.heads.columns) - self.layers_seen)
-        if missing:
-            raise AttentionCaptureError(
-                f"Layers {missing} did not report their attention; layers {sorted(self.layers_seen)} did. "
-                "The model does not run these layers through transformers' AttentionInterface."
-            )
-        if not bool(torch.isfinite(self.mass).all()):
-            bad = (~torch.isfinite(self.mass)).any(dim=2).any(dim=0).nonzero().flatten().tolist()
-            names = [
-                f"{layer}-{head}"
-                for layer, pairs in sorted(self.heads.columns.items())
-                for head, column in pairs
-                if column in set(bad)
-            ]
-            raise AttentionCaptureError(
-                f"Heads {', '.join(names[:8])}{' and others' if len(names) > 8 else ''} gave NaN or infinite attention. "
-                "Expected finite numbers: the weights are damaged or the model overflows in its dtype; load it again, "
-                "or with dtype=torch.bfloat16 or float32."
-            )
 
 
 @dataclass(slots=True)
@@ -205,9 +121,10 @@ class AttentionSeam:
 
     def __init__(self, model: PreTrainedModel, decoder: nn.Module, decoder_key: str | None) -> None:
         self.lock = threading.RLock()
+        self.checked = False
         self.decoder_key = decoder_key
         self.modules = decoder_attention(decoder)
-        config = decoder.config
+        config: Any = decoder.config
         self.base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
         self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
         self._as_base = {layer: _AsBase(module, self.base) for layer, module in self.modules.items()}
@@ -216,8 +133,8 @@ class AttentionSeam:
         set_decoder_implementation(model, decoder_key, PREFIX + self.base)
         if config._attn_implementation != PREFIX + self.base:
             raise UnsupportedModelError(
-                f"{type(model).__name__} keeps attention {config._attn_implementation!r} where {PREFIX + self.base!r} was "
-                "set; it does not run attention through transformers' AttentionInterface, so its heads can't be read."
+                f"{type(model).__name__} keeps attention {config._attn_implementation!r} where {PREFIX + self.base!r} "
+                "was set; it does not run attention through AttentionInterface, so its heads can't be read."
             )
         for module in self.modules.values():
             object.__setattr__(module, "_mmrh_seam", self)
@@ -316,7 +233,7 @@ class AttentionSeam:
         Shapes: query ``(batch, heads, tokens, width)``, key and value ``(batch, key heads, keys, width)``,
         the output ``(batch, tokens, heads, width)``.
         """
-        state, layer = self._state, int(module.layer_idx)
+        state, layer = self._state, layer_index(module)
         plan, recording = state.plan, state.recording
         if recording is not None and layer in recording.heads.columns:
             rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)
@@ -365,7 +282,7 @@ class AttentionSeam:
         attention_mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        base, layer = self.base, int(module.layer_idx)
+        base, layer = self.base, layer_index(module)
         if plan is not None:
             plain = plan.is_plain(self.windows[layer])
             if base == "eager" or not plain or (base == "sdpa" and plan.past and plan.length > 1):
@@ -402,9 +319,7 @@ class AttentionSeam:
             plain = run()
             length = int(plain.shape[1])
             heads = [(layer, head) for layer in self.modules for head in range(_query_heads(self.modules[layer]))]
-            recording = Recording(
-                HeadsByLayer.of(heads), [TokenSpan(length - 1, length)], torch.arange(length), length
-            )
+            recording = Recording(HeadsByLayer.of(heads), [TokenSpan(length - 1, length)], torch.arange(length), length)
             with self.running(recording=recording):
                 run()
             total = recording.mass.sum(dim=2)
@@ -427,6 +342,7 @@ class AttentionSeam:
                     f"Ablating every head of layer {heads[0][0]} left the output as it was; expected it to move. "
                     "The model does not use the output of the attention function."
                 )
+            self.checked = True
             return difference
 
 
@@ -446,85 +362,6 @@ def _attend(
     return seam.attend(module, query, key, value, attention_mask, **kwargs)
 
 
-def record(
-    recording: Recording,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    mask_rows: Tensor,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> None:
-    """Add one layer's attention to a recording, never holding more than ``LOGIT_BUDGET`` logits.
-
-    Args:
-        recording: where the result goes.
-        layer: the layer's index.
-        query: ``(heads, tokens, width)``, rotated.
-        key: ``(key heads, keys, width)``, rotated.
-        mask_rows: ``(recorded rows, keys)`` additive.
-        scaling: factor on the logits.
-        softcap: if set, logits become ``softcap * tanh(logits / softcap)``.
-        sinks: ``(heads,)`` logits of attention sinks, which take their share of the softmax and give nothing.
-    """
-    recording.layers_seen.add(layer)
-    owner = recording.owner.to(query.device)
-    keys, known, questions = key.shape[1], owner.numel(), len(recording.rows)
-    inside = owner >= 0
-    rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
-    average = torch.zeros(questions, rows.numel(), device=query.device)  # (questions, rows), rows sum to one
-    first = 0
-    for number, span in enumerate(recording.rows):
-        average[number, first : first + len(span)] = 1.0 / len(span)
-        first += len(span)
-    group = query.shape[0] // key.shape[0]
-    by_key: dict[int, list[tuple[int, int]]] = {}
-    for head, column in recording.heads.columns[layer]:
-        by_key.setdefault(head // group, []).append((head, column))
-    at_once = max(1, LOGIT_BUDGET // (keys * rows.numel()))
-    step = max(1, LOGIT_BUDGET // keys)
-    for key_head, pairs in by_key.items():
-        for start in range(0, len(pairs), at_once):
-            part = pairs[start : start + at_once]
-            chosen = query[[head for head, _ in part]][:, rows]  # (heads, rows, width)
-            sink = None if sinks is None else sinks[[head for head, _ in part]].float()
-            totals = torch.zeros(len(part), questions, known, device=query.device)
-            for row in range(0, rows.numel(), step):
-                piece = slice(row, row + step)
-                attention = _attention_rows(chosen[:, piece], key[key_head], mask_rows[piece], scaling, softcap, sink)
-                totals += average[:, piece] @ attention[:, :, :known]
-            sums = torch.zeros(len(part), questions, recording.spans, device=query.device)
-            sums.index_add_(2, owner[inside], totals[:, :, inside])
-            recording.mass[:, [column for _, column in part]] = sums.transpose(0, 1).cpu()
-            if recording.token_mass is not None:
-                recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
-
-
-def _attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
-) -> Tensor:
-    """``(heads, rows, keys)`` post-softmax attention, float32, of heads that share one key head."""
-    logits = _logits(query.flatten(0, 1), key, scaling).view(query.shape[0], query.shape[1], -1)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    logits += mask
-    if sinks is None:
-        return torch.softmax(logits, dim=2)
-    column = sinks[:, None, None].expand(-1, logits.shape[1], 1)
-    return torch.softmax(torch.cat([logits, column], dim=2), dim=2)[:, :, :-1]
-
-
-def _logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """``(rows, keys)`` float32 logits; keys are turned into float32 a chunk at a time."""
-    wide = query.float() * scaling
-    if key.dtype is torch.float32:
-        return wide @ key.T
-    parts = [wide @ chunk.float().T for chunk in key.split(KEY_CHUNK)]
-    return torch.cat(parts, dim=1)
-
-
 def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
     """The attention module of each decoder layer, by layer index.
 
@@ -534,7 +371,7 @@ def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
     found: dict[int, nn.Module] = {}
     for name, module in decoder.named_modules():
         if name.rsplit(".", 1)[-1] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):
-            layer = int(module.layer_idx)
+            layer = layer_index(module)
             if layer in found:
                 raise UnsupportedModelError(f"{type(decoder).__name__} has two attention modules in layer {layer}.")
             found[layer] = module
@@ -543,6 +380,12 @@ def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
             f"{type(decoder).__name__} has no self-attention modules with a layer index; expected one in each layer."
         )
     return dict(sorted(found.items()))
+
+
+def layer_index(module: nn.Module) -> int:
+    """An attention module's layer."""
+    index: Any = module.layer_idx
+    return int(index)
 
 
 def set_decoder_implementation(model: PreTrainedModel, decoder_key: str | None, name: str) -> None:
@@ -563,7 +406,8 @@ def _softmax_options(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, 
     if scaling is None:
         scaling = getattr(module, "scaling", None)
     if scaling is None:
-        scaling = float(module.head_dim) ** -0.5
+        width: Any = module.head_dim
+        scaling = float(width) ** -0.5
     return {"scaling": float(scaling), "softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
 
 
@@ -582,7 +426,8 @@ def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
 
 
 def _query_heads(module: nn.Module) -> int:
-    return int(module.config.num_attention_heads)
+    config: Any = module.config
+    return int(config.num_attention_heads)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

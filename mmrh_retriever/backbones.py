@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -106,6 +107,12 @@ class Backbone:
     def text_config(self) -> Any:
         """The text decoder's config."""
         return self.decoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return torch.device(embeddings.weight.device)
 
     @property
     def layers(self) -> int:

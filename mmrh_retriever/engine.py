@@ -7,18 +7,19 @@ then run alone on the kept keys, several questions at once under a mask that hid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmrh_retriever.attention import HeadsByLayer, PassPlan, Recording
+from mmrh_retriever.attention import PassPlan
 from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.errors import ContextOverflowError, PageError
 from mmrh_retriever.heads import HeadId
 from mmrh_retriever.kv_cache import PageCache
 from mmrh_retriever.prompts import LaidPiece, Prompter
+from mmrh_retriever.scoring import HeadsByLayer, Recording
 from mmrh_retriever.types import Page, PatchGrid, TokenSpan
 
 TAIL_CELLS = 32 * 1024 * 1024
@@ -185,14 +186,13 @@ class Engine:
         plan: PassPlan,
         *,
         recording: Recording | None = None,
-        inputs: dict[str, Tensor] | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         backbone = self.backbone
-        device = backbone.base.get_input_embeddings().weight.device
+        device = backbone.device
         dtype = backbone.model.dtype
         extra = {
-            key: value.to(device, dtype if value.is_floating_point() else None)
-            for key, value in (inputs or {}).items()
+            key: value.to(device, dtype if value.is_floating_point() else None) for key, value in (inputs or {}).items()
         }
         # A four-dimensional mask is handed through untouched; the plan lays the real one in each layer.
         mask = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
@@ -214,8 +214,8 @@ class Engine:
         for question in questions:
             if len(window) + len(question) > self.backbone.context:
                 raise ContextOverflowError(
-                    f"A question of {len(question)} tokens on {len(window)} tokens of pages is over the model's context "
-                    f"of {self.backbone.context}. Shorten the question or lower token_budget.",
+                    f"A question of {len(question)} tokens on {len(window)} tokens of pages is over the model's "
+                    f"context of {self.backbone.context}. Shorten the question or lower token_budget.",
                     tokens=len(window) + len(question),
                     allowed=self.backbone.context,
                 )

@@ -82,9 +82,7 @@ class PageCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes that the buffers take."""
-        return sum(
-            layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized
-        )
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
 
 
 def _buffer(like: Tensor, capacity: int) -> Tensor:

@@ -186,8 +186,8 @@ class Prompter:
             )
             takes = "images and text" if takes_images else "text alone"
             raise PageError(
-                f"{page.name} has {has}; {self.backbone.family.name} takes {takes}, and content={wanted!r} was asked for. "
-                "Give the page what is missing, or change content=.",
+                f"{page.name} has {has}; {self.backbone.family.name} takes {takes}, and content={wanted!r} was asked "
+                "for. Give the page what is missing, or change content=.",
                 source=page.doc_id,
                 page=page.index,
             )

@@ -1,14 +1,184 @@
-"""Scores from recorded attention: plain tensor maths, no model.
+"""From attention rows and token spans to scores: plain tensor maths, no model.
 
-``mass`` is what :class:`mmrh_retriever.attention.Recording` gives: for each question, head and span the mean
-over the question's tokens of the head's attention summed over the span's tokens, the retrieval score of
-Li et al. 2026 (arXiv 2605.27243), definition of S_h. It lies in [0, 1].
+The retrieval score of a head for a span is the mean over the question's tokens of the head's post-softmax
+attention summed over the span's tokens (S_h of Li et al. 2026, arXiv 2605.27243). It lies in [0, 1]. Logits and
+softmax are formed in float32 whatever the model's dtype: probabilities formed in bfloat16 can sum to more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from mmrh_retriever.errors import AttentionCaptureError
+from mmrh_retriever.types import TokenSpan
+
+LOGIT_BUDGET = 16 * 1024 * 1024
+"""Float32 logits that recording may hold at a time (64 MiB), however long the context and many the heads."""
+KEY_CHUNK = 16 * 1024
+"""Keys turned into float32 at a time while recording a half-precision model."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsByLayer:
+    """Which query heads of which layers, with the column that each one's result goes to."""
+
+    columns: Mapping[int, tuple[tuple[int, int], ...]]  # layer -> ((head, column), ...)
+    count: int
+
+    @classmethod
+    def of(cls, heads: Sequence[tuple[int, int]]) -> HeadsByLayer:
+        """From ``(layer, head)`` pairs; a head's column is its place in the sequence."""
+        columns: dict[int, list[tuple[int, int]]] = {}
+        for column, (layer, head) in enumerate(heads):
+            columns.setdefault(layer, []).append((head, column))
+        return cls({layer: tuple(sorted(pairs)) for layer, pairs in columns.items()}, len(heads))
+
+    @property
+    def deepest(self) -> int:
+        """The last layer that holds one of the heads."""
+        return max(self.columns)
+
+
+class Recording:
+    """What a pass is to record, and what it recorded.
+
+    Args:
+        heads: the query heads.
+        rows: one span of query rows per question, in positions of this pass's input.
+        owner: ``(keys,)`` long; the span that each key token belongs to, -1 for none. Keys beyond it
+            belong to none.
+        spans: how many spans there are.
+        tokens: whether to keep the attention on each key as well, averaged over the heads.
+
+    After the pass ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a
+    head's attention summed over a span (Li et al. 2026, arXiv 2605.27243, the retrieval score). ``token_mass``
+    is ``(questions, keys)``: the same for each single key, averaged over the heads.
+    """
+
+    def __init__(
+        self, heads: HeadsByLayer, rows: Sequence[TokenSpan], owner: Tensor, spans: int, *, tokens: bool = False
+    ) -> None:
+        if not rows or any(len(span) == 0 for span in rows):
+            raise AttentionCaptureError(
+                f"Recording needs at least one row for each question, got {[len(r) for r in rows]}. "
+                "The question has no tokens to look from."
+            )
+        self.heads = heads
+        self.rows = tuple(rows)
+        self.owner = owner
+        self.spans = spans
+        self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
+        self.token_mass = torch.zeros(len(rows), owner.numel(), dtype=torch.float32) if tokens else None
+        self.layers_seen: set[int] = set()
+
+    def finish(self) -> None:
+        """Check that every layer asked about was seen, and that what was recorded is possible.
+
+        Raises:
+            AttentionCaptureError: a layer never called our function, or NaN or infinite attention.
+        """
+        missing = sorted(set(self.heads.columns) - self.layers_seen)
+        if missing:
+            raise AttentionCaptureError(
+                f"Layers {missing} did not report their attention; layers {sorted(self.layers_seen)} did. "
+                "The model does not run these layers through transformers' AttentionInterface."
+            )
+        if not bool(torch.isfinite(self.mass).all()):
+            bad = (~torch.isfinite(self.mass)).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+            names = [
+                f"{layer}-{head}"
+                for layer, pairs in sorted(self.heads.columns.items())
+                for head, column in pairs
+                if column in set(bad)
+            ]
+            raise AttentionCaptureError(
+                f"Heads {', '.join(names[:8])}{' and others' if len(names) > 8 else ''} gave NaN or infinite "
+                "attention. Expected finite numbers: the weights are damaged, or the model overflows in its dtype; "
+                "load it again, or with dtype=torch.bfloat16 or float32."
+            )
+
+
+def record(
+    recording: Recording,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    mask_rows: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> None:
+    """Add one layer's attention to a recording, never holding more than ``LOGIT_BUDGET`` logits.
+
+    Args:
+        recording: where the result goes.
+        layer: the layer's index.
+        query: ``(heads, tokens, width)``, rotated.
+        key: ``(key heads, keys, width)``, rotated.
+        mask_rows: ``(recorded rows, keys)`` additive.
+        scaling: factor on the logits.
+        softcap: if set, logits become ``softcap * tanh(logits / softcap)``.
+        sinks: ``(heads,)`` logits of attention sinks, which take their share of the softmax and give nothing.
+    """
+    recording.layers_seen.add(layer)
+    owner = recording.owner.to(query.device)
+    keys, known, questions = key.shape[1], owner.numel(), len(recording.rows)
+    inside = owner >= 0
+    rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
+    average = torch.zeros(questions, rows.numel(), device=query.device)  # (questions, rows), rows sum to one
+    first = 0
+    for number, span in enumerate(recording.rows):
+        average[number, first : first + len(span)] = 1.0 / len(span)
+        first += len(span)
+    group = query.shape[0] // key.shape[0]
+    by_key: dict[int, list[tuple[int, int]]] = {}
+    for head, column in recording.heads.columns[layer]:
+        by_key.setdefault(head // group, []).append((head, column))
+    at_once = max(1, LOGIT_BUDGET // (keys * rows.numel()))
+    step = max(1, LOGIT_BUDGET // keys)
+    for key_head, pairs in by_key.items():
+        for start in range(0, len(pairs), at_once):
+            part = pairs[start : start + at_once]
+            chosen = query[[head for head, _ in part]][:, rows]  # (heads, rows, width)
+            sink = None if sinks is None else sinks[[head for head, _ in part]].float()
+            totals = torch.zeros(len(part), questions, known, device=query.device)
+            for row in range(0, rows.numel(), step):
+                piece = slice(row, row + step)
+                attention = _attention_rows(chosen[:, piece], key[key_head], mask_rows[piece], scaling, softcap, sink)
+                totals += average[:, piece] @ attention[:, :, :known]
+            sums = torch.zeros(len(part), questions, recording.spans, device=query.device)
+            sums.index_add_(2, owner[inside], totals[:, :, inside])
+            recording.mass[:, [column for _, column in part]] = sums.transpose(0, 1).cpu()
+            if recording.token_mass is not None:
+                recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
+
+
+def _attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """``(heads, rows, keys)`` post-softmax attention, float32, of heads that share one key head."""
+    logits = _logits(query.flatten(0, 1), key, scaling).view(query.shape[0], query.shape[1], -1)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    logits += mask
+    if sinks is None:
+        return torch.softmax(logits, dim=2)
+    column = sinks[:, None, None].expand(-1, logits.shape[1], 1)
+    return torch.softmax(torch.cat([logits, column], dim=2), dim=2)[:, :, :-1]
+
+
+def _logits(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """``(rows, keys)`` float32 logits; keys are turned into float32 a chunk at a time."""
+    wide = query.float() * scaling
+    if key.dtype is torch.float32:
+        return wide @ key.T
+    parts = [wide @ chunk.float().T for chunk in key.split(KEY_CHUNK)]
+    return torch.cat(parts, dim=1)
 
 
 def calibrated(mass: Tensor, null_mass: Tensor | None) -> Tensor:

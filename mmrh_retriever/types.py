@@ -252,12 +252,14 @@ def open_image(
     if min(width, height) < MIN_IMAGE_SIDE:
         raise refuse(f"{width} x {height} pixels hold nothing to read; at least {MIN_IMAGE_SIDE} a side.")
     if width * height > MAX_IMAGE_PIXELS:
-        raise refuse(
-            f"{width} x {height} pixels are more than the {MAX_IMAGE_PIXELS:,} accepted. Scale the page down."
-        )
+        raise refuse(f"{width} x {height} pixels are more than the {MAX_IMAGE_PIXELS:,} accepted. Scale the page down.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise refuse(f"{width} x {height} pixels are too long a strip. Cut it into pages.")
     return opened
+
+
+PageLike = Page | Image.Image | bytes | str | Path
+"""What callers may give for a page: a page, an image, the bytes of an image file, or the path of one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

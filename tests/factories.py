@@ -63,7 +63,10 @@ def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(
@@ -115,10 +118,20 @@ def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
 def _qwen2_vl() -> tuple[Any, Any]:
     config = transformers.Qwen2VLConfig(
         text_config=_text(rope_parameters=_mrope([1, 1, 2])),
-        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 16,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+        },
         **_qwen_ids(),
     )
-    return transformers.Qwen2VLForConditionalGeneration, (config, Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20))
+    return transformers.Qwen2VLForConditionalGeneration, (
+        config,
+        Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20),
+    )
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
@@ -130,7 +143,10 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
         },
         **_qwen_ids(),
     )  # fmt: skip
-    return transformers.Qwen2_5_VLForConditionalGeneration, (config, Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20))
+    return transformers.Qwen2_5_VLForConditionalGeneration, (
+        config,
+        Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 20),
+    )
 
 
 def _qwen3_vl() -> tuple[Any, Any]:
@@ -163,7 +179,10 @@ def _gemma3() -> tuple[Any, Any]:
         eoi_token_index=_id("<end_of_image>"),
         image_token_index=_id("<image_soft_token>"),
     )  # fmt: skip
-    return transformers.Gemma3ForConditionalGeneration, (config, Gemma3ImageProcessorPil(size={"height": 56, "width": 56}))
+    return transformers.Gemma3ForConditionalGeneration, (
+        config,
+        Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
+    )
 
 
 def _internvl() -> tuple[Any, Any]:
@@ -233,7 +252,10 @@ def _mistral3() -> tuple[Any, Any]:
         image_token_index=_id("[IMG]"),
         spatial_merge_size=2,
     )  # fmt: skip
-    return transformers.Mistral3ForConditionalGeneration, (config, PixtralImageProcessorPil(size={"longest_edge": 84}))
+    return transformers.Mistral3ForConditionalGeneration, (
+        config,
+        PixtralImageProcessorPil(size={"longest_edge": 84}),
+    )
 
 
 def _llama() -> tuple[Any, Any]:

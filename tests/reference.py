@@ -15,7 +15,10 @@ def batched_inputs(pieces: list[LaidPiece]) -> dict[str, Tensor]:
     for piece in pieces:
         for key, value in piece.inputs.items():
             found.setdefault(key, []).append(value)
-    return {key: _joined(values, along=1 if values[0].dim() == 5 and "sizes" not in key else 0) for key, values in found.items()}
+    return {
+        key: _joined(values, along=1 if values[0].dim() == 5 and "sizes" not in key else 0)
+        for key, values in found.items()
+    }
 
 
 def _joined(values: list[Tensor], along: int) -> Tensor:
@@ -24,7 +27,9 @@ def _joined(values: list[Tensor], along: int) -> Tensor:
         largest = [max(value.shape[axis] for value in values) for axis in range(values[0].dim())]
         padded = []
         for value in values:
-            shape = [value.shape[axis] if axis == along and other is None else largest[axis] for axis in range(value.dim())]
+            shape = [
+                value.shape[axis] if axis == along and other is None else largest[axis] for axis in range(value.dim())
+            ]
             room = torch.zeros(shape)
             room[tuple(slice(0, length) for length in value.shape)] = value
             padded.append(room)
@@ -39,7 +44,7 @@ def eager_attentions(tiny: Tiny, pieces: list[LaidPiece]) -> Tensor:
     ids = torch.tensor([[number for piece in pieces for number in piece.ids]])
     image = ids == getattr(config, "image_token_id", -1)
     more: dict[str, Tensor] = batched_inputs(pieces)
-    if "pixel_values" in more and tiny.name in ("llava_onevision",):
+    if "pixel_values" in more and tiny.name == "llava_onevision":
         more["pixel_values"] = _llava_pixels(pieces)
     if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
         more = {key: torch.cat([piece.inputs[key] for piece in pieces if piece.inputs], dim=1) for key in more}
