@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmrh_retriever.errors import HeadSetError
-from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.heads import HeadScores, HeadScoresTable, HeadSet
 
 Floats = npt.NDArray[np.float64]
 _ROUNDING = 1e-12
@@ -77,8 +77,8 @@ def mass_by_layer(values: npt.ArrayLike) -> Floats:
 class OverlapMatrix:
     """Overlap of every pair of equal-sized head sets (definition 6 of the paper).
 
-    ``values[i, j]`` is ``|A_i & A_j| / |A_i|``, from 0 to 1, ``(sets, sets)`` and symmetric. Two random sets
-    overlap by their share of the heads, 0.05 for the paper's sets.
+    ``values[i, j]`` is ``|A_i & A_j| / |A_i|``, from 0 to 1, ``(sets, sets)`` and symmetric.
+    :func:`chance_overlap` says what to expect of random sets.
     """
 
     labels: tuple[str, ...]
@@ -98,22 +98,33 @@ def overlap_matrix(sets: Sequence[HeadSet], labels: Iterable[str]) -> OverlapMat
     """
     names = tuple(labels)
     if not sets or len(names) != len(sets):
-        raise HeadSetError(
-            f"Expected one label a head set and at least one set, got {len(names)} and {len(sets)}."
-        )
-    return OverlapMatrix(
-        names, np.array([[one.overlap(other) for other in sets] for one in sets], dtype=np.float64)
-    )
+        raise HeadSetError(f"Expected one label a head set and at least one set, got {len(names)} and {len(sets)}.")
+    return OverlapMatrix(names, np.array([[one.overlap(other) for other in sets] for one in sets], dtype=np.float64))
+
+
+def chance_overlap(table: HeadScoresTable, share: float | None = None) -> float:
+    """The overlap to expect of two random sets of selectable heads: their size over the number to choose from.
+
+    That is ``share`` where every head can be selected (0.05 for the paper's sets), and more where only some
+    layers can: 0.31 for Gemma-3-27B, whose 100 best heads come from 320.
+
+    Raises:
+        HeadSetError: too few heads can be selected.
+    """
+    chosen = HeadSet.top(table.first, share, exclude=table.invalid_heads)
+    selectable = table.first.selectable()
+    return len(chosen) / (int(selectable.sum()) - sum(bool(selectable[head]) for head in table.invalid_heads))
 
 
 def task_overlap(table: HeadScoresTable, context_length: int, share: float | None = None) -> OverlapMatrix:
-    """Overlaps of the tasks' best heads at one context length.
+    """Overlaps of the best heads of the tasks that were scored at one context length.
 
     Raises:
-        HeadSetError: a task was not scored at this length.
+        HeadSetError: no task was scored at this length.
     """
-    sets = [HeadSet.of_tasks(table, [task], context_length, share=share) for task in table.tasks]
-    return overlap_matrix(sets, table.tasks)
+    tasks = [task for task, length in table if length == context_length]
+    sets = [HeadSet.of_tasks(table, [task], context_length, share=share) for task in tasks]
+    return overlap_matrix(sets, tasks)
 
 
 def length_overlap(table: HeadScoresTable, task: str, share: float | None = None) -> OverlapMatrix:
@@ -224,14 +235,3 @@ def stability(
         n_chosen = len(chosen[0])
         overlaps.extend(one.overlap(other) for one, other in itertools.combinations(chosen, 2))
     return Stability(tuple(overlaps), n_chosen)
-
-
-def best_heads(scores: HeadScores, count: int, exclude: Iterable[HeadId] = ()) -> HeadSet:
-    """The ``count`` best heads, or all that can be selected where they are fewer.
-
-    Raises:
-        HeadSetError: none can be selected.
-    """
-    left_out = set(exclude)
-    available = int(scores.selectable().sum()) - sum(bool(scores.selectable()[head]) for head in left_out)
-    return HeadSet.top(scores, count=min(count, max(available, 1)), exclude=left_out)

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mmrh_retriever import head_analysis as analysis
 from mmrh_retriever.errors import HeadSetError
-from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.heads import HeadScores, HeadScoresTable, HeadSet
 
 positive_matrices = arrays.arrays(
     np.float64, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(-1, 1, width=32)
@@ -51,6 +51,7 @@ class TestSparsity:
         with pytest.raises(HeadSetError, match="mass to cover"):
             analysis.sparsity([[0.5]], mass)
 
+    @settings(deadline=None)
     @given(positive_matrices, st.floats(0.01, 1.0))
     def test_is_where_the_curve_crosses(self, matrix, mass):
         shares, masses = analysis.mass_curve(matrix)
@@ -89,6 +90,12 @@ class TestOverlaps:
         assert matrix.off_diagonal_mean() == 0.5
         assert analysis.task_overlap(TABLE, 8, share=0.5).off_diagonal_mean() == 0.0
 
+    def test_tasks_that_were_not_scored_at_a_length_are_left_out(self):
+        table = HeadScoresTable([scores_of([[0.1, 0.2]], "text", 8), scores_of([[0.1, 0.2]], "image", 16)])
+        assert analysis.task_overlap(table, 16, share=0.5).labels == ("image",)
+        with pytest.raises(HeadSetError, match="at least one set"):
+            analysis.task_overlap(table, 32)
+
     def test_lengths(self):
         matrix = analysis.length_overlap(TABLE, "text", share=0.5)
         assert matrix.labels == ("8", "16")
@@ -101,6 +108,14 @@ class TestOverlaps:
             analysis.model_overlap(TABLE, HeadScoresTable([scores_of([[0.1]])]))
         with pytest.raises(HeadSetError, match="in common"):
             analysis.model_overlap(TABLE, HeadScoresTable([scores_of([[0.1] * 4], "video")]))
+
+    def test_chance(self):
+        assert analysis.chance_overlap(TABLE, share=0.5) == 2 / 4
+        values = [[0.1, 0.2], [0.3, math.nan], [0.5, 0.6]]
+        some = HeadScoresTable([HeadScores(np.array(values), "m", "text", 8, selectable_layers=(0, 1))])
+        assert analysis.chance_overlap(some, share=0.3) == 2 / 3
+        broken = HeadScores.from_released([[0.1, 0.2, 9.0, 0.3]], model_id="m", task="text", context_length=8)
+        assert analysis.chance_overlap(HeadScoresTable([broken]), share=0.25) == 1 / 3
 
     def test_one_set_alone(self):
         matrix = analysis.overlap_matrix([HeadSet.parse("0-0")], ["a"])
@@ -155,13 +170,3 @@ class TestStability:
     def test_too_little_to_tell(self, shape, subsets, repeats):
         with pytest.raises(HeadSetError, match="at least two subsets"):
             analysis.stability(np.ones(shape), n_subsets=subsets, repeats=repeats)
-
-
-def test_best_heads_takes_what_there_is():
-    scores = scores_of([[0.1, 0.4, math.nan], [0.2, math.nan, 0.3]])
-    assert [str(head) for head in analysis.best_heads(scores, 2)] == ["0-1", "1-2"]
-    assert [str(head) for head in analysis.best_heads(scores, 9)] == ["0-1", "1-2", "1-0", "0-0"]
-    left = analysis.best_heads(scores, 9, exclude=[HeadId(0, 1), HeadId(0, 2)])
-    assert [str(head) for head in left] == ["1-2", "1-0", "0-0"]
-    with pytest.raises(HeadSetError, match="0 of its 1 heads"):
-        analysis.best_heads(scores_of([[math.nan]]), 3)

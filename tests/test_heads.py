@@ -39,9 +39,7 @@ class TestHeadId:
         assert f"{HeadId(21, 10)}" == "21-10"
         assert HeadId.parse(" 21-10\n") == HeadId(21, 10)
 
-    @pytest.mark.parametrize(
-        "text", ["", "21", "21.10", "21-", "-1-2", "21-10-3", "a-b", "1e1-2", "²-1", "21 - 10"]
-    )
+    @pytest.mark.parametrize("text", ["", "21", "21.10", "21-", "-1-2", "21-10-3", "a-b", "1e1-2", "²-1", "21 - 10"])
     def test_other_text_is_refused_and_quoted(self, text):
         with pytest.raises(HeadSetError, match="such as '21-10'") as caught:
             HeadId.parse(text)
@@ -163,6 +161,7 @@ class TestTop:
         with pytest.raises(HeadSetError, match="0 heads asked"):
             HeadSet.top(scores_of(GRID), count=0)
 
+    @settings(deadline=None)
     @given(score_matrices(), st.data())
     def test_nothing_left_out_beats_what_was_taken(self, matrix, data):
         count = data.draw(st.integers(1, matrix.size))
@@ -177,9 +176,7 @@ class TestTop:
             for head in range(matrix.shape[1])
             if max_layer is None or layer <= max_layer
         )
-        assert [(-score, layer, head) for (layer, head), score in zip(top, top.scores, strict=True)] == everyone[
-            :count
-        ]
+        assert [(-score, layer, head) for (layer, head), score in zip(top, top.scores, strict=True)] == everyone[:count]
         if max_layer is not None:
             assert top.deepest_layer <= max_layer
 
@@ -270,6 +267,7 @@ class TestUnionAndOverlap:
         with pytest.raises(HeadSetError, match="4 and 3"):
             one.overlap(other[:3])
 
+    @settings(deadline=None)
     @given(score_matrices(), st.randoms(use_true_random=False), st.data())
     def test_laws(self, matrix, random, data):
         count = data.draw(st.integers(1, matrix.size))
@@ -489,9 +487,7 @@ class TestScoresTable:
         def given_scores(values, task):
             return HeadScores.from_released(values, model_id="m", task=task, context_length=8)
 
-        table = HeadScoresTable(
-            [given_scores([[0.9, 0.2, 0.1]], "text"), given_scores([[1.1, 0.3, 0.2]], "image")]
-        )
+        table = HeadScoresTable([given_scores([[0.9, 0.2, 0.1]], "text"), given_scores([[1.1, 0.3, 0.2]], "image")])
         assert names(table.invalid_heads) == ["0-0"]
         assert names(HeadSet.of_tasks(table, ["text"], count=1)) == ["0-1"]
         assert names(HeadSet.top(table["text", 8], count=1)) == ["0-0"]
