@@ -422,6 +422,8 @@ def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
             f"Layer {layer} has attention of type {types[layer]!r}; only full and sliding attention can be recorded."
         )
     window = getattr(module, "sliding_window", None)
+    if window is None and getattr(config, "use_sliding_window", True):
+        window = getattr(config, "sliding_window", None)
     return int(window) if window else None
 
 
