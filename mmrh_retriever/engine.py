@@ -117,6 +117,57 @@ class Engine:
         if window is not None:
             yield window
 
+    def encode(self, pieces: Iterable[LaidPiece]) -> Window:
+        """Encode pieces that are laid already as one window, behind the prompt's head.
+
+        Each piece is a member of the window, by its place; its ``scored`` tokens count for it.
+
+        Raises:
+            ContextOverflowError: more tokens than a window holds.
+        """
+        window = self._open_window()
+        for place, piece in enumerate(pieces):
+            asked = len(window) + len(piece)
+            if asked > self.token_budget:
+                raise ContextOverflowError(
+                    f"The context takes {asked} tokens or more; a window holds {self.token_budget}. Shorten it, or "
+                    f"raise token_budget up to the model's {self.backbone.context}.",
+                    tokens=asked,
+                    allowed=self.token_budget,
+                )
+            self._run_piece(window, piece)
+            self._take_in(window, piece, place)
+        return window
+
+    def ask_in_pieces(self, window: Window, question: Sequence[LaidPiece]) -> Attention:
+        """The attention that one question pays a window, its pieces (texts and images) run one after the other.
+
+        Raises:
+            ContextOverflowError: a question too long for what is left of the context.
+            AttentionCaptureError: NaN, no tokens that look, or a layer that did not report.
+        """
+        if window.cache is None:
+            raise ContextOverflowError("The window was dropped from memory; encode it again.", tokens=0, allowed=0)
+        looking = sum(len(span) for piece in question for span in piece.scored)
+        mass = torch.zeros(1, self.heads.count, len(window.members))
+        past, position = len(window), window.next_position
+        with self.backbone.seam.lock:
+            try:
+                for piece in question:
+                    self._check_room(past, len(piece))
+                    rows = piece.scored
+                    recording = Recording(self.heads, rows, window.owner, len(window.members)) if rows else None
+                    plan = PassPlan(past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
+                    places = piece.all_positions() + position
+                    self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=piece.inputs)
+                    if recording is not None:
+                        share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
+                        mass[0] += torch.einsum("s,shm->hm", share, recording.mass)
+                    past, position = past + len(piece), position + piece.extent
+            finally:
+                window.cache.crop_to(len(window))
+        return Attention(mass, None)
+
     def ask(self, window: Window, questions: Sequence[LaidPiece], *, tokens: bool = False) -> Attention:
         """The attention that questions pay a window's pages; exact as if each were asked alone.
 
@@ -164,6 +215,10 @@ class Engine:
                 source=page.doc_id,
                 page=page.index,
             ) from error
+        self._take_in(window, piece, place)
+
+    def _take_in(self, window: Window, piece: LaidPiece, place: int) -> None:
+        """Note whom the tokens count for that a pass has just put behind the window."""
         own = torch.full((len(piece),), -1, dtype=torch.long)
         for span in piece.scored:
             own[span.start : span.stop] = len(window.members)
@@ -212,13 +267,7 @@ class Engine:
         group: list[LaidPiece] = []
         size = 0
         for question in questions:
-            if len(window) + len(question) > self.backbone.context:
-                raise ContextOverflowError(
-                    f"A question of {len(question)} tokens on {len(window)} tokens of pages is over the model's "
-                    f"context of {self.backbone.context}. Shorten the question or lower token_budget.",
-                    tokens=len(window) + len(question),
-                    allowed=self.backbone.context,
-                )
+            self._check_room(len(window), len(question))
             if group and (size + len(question)) * (len(window) + size + len(question)) > TAIL_CELLS:
                 yield group
                 group, size = [], 0
@@ -226,3 +275,12 @@ class Engine:
             size += len(question)
         if group:
             yield group
+
+    def _check_room(self, past: int, asked: int) -> None:
+        if past + asked > self.backbone.context:
+            raise ContextOverflowError(
+                f"A question of {asked} tokens on {past} tokens of pages is over the model's context of "
+                f"{self.backbone.context}. Shorten the question or lower token_budget.",
+                tokens=past + asked,
+                allowed=self.backbone.context,
+            )

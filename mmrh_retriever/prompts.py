@@ -162,15 +162,24 @@ class Prompter:
         piece = LaidPiece(self._axes)
         piece.add_text(self.plain(self.options.page_label.format(number=number)))
         if image:
-            layout = self.backbone.family.layout
-            laid = layout(page.pixels(), self.image_processor, self.backbone.config, self)  # type: ignore[misc]
-            piece.add_image(laid, count_markers=self.options.count_image_markers)
+            self._add_image(piece, page)
         if text is not None:
             if image:
                 piece.add_text(self.plain("\n"))
             piece.add_text(self.plain(text), scored=True)
         piece.add_text(self.plain("\n"))
         return piece
+
+    def lay_text(self, text: str, *, scored: bool = False) -> LaidPiece:
+        """A stretch of plain text alone, without label or newline."""
+        piece = LaidPiece(self._axes)
+        piece.add_text(self.plain(text), scored=scored)
+        return piece
+
+    def _add_image(self, piece: LaidPiece, page: Page) -> None:
+        layout = self.backbone.family.layout
+        laid = layout(page.pixels(), self.image_processor, self.backbone.config, self)  # type: ignore[misc]
+        piece.add_image(laid, count_markers=self.options.count_image_markers)
 
     def _content(self, page: Page) -> tuple[bool, str | None]:
         """Whether the page's image is shown, and its text if that is shown."""
@@ -211,6 +220,40 @@ class Prompter:
         piece.add_text([*label, *words])
         piece.scored = [TokenSpan(0 if self.options.count_question_label else len(label), len(piece))]
         return piece
+
+    def lay_question_parts(self, parts: Sequence[str | Page], *, images_look: bool = True) -> list[LaidPiece]:
+        """A question of texts and images, as pieces that follow one another; an image is a piece of its own.
+
+        Args:
+            parts: texts, taken as they are, and pages whose image is shown.
+            images_look: whether the images' tokens are among those that look for the evidence.
+
+        Raises:
+            QuestionError: nothing that looks: no text, and no images or images that don't look.
+            PageError: an image that this model can't take or that can't be read.
+        """
+        label = self.plain(self.options.question_label)
+        pieces = [LaidPiece(self._axes)]
+        pieces[0].add_text(label, scored=self.options.count_question_label)
+        for part in parts:
+            if isinstance(part, str):
+                pieces.append(self.lay_text(part, scored=True))
+                continue
+            image, _ = self._content(part)
+            if not image:
+                raise PageError(
+                    f"{part.name} stands in a question but has no image that {self.backbone.family.name} can take. Put "
+                    "text into a question as str.",
+                    source=part.doc_id,
+                    page=part.index,
+                )
+            pieces.append(LaidPiece(self._axes))
+            self._add_image(pieces[-1], part)
+            if not images_look:
+                pieces[-1].scored = []
+        if not any(piece.scored for piece in pieces[1:]):
+            raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
+        return [piece for piece in pieces if len(piece)]
 
     def lay_null_question(self) -> LaidPiece:
         """The uninformative question that calibrates the others."""
