@@ -1,0 +1,162 @@
+"""Between a page's visual tokens and boxes on it: plain array maths, no model, no pixels.
+
+A visual token stands for a rectangle of the page (:class:`~mmrh_retriever.types.PatchGrid`). What a box gets of a
+token is the share of the token's rectangle under the box, exactly; tokens are not snapped to boxes. Families that
+lay several grids over a page (tiles and an overview) need nothing special: a place's tokens all count.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrh_retriever.errors import PageError
+from mmrh_retriever.types import FloatArray, Page, PatchGrid
+
+Aggregate = Literal["sum", "mean", "sqrt_area", "peak"]
+"""How the tokens under a box become its score; see :func:`region_scores`."""
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+DEFAULT_AGGREGATE: Aggregate = "sqrt_area"
+
+Array = npt.NDArray[np.float64]
+
+
+def region_scores(
+    token_scores: FloatArray, grid: PatchGrid, boxes: npt.ArrayLike, aggregate: Aggregate = DEFAULT_AGGREGATE
+) -> Array:
+    """Scores of boxes from the scores of a page's visual tokens.
+
+    Args:
+        token_scores: ``(visual tokens,)``, such as :attr:`ScoredPage.token_scores`: calibrated attention mass.
+        grid: where the tokens lie.
+        boxes: ``(boxes, 4)``, ``x0, y0, x1, y1`` in fractions of the page; what hangs over the page is cut off.
+        aggregate: with ``m`` for the tokens' scores, each times the share of the token under the box, added up,
+            and ``a`` for the box's area as a fraction of the page's:
+            ``"sum"`` is ``m``, the attention mass on the box, so that a partition of the page adds up to the page;
+            ``"mean"`` is ``m / a``, mass a page area (what the page would get if all of it were like the box);
+            ``"sqrt_area"`` is ``m / sqrt(a)``, between the two;
+            ``"peak"`` is the best single token, times the overlap divided by the smaller of token and box, so that
+            a token wholly under the box, or wholly over it, counts in full and a sliver hardly.
+
+    Returns:
+        ``(boxes,)`` float64.
+
+    Raises:
+        ValueError: scores that do not fit the grid, a box off the page, or an unknown aggregate.
+    """
+    scores = _scores_on(grid, token_scores)
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"No aggregate is called {aggregate!r}. Expected one of {', '.join(AGGREGATES)}.")
+    cut = np.clip(_as_boxes(boxes), 0.0, 1.0)
+    areas = box_areas(cut)  # (boxes,)
+    if (areas <= 0.0).any():
+        place = int(np.flatnonzero(areas <= 0.0)[0])
+        raise ValueError(
+            f"The box {place} has no area on the page: {np.asarray(boxes)[place].tolist()}. Boxes are fractions of the "
+            "page, x0 < x1 and y0 < y1, and reach into 0 to 1."
+        )
+    shared = overlap_areas(grid, cut)  # (boxes, tokens)
+    token_areas = box_areas(grid.boxes)  # (tokens,)
+    if aggregate == "peak":
+        cover = shared / np.minimum(areas[:, None], token_areas)
+        peaks = np.where(cover > 0.0, cover * scores, -np.inf).max(axis=1, initial=-np.inf)
+        return np.where(np.isfinite(peaks), peaks, 0.0)
+    mass: Array = (shared / token_areas) @ scores
+    divisors = {"sum": 1.0, "mean": areas, "sqrt_area": np.sqrt(areas)}
+    return np.asarray(mass / divisors[aggregate], dtype=np.float64)
+
+
+def heat_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, int] | None = None) -> FloatArray:
+    """Token scores as one dense array over the page.
+
+    Args:
+        token_scores: ``(visual tokens,)``.
+        grid: where the tokens lie.
+        shape: rows and columns wanted; the grid's own by default, in which case a plain grid's scores come out
+            as they are.
+
+    Returns:
+        ``(rows, columns)`` float32: the mass on each cell. Tokens give to the cells that they lie on by the shares
+        of their areas, and overlapping grids add up, so the whole array adds up to the tokens' sum.
+
+    Raises:
+        ValueError: scores that do not fit the grid, or an empty shape.
+    """
+    scores = _scores_on(grid, token_scores)
+    rows, columns = shape or (grid.rows, grid.columns)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"A heat array has at least one row and one column, got {rows} x {columns}.")
+    boxes = grid.boxes.astype(np.float64)
+    across = _overlap(boxes[:, 0::2], np.linspace(0.0, 1.0, columns + 1))  # (tokens, columns)
+    down = _overlap(boxes[:, 1::2], np.linspace(0.0, 1.0, rows + 1))  # (tokens, rows)
+    density = scores / box_areas(boxes)  # (tokens,)
+    return (down.T @ (across * density[:, None])).astype(np.float32)
+
+
+def overlap_areas(grid: PatchGrid, boxes: npt.ArrayLike) -> Array:
+    """``(boxes, visual tokens)``: the area, as a fraction of the page's, that each box shares with each token."""
+    ours, theirs = _as_boxes(boxes)[:, None], grid.boxes.astype(np.float64)[None]
+    sides = np.minimum(ours[..., 2:], theirs[..., 2:]) - np.maximum(ours[..., :2], theirs[..., :2])
+    return np.asarray(np.clip(sides, 0.0, None).prod(axis=-1), dtype=np.float64)
+
+
+def box_areas(boxes: npt.ArrayLike) -> Array:
+    """``(boxes,)``: the areas of ``(boxes, 4)`` boxes, in the square of their units."""
+    corners = np.asarray(boxes, dtype=np.float64)
+    return np.asarray((corners[:, 2:] - corners[:, :2]).prod(axis=1), dtype=np.float64)
+
+
+def region_fractions(page: Page) -> Array:
+    """The boxes of a page's regions in fractions of its width and height, cut at its edges: ``(regions, 4)``.
+
+    Raises:
+        PageError: the page has no size, or a region lies wholly beside the page.
+    """
+    if not page.regions:
+        return np.zeros((0, 4))
+    if page.size is None:
+        raise PageError(
+            f"The regions of {page.name} can't be placed: the page has no size. Give Page(size=(width, height)) in the "
+            "units of the boxes.",
+            source=page.doc_id,
+            page=page.index,
+        )
+    width, height = page.size
+    boxes = np.array([region.box for region in page.regions], dtype=np.float64) / (width, height, width, height)
+    cut = np.clip(boxes, 0.0, 1.0)
+    off = np.flatnonzero((cut[:, :2] >= cut[:, 2:]).any(axis=1))
+    if off.size:
+        place = int(off[0])
+        raise PageError(
+            f"The region {place} of {page.name}, {page.regions[place].box}, lies off the page, which is {width:g} x "
+            f"{height:g}. Give boxes in the same units as the page's size (points for PDF pages).",
+            source=page.doc_id,
+            page=page.index,
+        )
+    return cut
+
+
+def _scores_on(grid: PatchGrid, token_scores: FloatArray) -> Array:
+    scores = np.asarray(token_scores, dtype=np.float64)
+    if scores.shape != (len(grid),):
+        raise ValueError(
+            f"Got {scores.size} scores of shape {scores.shape} for a grid of {len(grid)} visual tokens. Expected one "
+            "score a token; take both from the same scored page."
+        )
+    return scores
+
+
+def _as_boxes(boxes: npt.ArrayLike) -> Array:
+    found = np.asarray(boxes, dtype=np.float64)
+    if found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"Boxes are an array of shape (boxes, 4), got {found.shape}.")
+    return found
+
+
+def _overlap(sides: Array, edges: Array) -> Array:
+    """``(tokens, cells)``: the length that each token's side shares with each cell between the edges."""
+    low = np.maximum(sides[:, :1], edges[None, :-1])
+    high = np.minimum(sides[:, 1:], edges[None, 1:])
+    return np.asarray(np.clip(high - low, 0.0, None), dtype=np.float64)
