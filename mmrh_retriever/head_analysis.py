@@ -17,7 +17,7 @@ from mmrh_retriever.heads import HeadScores, HeadScoresTable, HeadSet
 
 Floats = npt.NDArray[np.float64]
 _ROUNDING = 1e-12
-"""Relative slack, so that ten equal heads reach half of their mass with five and not six."""
+"""Relative slack, so that fourteen heads of 0.1 reach half of their mass with seven and not eight."""
 
 
 def _positive_descending(values: npt.ArrayLike) -> Floats:

@@ -78,9 +78,7 @@ class HeadSet:
                 raise HeadSetError("The scores of a head set must not rise: give the best head first.")
 
     @classmethod
-    def parse(
-        cls, text: str | Iterable[str], *, n_layers: int | None = None, n_heads: int | None = None
-    ) -> HeadSet:
+    def parse(cls, text: str | Iterable[str], *, n_layers: int | None = None, n_heads: int | None = None) -> HeadSet:
         """A set from ``"21-10, 20-3"`` or a list of such names, in the order given.
 
         Raises:
@@ -204,10 +202,7 @@ class HeadSet:
         chosen = table.tasks if tasks is None else tuple(tasks)
         suspects = table.invalid_heads
         return cls.union(
-            [
-                cls.top(table.at(task, length), share, count, max_layer=max_layer, exclude=suspects)
-                for task in chosen
-            ]
+            [cls.top(table.at(task, length), share, count, max_layer=max_layer, exclude=suspects) for task in chosen]
         )
 
     @classmethod
@@ -381,9 +376,7 @@ class HeadSet:
             HeadSetError: as :meth:`random_like`; a layer that this set takes more than half of can't
                 give as many others (pass ``disjoint=False``).
         """
-        return self._drawn(
-            {layer: len(heads) for layer, heads in self.by_layer().items()}, seed, disjoint=disjoint
-        )
+        return self._drawn({layer: len(heads) for layer, heads in self.by_layer().items()}, seed, disjoint=disjoint)
 
     def _drawn(
         self,
@@ -423,7 +416,7 @@ class HeadSet:
 
 
 def _ceil_share(share: float, total: int) -> int:
-    """``ceil(share * total)``, safe against rounding: 5 % of 1,120 is 56, though 0.05 * 1120 > 56."""
+    """``ceil(share * total)``, safe against rounding: 7 % of 100 is 7, though 0.07 * 100 > 7."""
     if not 0.0 < share <= 1.0:
         raise HeadSetError(f"A share of heads lies above 0 and is at most 1, got {share}. 5 % is 0.05.")
     return math.ceil(share * total - 1e-9)
@@ -476,7 +469,5 @@ def same_model(one: str, other: str) -> bool:
     The last part of one id stands, word by word, in the other: ``Qwen/Qwen3-VL-8B-Instruct`` and
     ``unsloth/Qwen3-VL-8B-Instruct-bnb-4bit``, or a local folder of that name.
     """
-    short_one, short_other = (
-        name_words(name.rstrip("/\\").replace("\\", "/").split("/")[-1]) for name in (one, other)
-    )
+    short_one, short_other = (name_words(name.rstrip("/\\").replace("\\", "/").split("/")[-1]) for name in (one, other))
     return short_one in name_words(other) or short_other in name_words(one)

@@ -29,7 +29,7 @@ class TestSparsity:
             ([[0.4, 0.3], [0.3, 0.0]], 0.5, 2 / 4),  # 0.4 is short of it, 0.7 is not
             ([[0.4, 0.3], [0.3, 0.0]], 0.8, 3 / 4),
             ([[0.2, -0.9], [-0.9, -0.9]], 0.5, 1 / 4),  # negative scores weigh nothing
-            ([[0.1] * 10], 0.5, 5 / 10),  # although the sum of ten 0.1 is not 1
+            ([[0.1] * 14], 0.5, 7 / 14),  # although seven times 0.1 sum to less than half of fourteen
             ([[0.1] * 10], 0.7, 7 / 10),
             ([[0.3, math.nan, math.nan, 0.3]], 0.5, 1 / 4),  # the share is of all heads
             ([[0.3, 0.1]], 1.0, 2 / 2),

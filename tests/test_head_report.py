@@ -184,13 +184,13 @@ class TestPlots:
 
         figure = plots._figure(5, 5)
         counts, grid = figure.subplots(2, 1)
-        plots._draw_map(figure, counts, grid, SMALL, "text", 16384, 1 / 3)
+        plots._draw_map(figure, counts, grid, SMALL, "text", 8192, 1 / 3)
         framed = {(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in grid.patches if type(patch) is Rectangle}
-        assert framed == {(0, 0), (1, 1)}  # layer, head
-        assert [bar.get_height() for bar in counts.patches] == [1, 1, 0]
+        assert framed == {(0, 0), (0, 1)}  # layer, head
+        assert [bar.get_height() for bar in counts.patches] == [2, 0, 0]
         shown = np.ma.getdata(grid.images[0].get_array())
         assert shown.shape == (2, 3)  # heads, layers
-        assert shown[1, 1] == pytest.approx(0.7)
+        assert shown[1, 0] == pytest.approx(0.2)
 
     def test_a_map_over_tasks_takes_the_best_score(self):
         figure = plots._figure(5, 5)
