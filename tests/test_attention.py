@@ -236,7 +236,10 @@ def test_other_threads_are_not_recorded() -> None:
 def test_a_layer_that_does_not_report_is_an_error() -> None:
     seam = Backbone.of(tiny("llama").model).seam
     recording = everything(seam, 4, 40, [TokenSpan(39, 40)])
-    with pytest.raises(AttentionCaptureError, match=r"Layers \[0, 1, 2\] did not report"), seam.running(None, recording):
+    with (
+        pytest.raises(AttentionCaptureError, match=r"Layers \[0, 1, 2\] did not report"),
+        seam.running(None, recording),
+    ):
         pass
 
 

@@ -32,7 +32,10 @@ def some_pages(name: str, kind: str) -> list[Page]:
 
 def prompter_for(model: Tiny, **options: object) -> Prompter:
     return Prompter(
-        Backbone.of(model.model), model.tokenizer, model.image_processor, PromptOptions(**options)  # type: ignore[arg-type]
+        Backbone.of(model.model),
+        model.tokenizer,
+        model.image_processor,
+        PromptOptions(**options),  # type: ignore[arg-type]
     )
 
 
