@@ -123,8 +123,7 @@ def parse_as(model: type[FileModelT], text: str, *, name: str) -> FileModelT:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         shown = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']} "
-            f"(got {str(problem['input'])[:40]!r})"
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']} (got {str(problem['input'])[:40]!r})"
             for problem in problems[:_SHOWN_PROBLEMS]
         )
         more = f" and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""

@@ -66,9 +66,7 @@ def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> Flo
             f"The {what} are not a matrix of numbers ({error}). Expected one row a layer, equally long."
         ) from error
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise HeadSetError(
-            f"The {what} have shape {matrix.shape}. Expected (layers, query heads), both at least 1."
-        )
+        raise HeadSetError(f"The {what} have shape {matrix.shape}. Expected (layers, query heads), both at least 1.")
     wrong = np.isinf(matrix) | (matrix < low - SCORE_TOLERANCE) | (matrix > high + SCORE_TOLERANCE)
     if wrong.any():
         layer, head = (int(i) for i in np.argwhere(wrong)[0])
@@ -120,9 +118,7 @@ class HeadScores:
                 continue
             matrix = _matrix(extra, name, low=0.0, high=high)
             if matrix.shape != self.values.shape:
-                raise HeadSetError(
-                    f"{name} has shape {matrix.shape}, the scores {self.values.shape}; they must agree."
-                )
+                raise HeadSetError(f"{name} has shape {matrix.shape}, the scores {self.values.shape}; they must agree.")
             object.__setattr__(self, name, matrix)
         if self.context_length < 1:
             raise HeadSetError(f"A context length counts tokens, from 1; got {self.context_length}.")
@@ -339,9 +335,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
         for task, lengths in content.scores.items():
             for length, values in lengths.items():
                 if not re.fullmatch(r"[1-9][0-9]{0,8}", length):
-                    raise HeadSetError(
-                        f"scores.{task} has the key {length!r}. Expected a context length in tokens."
-                    )
+                    raise HeadSetError(f"scores.{task} has the key {length!r}. Expected a context length in tokens.")
                 scores = HeadScores.from_released(
                     _sized(values, content.n_layers, content.n_heads, f"scores.{task}.{length}"),
                     model_id=content.model,

@@ -142,9 +142,7 @@ def resolve_published(
         family = model_type is None or model_type.removesuffix("_text") == model.model_type
         return family and all(getattr(model, name) == value for name, value in known.items())
 
-    exact = [
-        model for model in models if name_words(model_id) in (name_words(model.model_id), name_words(model.name))
-    ]
+    exact = [model for model in models if name_words(model_id) in (name_words(model.model_id), name_words(model.name))]
     named = exact or [model for model in models if name_words(model.name) in name_words(model_id)]
     decisive = None not in (model_type, n_layers, n_heads)
     fitting = [model for model in models if fits(model) and (decisive or model in named)]
