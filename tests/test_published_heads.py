@@ -148,9 +148,7 @@ class TestPublishedHeadSet:
         heads = published_head_set(QWEN3_8B)
         table = MODELS[QWEN3_8B].scores
         chosen = {task: HeadSet.top(table.at(task, 131072)) for task in table.tasks}
-        best = [
-            max(table.at(task, 131072)[head] for task in table.tasks if head in chosen[task]) for head in heads
-        ]
+        best = [max(table.at(task, 131072)[head] for task in table.tasks if head in chosen[task]) for head in heads]
         assert best == sorted(best, reverse=True)
         assert list(heads.scores) == best
 
@@ -239,9 +237,7 @@ class TestResolve:
         assert match.model is model
 
     def test_shape_without_family_is_no_evidence(self):
-        with pytest.raises(
-            HeadSetError, match=r"No heads are published for meta/Llama \(n_layers 36, n_heads 32\)"
-        ):
+        with pytest.raises(HeadSetError, match=r"No heads are published for meta/Llama \(n_layers 36, n_heads 32\)"):
             resolve_published("meta/Llama", None, 36, 32)
         with pytest.raises(HeadSetError, match="No heads are published"):
             resolve_published("Qwen/Qwen3-8B", "qwen3", 36, 32, 4096)
