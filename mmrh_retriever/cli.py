@@ -1,0 +1,224 @@
+"""``mmrh``: rank pages from the command line. Results on stdout, everything else on stderr.
+
+Exit codes: 0 done, 2 bad arguments, 1 a failure that the message explains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+import mmrh_retriever
+from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.explain import full_colour, save_heat_map
+from mmrh_retriever.head_report import head_report, report_tables, scores_from
+from mmrh_retriever.loading import model_path
+from mmrh_retriever.pdf import read_pdf
+from mmrh_retriever.reranker import Reranker
+from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Rank the pages of documents by what a vision-language model's retrieval heads look at.",
+)
+stderr = Console(stderr=True)
+stdout = Console()
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hub id or folder; the bundled small model if left out.")
+]
+HeadsOption = Annotated[
+    str, typer.Option("--heads", help="'published', 'all', or the file of a head set or of detected scores.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cuda, mps, cpu ...; the best there is if left out.")
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run ``mmrh`` (on ``sys.argv``, if not told otherwise); failures that we know become a message and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    try:
+        app(arguments)
+    except (MMRHError, OSError, ImportError) as error:  # an ImportError names the extra to install
+        stderr.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
+        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"mmrh-retriever {mmrh_retriever.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Rank the pages of documents by what a vision-language model's retrieval heads look at."""
+
+
+@app.command()
+def rank(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="FILE... QUESTION", help="PDF or image files, then the question.")
+    ],
+    model: ModelOption = None,
+    heads: HeadsOption = "published",
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="How many pages (or regions) to show.")] = 5,
+    regions: Annotated[bool, typer.Option("--regions", help="Rank regions of pages instead of pages.")] = False,
+    heatmap: Annotated[
+        Path | None, typer.Option("--heatmap", help="Write a heat map PNG of each page shown here.")
+    ] = None,
+    pages: Annotated[
+        str | None, typer.Option("--pages", help="Pages of PDF files, such as '1-3,7' (counted from 1).")
+    ] = None,
+    password: Annotated[str | None, typer.Option("--password", help="Password of encrypted PDF files.")] = None,
+    token_budget: Annotated[
+        int | None, typer.Option("--token-budget", min=1, help="Longest window, in tokens.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the pages of files for a question, best first."""
+    files, question = _files_and_question(arguments)
+    reranker = load(model, heads, token_budget=token_budget, device=device)
+    listed = _read(files, pages=pages, password=password, layout=regions)
+    if regions:
+        found = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
+        _show_regions(found, as_json=as_json)
+        return
+    top = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
+    _show_pages(top, question, as_json=as_json)
+    if heatmap is not None:
+        scale = full_colour(top)
+        for scored in top:
+            stem = Path(scored.page.doc_id or "page").stem
+            path = heatmap / f"{scored.rank:02d}-{stem}-page-{scored.page.number}.png"
+            stderr.print(f"Heat map: {save_heat_map(scored, path, scale=scale)}", highlight=False)
+
+
+@app.command("heads")
+def heads_command(
+    source: Annotated[
+        str, typer.Argument(metavar="SCORES_OR_MODEL", help="A scores file, or a published model's name.")
+    ],
+    top: Annotated[str, typer.Option("--top", help="Share of all heads that is selected, such as '5%'.")] = "5%",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw head map, mass curve and overlaps to this PNG.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Another scores file or model to compare with.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a model's retrieval heads: sparsity, overlaps, depth, the best heads."""
+    table = scores_from(source)
+    report = head_report(table, share=_share(top), compare=None if compare is None else scores_from(compare))
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        for part in report_tables(report):
+            stdout.print(part)
+    if plot is not None:
+        from mmrh_retriever.head_plots import plot_overview
+
+        plot_overview(table, plot)
+        stderr.print(f"Plot: {plot}", highlight=False)
+
+
+def load(model: str | None, heads: str, **settings: Any) -> Reranker:
+    """The reranker that the options name; says on stderr when it is the bundled model."""
+    if model_path(model)[1]:
+        stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+    kept = {key: value for key, value in settings.items() if value is not None}
+    with stderr.status("Loading the model ..."):
+        return Reranker.from_pretrained(model, heads=heads, **kept)
+
+
+def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
+    if len(arguments) < 2:
+        raise typer.BadParameter("expected at least one file and the question after it", param_hint="FILE... QUESTION")
+    *files, question = arguments
+    if Path(question).is_file():
+        raise typer.BadParameter(
+            f"the last argument must be the question, got the file {question!r}", param_hint="FILE... QUESTION"
+        )
+    return [Path(file) for file in files], question
+
+
+def _read(files: list[Path], *, pages: str | None, password: str | None, layout: bool) -> list[Page]:
+    found: list[Page] = []
+    for file in files:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(Page(image=file, doc_id=file.name, metadata={"path": str(file)}))
+        else:
+            found.extend(read_pdf(file, pages=pages, password=password, layout=layout))
+    return found
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"expected a share such as '5%' or 0.05, got {text!r}", param_hint="--top")
+    return value
+
+
+def _show_pages(top: list[ScoredPage], question: str, *, as_json: bool) -> None:
+    def row(scored: ScoredPage) -> dict[str, Any]:
+        page = scored.page
+        return {"rank": scored.rank, "document": page.doc_id, "page": page.number, "score": round(scored.score, 6)}
+
+    _show([row(scored) for scored in top], title=question, as_json=as_json)
+
+
+def _show_regions(top: list[ScoredRegion], *, as_json: bool) -> None:
+    def row(scored: ScoredRegion) -> dict[str, Any]:
+        return {
+            "rank": scored.rank,
+            "document": scored.page.doc_id,
+            "page": scored.page.number,
+            "kind": scored.kind,
+            "box": [round(value, 1) for value in scored.box],
+            "score": round(scored.score, 6),
+        }
+
+    _show([row(scored) for scored in top], title=None, as_json=as_json)
+
+
+def _show(rows: list[dict[str, Any]], *, title: str | None, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return
+    table = Table(title=title, title_justify="left")
+    formats: dict[str, Callable[[Any], str]] = {"score": lambda value: f"{value:.6f}"}
+    for name in rows[0]:
+        table.add_column(name, justify="right" if name in ("rank", "page", "score") else "left")
+    for row in rows:
+        table.add_row(*(formats.get(name, str)(value) for name, value in row.items()))
+    stdout.print(table)
+
+
+if __name__ == "__main__":
+    main()

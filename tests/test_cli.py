@@ -1,0 +1,123 @@
+"""The command line: results on stdout, messages on stderr, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from factories import page_image, tiny
+
+from mmrh_retriever import HeadSet
+from mmrh_retriever.cli import main
+from mmrh_retriever.loading import HEADS_FILE
+
+QUESTION = "How did revenue change?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    fresh = tiny("qwen3_vl")
+    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
+        part.save_pretrained(folder)
+    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    for seed in range(3):
+        page_image(seed).save(folder / f"page{seed}.png")
+    page_image(8, (120, 160)).save(folder / "scan.pdf", save_all=True, append_images=[page_image(9, (120, 160))])
+    return sorted(folder.iterdir())
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def mmrh(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    monkeypatch.setenv("COLUMNS", "240")  # messages in one line
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_rank_gives_one_json_object_a_line(
+    mmrh: Callable[..., Done], model: Path, files: list[Path], tmp_path: Path
+) -> None:
+    done = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 4, "--heatmap", tmp_path / "maps")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert all(list(row) == ["rank", "document", "page", "score"] for row in rows)
+    assert {row["document"] for row in rows} <= {file.name for file in files}
+    assert all(row["page"] >= 1 for row in rows)
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 4
+    assert "bundled" not in done.stderr
+
+
+def test_rank_prints_a_table_for_people(mmrh: Callable[..., Done], model: Path, files: list[Path]) -> None:
+    done = mmrh("rank", files[0], files[-1], QUESTION, "--model", model, "--heads", "all")
+    assert done.returncode == 0, done.stderr
+    assert QUESTION in done.stdout
+    assert "scan.pdf" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["rank", "only.pdf"], 2, "at least one file and the question"),
+        (["rank", "a.pdf", QUESTION, "--top-n", "0"], 2, "--top-n"),
+        (["rank"], 2, "Missing argument"),
+        (["heads", "Qwen3-VL-8B-Instruct", "--top", "0"], 2, "expected a share"),
+        (["rank", "missing.pdf", QUESTION], 1, "missing.pdf"),
+        (["rank", "x.pdf", QUESTION, "--model", "no/such-model"], 1, "Error"),
+        (["heads", "blip-base"], 1, "mmrh detect"),
+    ],
+)
+def test_exit_codes(mmrh: Callable[..., Done], model: Path, arguments: list[str], code: int, message: str) -> None:
+    more = ["--model", model] if arguments[-1] == QUESTION and code == 1 else []
+    done = mmrh(*arguments, *more)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_where_the_question_belongs(mmrh: Callable[..., Done], files: list[Path]) -> None:
+    done = mmrh("rank", files[0], files[1])
+    assert done.returncode == 2
+    assert "must be the question" in done.stderr
+
+
+def test_heads_of_a_published_model(mmrh: Callable[..., Done]) -> None:
+    done = mmrh("heads", "Qwen/Qwen3-VL-8B-Instruct", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model"] == "Qwen/Qwen3-VL-8B-Instruct"
+
+
+def test_the_installed_command_runs() -> None:
+    command = [sys.executable, "-m", "mmrh_retriever.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("mmrh-retriever 0.")
