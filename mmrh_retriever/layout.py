@@ -1,173 +1,553 @@
-"""Where things stand on a page: text blocks in reading order."""
+"""Where things stand on a page: text, titles, tables, images and figures, each once, in reading order.
+
+A page with a text layer is taken apart by its structure (:func:`layout_regions`), a page that is only a picture
+by its ink (:func:`image_regions`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import inspect
+import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pymupdf
+from PIL import Image, ImageFilter
 
-from mmrh_retriever.types import Box
+from mmrh_retriever.pdf_text import TextBlock, join_rows, page_text, reading_order, union
+from mmrh_retriever.types import Box, Region
 
-_PROSE_CHARACTERS = 15  # a column of running text has lines at least this long; table columns mostly do not
+Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int32]
+
+_SCAN_CHARACTERS = 30  # a page with less text than this and a picture over half of it is a scan
+_BACKGROUND = 0.8  # of the page: what covers more is its ground, not a figure on it
+_PANEL_PROSE = 0.25  # of a drawn box: running text over more makes it a frame around text, not a figure
+_INSIDE = 0.7  # of a block: more than this in another box belongs to the box
+_NEAR = 8.0  # points between two drawn things of one figure
+_PANEL_ITEMS = 6  # a box drawn with at most so many strokes and with text over _PANEL_TEXT of it is a text
+_PANEL_TEXT = 0.08
+_LABEL_DISTANCE = 14.0  # points between a chart and the marks of its axes
+_SMALLEST_FIGURE = 36.0  # points: lower or narrower drawings are bullets, rules and icons
+_CELL_GAP = 90.0  # points between two cells of a row without lines
+_MOST_DRAWINGS = 8_000  # on a page; with more, ruled tables are not looked for (the time grows with the square)
+_TABLE_OPTIONS = (
+    {"use_layout": False} if "use_layout" in inspect.signature(pymupdf.table.find_tables).parameters else {}
+)
 
 
-@dataclass(frozen=True, slots=True)
-class TextBlock:
-    """A block of text of a PDF page.
-
-    ``box`` is in points on the displayed page, ``text`` has one line for each row of words, ``font_size``
-    is in points, ``upright`` is false for text that runs up or down the page.
-    """
-
+@dataclass(slots=True)
+class _Found:
     box: Box
-    text: str
-    font_size: float
-    bold: bool
-    upright: bool
-    characters_per_line: float
+    kind: str
+    blocks: list[TextBlock]
 
 
-def text_blocks(page: pymupdf.Page) -> list[TextBlock]:
-    """The text blocks of a page in reading order, in points of the displayed (rotated, cropped) page."""
-    # Ligatures are expanded, what lies outside the crop box is left out.
-    flags = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_MEDIABOX_CLIP | pymupdf.TEXT_CID_FOR_UNKNOWN_UNICODE
-    turn = page.rotation_matrix
-    found = [
-        block
-        for raw in page.get_text("dict", flags=flags)["blocks"]
-        if (block := _text_block(raw["lines"], turn)) is not None
-    ]
-    return [found[i] for i in reading_order(found)]
+def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Region, ...]:
+    """The layout of a PDF page whose text blocks are known.
 
-
-def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBlock | None:
-    rows: list[tuple[Box, str]] = []
-    sizes: dict[float, int] = {}
-    bold = total = upright = 0
-    for line in lines:
-        text = "".join(span["text"] for span in line["spans"]).strip()
-        if not text:
-            continue
-        box = (pymupdf.Rect(line["bbox"]) * turn).normalize()
-        direction = pymupdf.Point(line["dir"]) * pymupdf.Matrix(turn.a, turn.b, turn.c, turn.d, 0, 0)
-        for span in line["spans"]:
-            length = len(span["text"].strip())
-            size = round(span["size"], 1)
-            sizes[size] = sizes.get(size, 0) + length
-            bold += length * bool(span["flags"] & pymupdf.TEXT_FONT_BOLD)
-            total += length
-        upright += len(text) * (abs(direction.x) >= abs(direction.y))
-        rows.append(((box.x0, box.y0, box.x1, box.y1), text))
-    if not rows:
-        return None
-    is_upright = 2 * upright >= sum(len(text) for _, text in rows)
-    joined = _join_rows(rows) if is_upright else [text for _, text in rows]
-    return TextBlock(
-        box=union(box for box, _ in rows),
-        text="\n".join(joined),
-        font_size=max(sizes, key=lambda size: sizes[size]),
-        bold=2 * bold > total,
-        upright=is_upright,
-        characters_per_line=sum(map(len, joined)) / len(joined),
-    )
-
-
-def _join_rows(lines: Sequence[tuple[Box, str]]) -> list[str]:
-    """Lines that stand beside each other (cells of a table row) become one line."""
-    rows: list[list[tuple[float, str]]] = []
-    last: Box | None = None
-    for box, text in sorted(lines, key=lambda line: line[0][1] + line[0][3]):
-        if last is None or not _beside(last, box):
-            rows.append([])
-        rows[-1].append((box[0], text))
-        last = box
-    return [" ".join(text for _, text in sorted(row)) for row in rows]
-
-
-def page_text(blocks: Sequence[TextBlock]) -> str:
-    """The text of ``blocks``, in the order given; single lines beside each other become one line."""
-    text = ""
-    last: TextBlock | None = None
-    for block in blocks:
-        if last is not None:
-            beside = "\n" not in last.text + block.text and _beside(last.box, block.box)
-            text += " " if beside else "\n"
-        text += block.text
-        last = block
-    return text
-
-
-def union(boxes: Iterable[Box]) -> Box:
-    """The smallest box around ``boxes``."""
-    x0, y0, x1, y1 = zip(*boxes, strict=True)
-    return min(x0), min(y0), max(x1), max(y1)
-
-
-def _beside(one: Box, other: Box) -> bool:
-    """Whether two boxes stand in one row: they share more than half of the lower one's height."""
-    shared = min(one[3], other[3]) - max(one[1], other[1])
-    return shared > 0.5 * min(one[3] - one[1], other[3] - other[1])
-
-
-def reading_order(blocks: Sequence[TextBlock]) -> list[int]:
-    """Positions of ``blocks`` in the order in which a person reads them.
-
-    Columns of running text are read one after the other, everything else row by row. Text that runs up or
-    down the page comes last.
+    Boxes are in points of the displayed (rotated, cropped) page and lie within it. Kinds are ``text``,
+    ``title``, ``table``, ``image`` and ``figure``. A region's ``text`` is what the text layer has inside.
+    MuPDF is not thread-safe: the caller holds the lock.
     """
-    upright = [i for i, block in enumerate(blocks) if block.upright]
-    turned = [i for i, block in enumerate(blocks) if not block.upright]
-    return _ordered(upright, blocks) + sorted(turned, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
-
-
-def _ordered(chosen: list[int], blocks: Sequence[TextBlock]) -> list[int]:
-    if len(chosen) < 2:
-        return chosen
-    columns = _columns(chosen, blocks)
-    if columns is not None:
-        return [i for column in columns for i in _ordered(column, blocks)]
-    bands = _split(chosen, blocks, axis=1)
-    if len(bands) == 1:
-        return sorted(chosen, key=lambda i: (blocks[i].box[1], blocks[i].box[0]))
-    order: list[int] = []
-    while bands:
-        # As many bands as stand in the same columns are read together, not paragraph beside paragraph.
-        taken = next(
-            (n for n in range(len(bands), 1, -1) if _columns([i for b in bands[:n] for i in b], blocks)), 1
-        )
-        group = [i for band in bands[:taken] for i in band]
-        if taken > 1 or _columns(group, blocks):
-            order += _ordered(group, blocks)
+    size = (float(page.rect.width), float(page.rect.height))
+    images, drawings = _drawn(page, size)
+    characters = sum(len(block.text) for block in blocks)
+    covered = max((area(box) for box in images), default=0.0) / (size[0] * size[1])
+    if characters == 0 or (characters < _SCAN_CHARACTERS and covered > 0.5):
+        return image_regions(_picture(page), size=size)
+    tables = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else []
+    tables = _without_nested(tables + _aligned_tables(blocks, tables))
+    figures = _figures(images, drawings, blocks, tables, size)
+    if any(area(box) >= _BACKGROUND * size[0] * size[1] for box in images):
+        figures += _pictures_in_ground(page, blocks, [*tables, *(figure.box for figure in figures)], size)
+    found = [_Found(box, "table", []) for box in tables] + figures
+    rest = []
+    for block in blocks:
+        owner = next((f for f in found if inside(block.box, f.box) > _INSIDE), None)
+        if owner is not None:
+            owner.blocks.append(block)
         else:
-            order += sorted(group, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
-        bands = bands[taken:]
-    return order
+            rest.append(block)
+    body = _body_size(blocks)
+    for group in _paragraphs([part for block in rest for part in _split_at_gaps(block)]):
+        kind = "title" if _is_title(group, body) else "text"
+        found.append(_Found(union(block.box for block in group), kind, list(group)))
+    return _as_regions(found, size)
 
 
-def _columns(chosen: Sequence[int], blocks: Sequence[TextBlock]) -> list[list[int]] | None:
-    """The columns of running text that ``chosen`` falls into, or None where it has none."""
-    columns = _split(chosen, blocks, axis=0)
-    if len(columns) < 2:
-        return None
-    for column in columns:
-        lines = sorted((blocks[i].characters_per_line for i in column), reverse=True)
-        if lines[(len(lines) - 1) // 2] < _PROSE_CHARACTERS:
-            return None
-    return columns
+def image_regions(image: Image.Image, *, size: tuple[float, float] | None = None) -> tuple[Region, ...]:
+    """The layout of a page that is only a picture, from its ink.
+
+    Args:
+        image: The page.
+        size: Width and height of the page in the units in which the boxes are wanted; the image's pixels by
+            default.
+
+    Returns:
+        Regions of the kinds ``text``, ``title``, ``table``, ``image`` and ``figure``, in reading order and
+        without text.
+    """
+    size = size or (float(image.width), float(image.height))
+    found = [_Found(box, kind, []) for box, kind in _inked_boxes(image, size)]
+    return _as_regions(found, size)
 
 
-def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> list[list[int]]:
-    """Groups parted by a clear gap along ``axis`` (0: side by side, 1: one below the other), in order."""
-    groups: list[list[int]] = []
-    end = float("-inf")
-    for i in sorted(chosen, key=lambda i: blocks[i].box[axis]):
-        low, high = blocks[i].box[axis], blocks[i].box[axis + 2]
-        slack = 0.25 * blocks[i].font_size if axis else 0.0  # glyph boxes of neighbouring lines overlap a little
-        if low >= end - slack:
-            groups.append([])
-            end = high
-        groups[-1].append(i)
-        end = max(end, high)
+def _as_regions(found: Sequence[_Found], size: tuple[float, float]) -> tuple[Region, ...]:
+    kept = []
+    for item in found:
+        box = clip(item.box, size)
+        if box is not None and min(box[2] - box[0], box[3] - box[1]) >= 3.0:
+            kept.append(_Found(box, item.kind, item.blocks))
+    stand_ins = [TextBlock(item.box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for item in kept]
+    return tuple(Region(kept[i].box, kept[i].kind, page_text(kept[i].blocks) or None) for i in reading_order(stand_ins))
+
+
+# Boxes
+
+
+def area(box: Box) -> float:
+    """The area of a box."""
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def overlap(one: Box, other: Box) -> Box:
+    """What two boxes share; its area is 0 where they share nothing."""
+    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+
+
+def inside(box: Box, other: Box) -> float:
+    """The share of ``box`` that lies in ``other``."""
+    shared = overlap(box, other)
+    if shared[2] <= shared[0] or shared[3] <= shared[1]:
+        return 0.0
+    return area(shared) / max(area(box), 1e-9)
+
+
+def clip(box: Box, size: tuple[float, float]) -> Box | None:
+    """The part of a box that lies on a page of ``size``, or None where there is none."""
+    part = overlap(box, (0.0, 0.0, *size))
+    return part if part[2] > part[0] and part[3] > part[1] else None
+
+
+def _grown(box: Box, by: float) -> Box:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _without_nested(boxes: Sequence[Box]) -> list[Box]:
+    kept: list[Box] = []
+    for box in sorted(boxes, key=area, reverse=True):
+        if all(inside(box, other) < 0.5 for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
+    """Groups of boxes that lie within ``gap`` of each other, as positions."""
+    if not boxes:
+        return []
+    cell = max(gap / 2, 1.0)
+    x0, y0, x1, y1 = union(boxes)
+    shape = (int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3)
+    mask: Mask = np.zeros(shape, dtype=bool)
+    spots = []
+    for box in boxes:
+        left, top = int((box[0] - x0) / cell), int((box[1] - y0) / cell)
+        right, bottom = int((box[2] - x0) / cell) + 2, int((box[3] - y0) / cell) + 2
+        mask[top : bottom + 1, left : right + 1] = True
+        spots.append((top, left))
+    labels = label(mask)
+    groups: dict[int, list[int]] = {}
+    for i, spot in enumerate(spots):
+        groups.setdefault(int(labels[spot]), []).append(i)
+    return list(groups.values())
+
+
+def label(mask: Mask) -> Labels:
+    """Number the connected areas of a mask (8 neighbours) from 1; 0 where the mask is false. ``(rows, columns)``."""
+    labels: Labels = np.zeros(mask.shape, dtype=np.int32)
+    parents = [0]
+
+    def root(i: int) -> int:
+        while parents[i] != i:
+            parents[i] = parents[parents[i]]
+            i = parents[i]
+        return i
+
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    above: list[tuple[int, int, int]] = []
+    for y in range(mask.shape[0]):
+        row = []
+        for start, stop in zip(np.flatnonzero(edges[y] == 1), np.flatnonzero(edges[y] == -1), strict=True):
+            touching = [name for low, high, name in above if low <= stop and high >= start]
+            name = root(touching[0]) if touching else len(parents)
+            if not touching:
+                parents.append(name)
+            for other in touching[1:]:
+                parents[root(other)] = name
+            labels[y, start:stop] = name
+            row.append((int(start), int(stop), name))
+        above = row
+    final = np.asarray([root(i) for i in range(len(parents))], dtype=np.int32)
+    return final[labels]
+
+
+# Text
+
+
+def _body_size(blocks: Sequence[TextBlock]) -> float:
+    """The font size in which most of the page's text stands."""
+    sizes: dict[float, int] = {}
+    for block in blocks:
+        sizes[block.font_size] = sizes.get(block.font_size, 0) + len(block.text)
+    return max(sizes, key=lambda size: sizes[size], default=0.0)
+
+
+def _is_title(group: Sequence[TextBlock], body: float) -> bool:
+    text = " ".join(block.text for block in group)
+    letters = sum(character.isalpha() for character in text)
+    if not 3 <= letters <= 150 or text.count("\n") > 2:
+        return False
+    size = max(block.font_size for block in group)
+    return size >= 1.18 * body or (size >= 0.98 * body and all(block.bold for block in group) and len(text) < 100)
+
+
+def _split_at_gaps(block: TextBlock) -> list[TextBlock]:
+    """A block cut where more room is left between two of its lines than between the others."""
+    if not block.upright or len(block.lines) < 3:
+        return [block]
+    rows = [union(row) for row in _lanes([box for box, _ in block.lines], axis=1)]
+    gaps = [below[1] - above[3] for above, below in itertools.pairwise(rows)]
+    if not gaps:
+        return [block]
+    limit = sorted(gaps)[(len(gaps) - 1) // 2] + 0.4 * block.font_size
+    cuts = [below[1] for gap, below in zip(gaps, rows[1:], strict=True) if gap > limit]
+    parts: list[list[tuple[Box, str]]] = [[] for _ in range(len(cuts) + 1)]
+    for box, text in block.lines:
+        parts[sum((box[1] + box[3]) / 2 > cut for cut in cuts)].append((box, text))
+    return [
+        dataclasses.replace(
+            block, box=union(box for box, _ in part), lines=tuple(part), text="\n".join(join_rows(part))
+        )
+        for part in parts
+        if part
+    ]
+
+
+def _paragraphs(blocks: Sequence[TextBlock]) -> list[list[TextBlock]]:
+    """Blocks in reading order, joined where one goes on with the other: same look, same column, no gap."""
+    groups: list[list[TextBlock]] = []
+    for block in blocks:
+        if groups and _goes_on(groups[-1][-1], block):
+            groups[-1].append(block)
+        else:
+            groups.append([block])
     return groups
+
+
+def _goes_on(last: TextBlock, block: TextBlock) -> bool:
+    if last.bold != block.bold or abs(last.font_size - block.font_size) > 0.5 or last.upright != block.upright:
+        return False
+    gap = block.box[1] - last.box[3]
+    shared = min(last.box[2], block.box[2]) - max(last.box[0], block.box[0])
+    narrower = min(last.box[2] - last.box[0], block.box[2] - block.box[0])
+    return -0.5 * block.font_size < gap < 0.6 * block.font_size and shared > 0.5 * narrower
+
+
+# Tables
+
+
+def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[Box]:
+    """Tables with drawn lines, as MuPDF finds them, without frames and charts taken for tables."""
+    if hasattr(pymupdf, "no_recommend_layout"):
+        pymupdf.no_recommend_layout()  # or an advertisement is printed
+    turn, rotation = pymupdf.Matrix(page.rotation_matrix), page.rotation
+    centres = np.asarray(
+        [((x0 + x1) / 2, (y0 + y1) / 2) for block in blocks for (x0, y0, x1, y1), _ in block.lines]
+    ).reshape(-1, 2)
+    boxes = []
+    page.set_rotation(0)  # MuPDF's own way with turned pages rewrites their content
+    try:
+        for table in page.find_tables(**_TABLE_OPTIONS).tables:
+            box = clip(_turned(table.bbox, turn), size)
+            if box is None or table.row_count < 2 or table.col_count < 2 or area(box) > 0.95 * size[0] * size[1]:
+                continue
+            cells = np.asarray([_turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
+            within = ((centres[:, None] >= cells[None, :, :2]) & (centres[:, None] <= cells[None, :, 2:])).all(-1)
+            if within.any(0).mean() >= 0.4 and within.any(0).sum() >= 4:
+                boxes.append(box)
+    finally:
+        page.set_rotation(rotation)
+    return boxes
+
+
+def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[Box]:
+    """Tables without a grid of lines: short pieces of text that stand in rows and columns."""
+    cells = [
+        (box, re.search(r"\d", text) is not None)
+        for block in blocks
+        if block.upright and not any(inside(block.box, box) > 0.5 for box in known)
+        for box, text in block.lines
+        if len(text) <= 40
+    ]
+    tables = []
+    for group in _clusters([(x0 - _CELL_GAP / 2, y0, x1 + _CELL_GAP / 2, y1) for (x0, y0, x1, y1), _ in cells], 10.0):
+        members = [cells[i][0] for i in group]
+        figures = sum(cells[i][1] for i in group) / len(group)
+        rows = _lanes(members, axis=1)
+        columns = _lanes([cell for row in rows if len(row) > 1 for cell in row], axis=0)
+        wide = [row for row in rows if len(row) >= max(2, min(3, len(columns)))]
+        filled = sum(map(len, rows)) / max(1, len(rows) * len(columns))
+        shaped = len(wide) >= 3 and len(wide) >= 0.5 * len(rows) and filled >= 0.5
+        if shaped and len(columns) >= 2 and (figures >= 0.25 or len(columns) >= 4):
+            tables.append(union(members))
+    return tables
+
+
+def _lanes(boxes: Sequence[Box], axis: int) -> list[list[Box]]:
+    """Boxes grouped into rows (``axis`` 1) or columns (``axis`` 0) that do not overlap each other."""
+    lanes: list[list[Box]] = []
+    end = float("-inf")
+    for box in sorted(boxes, key=lambda box: box[axis]):
+        if not lanes or box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
+            lanes.append([])
+            end = float("-inf")
+        lanes[-1].append(box)
+        end = max(end, box[axis + 2])
+    return lanes
+
+
+# Figures
+
+
+def _turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:
+    rect = (pymupdf.Rect(box) * turn).normalize()
+    return rect.x0, rect.y0, rect.x1, rect.y1
+
+
+def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], list[Box]]:
+    """Boxes of the images and of the vector drawings on the page."""
+    turn = pymupdf.Matrix(page.rotation_matrix)
+    images: list[Box] = []
+    drawings: list[Box] = []
+    for kind, rect in page.get_bboxlog():
+        target = images if "image" in kind else drawings if "path" in kind or "shade" in kind else None
+        if target is not None and (box := clip(_grown(_turned(rect, turn), 0.1), size)) is not None:
+            target.append(box)
+    return images, drawings
+
+
+def _figures(
+    images: Sequence[Box],
+    drawings: Sequence[Box],
+    blocks: Sequence[TextBlock],
+    tables: Sequence[Box],
+    size: tuple[float, float],
+) -> list[_Found]:
+    whole = size[0] * size[1]
+    items = [
+        box
+        for box in (*images, *drawings)
+        if area(box) < _BACKGROUND * whole and not any(inside(box, table) > 0.5 for table in tables)
+    ]
+    pictures = set(images)
+    figures = []
+    for members in _drawn_groups(items, whole):
+        box = union(members)
+        if min(box[2] - box[0], box[3] - box[1]) < _SMALLEST_FIGURE:
+            continue
+        within = [block for block in blocks if inside(block.box, box) > _INSIDE]
+        prose = sum(area(block.box) for block in within if _is_prose(block))
+        if prose > _PANEL_PROSE * area(box) or (prose and area(box) > _BACKGROUND * whole):
+            continue  # a frame or ground of running text
+        shown = sum(area(member) for member in members if member in pictures)
+        written = sum(area(block.box) for block in within)
+        if shown > 0.5 * area(box):
+            kind = "image"
+        elif (
+            not shown and len(members) <= _PANEL_ITEMS and area(box) < 0.5 * whole and written > _PANEL_TEXT * area(box)
+        ):
+            kind = "text"
+        else:
+            kind = "figure"
+            box = _with_labels(box, blocks)
+        figures.append(_Found(box, kind, []))
+    kept = set(_without_nested([figure.box for figure in figures]))
+    return [figure for figure in figures if figure.box in kept]
+
+
+def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
+    """Drawn things that stand near each other; grounds that lie under most of the page do not count."""
+    groups = []
+    for group in _clusters(items, _NEAR):
+        members = [items[i] for i in group]
+        smaller = [member for member in members if area(member) < 0.25 * whole]
+        if area(union(members)) > 0.5 * whole:
+            apart = smaller if len(smaller) < len(members) else members
+            groups += [[apart[i] for i in part] for part in _clusters(apart, 2.0)]
+        else:
+            groups.append(members)
+    return groups
+
+
+def _is_prose(block: TextBlock) -> bool:
+    return block.characters_per_line > 25 or len(block.text) > 80
+
+
+def _with_labels(box: Box, blocks: Sequence[TextBlock]) -> Box:
+    """A figure's box, widened to the short texts right beside it: marks of an axis, names of bars."""
+    for _ in range(2):
+        near = _grown(box, _LABEL_DISTANCE)
+        labels = [b.box for b in blocks if len(b.text) <= 40 and not _is_prose(b) and inside(b.box, near) > 0.5]
+        box = union([box, *labels])
+    return box
+
+
+# Pictures of pages
+
+
+def _picture(page: pymupdf.Page) -> Image.Image:
+    zoom = min(1.0, 1000.0 / max(page.rect.width, page.rect.height))
+    drawn = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), colorspace=pymupdf.csGRAY, alpha=False)
+    return Image.frombytes("L", (drawn.width, drawn.height), drawn.samples)
+
+
+def _pictures_in_ground(
+    page: pymupdf.Page, blocks: Sequence[TextBlock], known: Sequence[Box], size: tuple[float, float]
+) -> list[_Found]:
+    """What is to be seen in an image under the whole page, besides what is known to stand on it."""
+    picture = _picture(page)
+    scale = (picture.width / size[0], picture.height / size[1])
+    ink = _ink(picture)
+    for box in (*known, *(block.box for block in blocks)):
+        x0, y0, x1, y1 = _grown(box, 3.0)
+        ink[
+            max(0, int(y0 * scale[1])) : int(y1 * scale[1]) + 1, max(0, int(x0 * scale[0])) : int(x1 * scale[0]) + 1
+        ] = False
+    found = []
+    for box in _extents(label(_spread(ink, right=12, down=12))):
+        there = (box[0] / scale[0], box[1] / scale[1], box[2] / scale[0], box[3] / scale[1])
+        prose = any(inside(block.box, there) > _INSIDE and _is_prose(block) for block in blocks)
+        if min(there[2] - there[0], there[3] - there[1]) >= _SMALLEST_FIGURE and not prose:
+            found.append(_Found(there, "image", []))
+    kept = set(_without_nested([item.box for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]]))
+    return [item for item in found if item.box in kept]
+
+
+def _ink(image: Image.Image) -> Mask:
+    """Where a grey picture has strong contrast: edges, letters, texture. ``(height, width)``."""
+    bright = np.asarray(image.filter(ImageFilter.MaxFilter(3)), dtype=np.int16)
+    dark = np.asarray(image.filter(ImageFilter.MinFilter(3)), dtype=np.int16)
+    return np.asarray(bright - dark > 48)
+
+
+def _inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Box, str]]:
+    """Connected areas of strong contrast, with their kinds, in the units of ``size``."""
+    grey = image.convert("L")
+    grey.thumbnail((1000, 1000))
+    levels = np.asarray(grey)
+    ink = _ink(grey)
+    height = _letter_height(ink)
+    boxes = _joined_ink(ink, height)
+    if any(area(box) > _BACKGROUND * ink.size for box in boxes):
+        # Rules and frames have tied most of the page together: once more, without them.
+        ink &= ~(_long_lines(ink, 0) | _long_lines(ink, 1))
+        boxes = _joined_ink(ink, height)
+    scale = (size[0] / grey.width, size[1] / grey.height)
+    found = []
+    for box in _without_nested(boxes):
+        x0, y0, x1, y1 = (int(v) for v in box)
+        if max(x1 - x0, y1 - y0) < 1.5 * height or min(x1 - x0, y1 - y0) < 0.5 * height:
+            continue
+        kind = _kind_of_ink(levels[y0:y1, x0:x1], ink[y0:y1, x0:x1], height)
+        found.append(((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]), kind))
+    return found
+
+
+def _joined_ink(ink: Mask, height: float) -> list[Box]:
+    """Boxes, in pixels, around letters and strokes that stand close to each other for their height."""
+    return _extents(label(_spread(ink, right=round(0.8 * height) + 1, down=round(0.35 * height) + 1)))
+
+
+def _long_lines(ink: Mask, axis: int) -> Mask:
+    """Thin straight lines over more than a quarter of the page along ``axis``."""
+    lines = _long_runs(ink, ink.shape[axis] // 4, axis)
+    return lines & ~_long_runs(lines, 7, 1 - axis)
+
+
+def _long_runs(mask: Mask, length: int, axis: int) -> Mask:
+    """What lies in unbroken runs of at least ``length`` pixels along ``axis``."""
+    rows = mask if axis == 1 else mask.T
+    edges = np.diff(np.pad(rows.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, stops = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    long = stops[1] - starts[1] >= length
+    steps = np.zeros(edges.shape, dtype=np.int8)
+    steps[starts[0][long], starts[1][long]] = 1
+    steps[stops[0][long], stops[1][long]] = -1
+    kept: Mask = np.cumsum(steps, axis=1, dtype=np.int8)[:, :-1] > 0
+    return kept if axis == 1 else kept.T
+
+
+def _extents(labels: Labels) -> list[Box]:
+    """The box around each label's area: ``(x0, y0, x1, y1)`` in pixels, for labels in ascending order."""
+    ys, xs = np.nonzero(labels)
+    names, places = np.unique(labels[ys, xs], return_inverse=True)
+    boxes = np.empty((len(names), 4))
+    boxes[:, :2] = np.inf
+    boxes[:, 2:] = -np.inf
+    np.minimum.at(boxes[:, 0], places, xs)
+    np.minimum.at(boxes[:, 1], places, ys)
+    np.maximum.at(boxes[:, 2], places, xs + 1)
+    np.maximum.at(boxes[:, 3], places, ys + 1)
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
+
+
+def _letter_height(ink: Mask) -> float:
+    """The usual height of a letter, in pixels."""
+    heights = [y1 - y0 for x0, y0, x1, y1 in _extents(label(ink)) if 4 <= y1 - y0 <= 60 and x1 - x0 >= 3]
+    return float(np.median(heights)) if heights else 12.0
+
+
+def _spread(mask: Mask, *, right: int, down: int) -> Mask:
+    """The mask with gaps of up to ``right`` and ``down`` pixels closed."""
+    for axis, reach in ((1, right), (0, down)):
+        mask = _run(mask, reach, axis)
+    return mask
+
+
+def _run(mask: Mask, reach: int, axis: int) -> Mask:
+    """True where the mask is true within ``reach / 2`` pixels along ``axis``."""
+    before = (reach + 1) // 2
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (before + 1, reach - before)
+    sums = np.cumsum(np.pad(mask, padding).astype(np.int32), axis=axis)
+    length = mask.shape[axis]
+    high = np.take(sums, range(reach + 1, reach + 1 + length), axis=axis)
+    low = np.take(sums, range(length), axis=axis)
+    return np.asarray(high > low)
+
+
+def _kind_of_ink(levels: npt.NDArray[np.uint8], ink: Mask, height: float) -> str:
+    """What an inked area looks like: lines of letters, a photograph, or a drawing."""
+    shades = np.bincount(levels.ravel() >> 3, minlength=34)
+    ground = max(shades[i : i + 3].sum() for i in range(32)) / levels.size  # letters stand on an even ground
+    if ground < 0.4 and len(ink) > 4 * height:
+        return "image"
+    if len(ink) < 3.2 * height:
+        return "title" if len(ink) > 2.4 * height else "text"
+    rows = ink.mean(axis=1)
+    if _strokes(rows) >= 3 and _strokes(ink.mean(axis=0)) >= 3:
+        return "table"
+    valleys = rows < 0.25 * rows.max()
+    starts = int((np.diff(valleys.astype(np.int8)) == 1).sum())
+    lines = len(ink) / max(1.0, 2.2 * height)
+    return "text" if starts >= 0.5 * lines and 0.08 < valleys.mean() < 0.75 else "figure"
+
+
+def _strokes(profile: npt.NDArray[np.float64]) -> int:
+    """How many lines run through nearly the whole of an area, from the share of ink in each of its rows."""
+    return int((np.diff((profile > 0.85).astype(np.int8), prepend=0) == 1).sum())

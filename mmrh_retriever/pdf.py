@@ -26,7 +26,8 @@ import pymupdf
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.layout import page_text, text_blocks
+from mmrh_retriever.layout import layout_regions
+from mmrh_retriever.pdf_text import page_text, text_blocks
 from mmrh_retriever.types import MAX_ASPECT_RATIO, Page
 
 logger = logging.getLogger(__name__)
@@ -231,9 +232,7 @@ def close_documents() -> None:
 # Files
 
 
-def _locate(
-    source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool
-) -> PdfFile:
+def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool) -> PdfFile:
     if isinstance(source, bytes):
         file = PdfFile(doc_id or "PDF in memory", data=source, password=password, strict=strict)
         head = source[:1024]
@@ -242,9 +241,7 @@ def _locate(
         path = Path(source).absolute()
         unread = PdfFile(path.name or str(path), path=path)
         if path.is_dir():
-            raise unread.error(
-                "is a directory. Give one PDF file at a time, e.g. those of Path(...).glob('*.pdf')."
-            )
+            raise unread.error("is a directory. Give one PDF file at a time, e.g. those of Path(...).glob('*.pdf').")
         stamp = _stamp(unread)
         file = PdfFile(path.name, path=path, password=password, strict=strict, stamp=stamp)
         try:
@@ -456,6 +453,7 @@ def _read_page(
         blocks = text_blocks(page)
         label = page.get_label() or None
         rotation = int(page.rotation)
+        regions = layout_regions(page, blocks) if layout else ()
     metadata = {**shared, "rotation": rotation}
     if warnings:
         metadata["warnings"] = warnings
@@ -467,6 +465,7 @@ def _read_page(
         index=index,
         size=size,
         label=label,
+        regions=regions,
         metadata=metadata,
     )
 

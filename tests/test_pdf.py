@@ -141,9 +141,7 @@ def test_table_rows_stay_together() -> None:
             for r, row in enumerate(rows):
                 page.insert_text((60 + 120 * c, 100 + 20 * r), row[c], fontsize=11)
         data = document.tobytes()
-    assert [line.split() for line in (read_pdf(data)[0].text or "").splitlines() if line] == [
-        list(r) for r in rows
-    ]
+    assert [line.split() for line in (read_pdf(data)[0].text or "").splitlines() if line] == [list(r) for r in rows]
 
 
 # Which pages
