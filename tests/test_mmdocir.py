@@ -82,7 +82,8 @@ def parquets(tmp_path: Path) -> tuple[Path, Path]:
         }
         for row, (name, page, kind, box) in enumerate([
             ("a.pdf", 0, "text", [0, 0, 50, 50]), ("a.pdf", 2, "table", [1, 2, 3, 4.5]),
-            ("a.pdf", 2, "image", [5, 5, 9, 9]), ("a.pdf", 1, "text", [5, 5, 5, 9]), ("b.pdf", 1, "equation", [0, 0, 9, 9]),
+            ("a.pdf", 2, "image", [5, 5, 9, 9]), ("a.pdf", 1, "text", [5, 5, 5, 9]),
+            ("b.pdf", 1, "equation", [0, 0, 9, 9]),
         ])
     ]  # fmt: skip
     places = tmp_path / "pages.parquet", tmp_path / "layouts.parquet"
