@@ -287,8 +287,9 @@ class AttentionSeam:
             plain = plan.is_plain(self.windows[layer])
             if base == "eager" or not plain or (base == "sdpa" and plan.past and plan.length > 1):
                 mask = plan.mask(self.windows[layer], query.device)[None, None]
-                base = "sdpa" if base.startswith("flash") or kwargs.get("softcap") is None else base
-                attention_mask = _additive(mask, query.dtype) if base == "eager" else mask
+                if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+                    return _masked_attention(query, key, value, mask, kwargs.get("scaling")), None
+                base, attention_mask = "eager", _additive(mask, query.dtype)
             else:
                 attention_mask = None
         if base == "eager":
@@ -430,6 +431,26 @@ def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
 def _query_heads(module: nn.Module) -> int:
     config: Any = module.config
     return int(config.num_attention_heads)
+
+
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """torch's own attention under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
+
+    On a CPU torch shares key heads itself. Elsewhere the query heads that share a key head are stacked as further rows,
+    since the fused kernels take no mask with shared keys.
+    """
+    _, heads, tokens, width = query.shape
+    shared = heads // key.shape[1]
+    if query.device.type == "cpu" or shared == 1:
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared > 1
+        )
+    else:
+        rows = query.reshape(1, key.shape[1], shared * tokens, width)
+        output = nn.functional.scaled_dot_product_attention(
+            rows, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
+        ).view(1, heads, tokens, value.shape[3])
+    return output.transpose(1, 2).contiguous()
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
