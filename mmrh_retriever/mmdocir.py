@@ -24,11 +24,11 @@ from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS, read_pdf
 from mmrh_retriever.types import Page
 
 __all__ = [
-    "Document", "GoldLayout", "MMDocIR", "PageSource", "ParquetPages", "PdfFolder", "Question", "read_annotations",
+    "Document", "GoldLayout", "MMDocIR", "PageReader", "ParquetPages", "PdfFolder", "Question", "read_annotations",
 ]  # fmt: skip
 
 
-class PageSource(Protocol):
+class PageReader(Protocol):
     """Where a document's pages come from."""
 
     def pages(self, document: Document, *, regions: bool) -> list[Page]:
@@ -43,7 +43,7 @@ class PageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PdfFolder:
-    """Pages from a folder of PDFs named by ``doc_name``: a :class:`PageSource`."""
+    """Pages from a folder of PDFs named by ``doc_name``: a :class:`PageReader`."""
 
     folder: Path
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -64,7 +64,7 @@ class MMDocIR:
     """
 
     documents: tuple[Document, ...]
-    source: PageSource = field(repr=False)
+    source: PageReader = field(repr=False)
     fingerprint: str
 
     @classmethod
