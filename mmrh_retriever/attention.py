@@ -434,7 +434,7 @@ def _query_heads(module: nn.Module) -> int:
 
 
 def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """torch's own attention under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
+    """Attention of torch's own under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
 
     On a CPU torch shares key heads itself. Elsewhere the query heads that share a key head are stacked as further rows,
     since the fused kernels take no mask with shared keys.
