@@ -1,0 +1,38 @@
+"""Write the reader as a stock Hugging Face folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from tools.reader.model import image_processor, new_reader
+
+logger = logging.getLogger(__name__)
+
+
+def load_reader(
+    tokenizer: PreTrainedTokenizerFast, vision: Path | None, text: Path | None
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A reader with the towers of these checkpoints."""
+    model = new_reader(tokenizer)
+    if text is not None:
+        model.model.language_model.load_state_dict(torch.load(text, weights_only=True)["text"])
+    if vision is not None:
+        saved = torch.load(vision, weights_only=True)["model"]
+        tower = {name[6:]: value for name, value in saved.items() if name.startswith("tower.")}
+        model.model.visual.load_state_dict(tower)
+    return model
+
+
+def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
+    """Save everything that `from_pretrained` needs; returns the folder's size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    logger.info("exported %.1f MB to %s", size / 1e6, folder)
+    return size
