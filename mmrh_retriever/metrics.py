@@ -56,7 +56,7 @@ def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
         ValueError: no gold page, or ``k`` below 1.
     """
     gains = _expected_gains(scores, _checked(gold, k))
-    return float(gains[:k].sum() / len(set(gold)))
+    return min(1.0, float(gains[:k].sum() / len(set(gold))))
 
 
 def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
@@ -73,7 +73,7 @@ def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
             # P(the first hit stands at place j of the group) = C(size - j - 1, hits - 1) / C(size, hits)
             orders = math.comb(size, hits)
             places = range(size - hits + 1)
-            return sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in places)
+            return min(1.0, sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in places))
         first += size
     return 0.0
 
@@ -90,7 +90,7 @@ def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
     wanted = _checked(gold, k)
     gains = _expected_gains(scores, wanted)[:k]
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
-    return float(gains @ discounts[: len(gains)] / discounts[: len(wanted)].sum())
+    return min(1.0, float(gains @ discounts[: len(gains)] / discounts[: len(wanted)].sum()))
 
 
 def page_measures(scores: npt.ArrayLike, gold: Collection[int], cuts: Sequence[int] = PAGE_CUTS) -> dict[str, float]:
