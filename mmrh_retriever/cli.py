@@ -144,6 +144,34 @@ def heads_command(
         stderr.print(f"Plot: {plot}", highlight=False)
 
 
+@app.command()
+def bench(
+    model: ModelOption = None,
+    heads: HeadsOption = "published",
+    pages: Annotated[int, typer.Option("--pages", min=1, help="Page images to rank.")] = 20,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions asked together and singly.")] = 16,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each pair is measured.")] = 3,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure our speed against the paper's procedure on plain transformers, both in one run."""
+    from mmrh_retriever.bench import run_benchmark
+
+    reranker = load(model, heads, device=device)
+    with stderr.status("Measuring ..."):
+        measured = run_benchmark(reranker, pages=pages, questions=questions, rounds=rounds)
+    if as_json:
+        sys.stdout.write(json.dumps(measured.as_dict()) + "\n")
+        return
+    table = Table(title=f"{measured.pages} pages, {measured.tokens} tokens, {measured.device}", title_justify="left")
+    for column in ("", "times faster", "spread", "ours, s"):
+        table.add_column(column, justify="left" if not column else "right")
+    for ratio in measured.ratios:
+        spread = f"{ratio.low:.1f} to {ratio.high:.1f}"
+        table.add_row(ratio.name, f"{ratio.median:.1f}", spread, f"{ratio.seconds:.3f}")
+    stdout.print(table)
+
+
 def load(model: str | None, heads: str, **settings: Any) -> Reranker:
     """The reranker that the options name; says on stderr when it is the bundled model."""
     if model_path(model)[1]:

@@ -260,6 +260,11 @@ class EncodedPages:
         return len(self.pages)
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, over all windows, that the pages take."""
+        return sum(len(window) for window in self._windows)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of keys and values held now."""
         return sum(window.cache.nbytes for window in self._windows if window.cache is not None)
