@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmrh_retriever.attention import PassPlan
 from mmrh_retriever.backbones import Backbone
-from mmrh_retriever.errors import ContextOverflowError, PageError
+from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError, PageError
 from mmrh_retriever.heads import HeadId
 from mmrh_retriever.kv_cache import PageCache
 from mmrh_retriever.prompts import LaidPiece, Prompter
@@ -117,16 +117,16 @@ class Engine:
         if window is not None:
             yield window
 
-    def encode(self, pieces: Iterable[LaidPiece]) -> Window:
-        """Encode pieces that are laid already as one window, behind the prompt's head.
+    def encode(self, pieces: Iterable[LaidPiece], *, onto: Window | None = None) -> Window:
+        """Encode pieces that are laid already as one window, behind the prompt's head or behind the window ``onto``.
 
         Each piece is a member of the window, by its place; its ``scored`` tokens count for it.
 
         Raises:
             ContextOverflowError: more tokens than a window holds.
         """
-        window = self._open_window()
-        for place, piece in enumerate(pieces):
+        window = self._open_window() if onto is None else onto
+        for place, piece in enumerate(pieces, start=len(window.members)):
             asked = len(window) + len(piece)
             if asked > self.token_budget:
                 raise ContextOverflowError(
@@ -138,6 +138,37 @@ class Engine:
             self._run_piece(window, piece)
             self._take_in(window, piece, place)
         return window
+
+    def hidden_states(self, window: Window, texts: Sequence[LaidPiece]) -> list[Tensor]:
+        """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window.
+
+        The engine's heads must reach the last layer, so that the window keeps every layer's keys.
+
+        Raises:
+            ContextOverflowError: a text too long for what is left of the context.
+            AttentionCaptureError: the engine ends before the last layer.
+        """
+        if self.heads.deepest != self.backbone.layers - 1:
+            raise AttentionCaptureError(
+                f"Hidden states need all {self.backbone.layers} layers; this engine ends at layer "
+                f"{self.heads.deepest}. Make it with heads of the last layer."
+            )
+        blocks, start = [], 0
+        for text in texts:
+            self._check_room(len(window), len(text))
+            blocks.append(TokenSpan(start, start + len(text)))
+            start += len(text)
+        positions = torch.cat([text.all_positions() for text in texts], dim=1) + window.next_position
+        ids = [number for text in texts for number in text.ids]
+        with self.backbone.seam.lock:
+            try:
+                states = self._run(window.cache, ids, positions, PassPlan(len(window), start, blocks=tuple(blocks)))
+            finally:
+                if window.cache is not None:
+                    window.cache.crop_to(len(window))
+        if states is None:
+            raise AttentionCaptureError("The decoder gave no hidden states; expected last_hidden_state.")
+        return [states[0, block.start : block.stop] for block in blocks]
 
     def ask_in_pieces(self, window: Window, question: Sequence[LaidPiece]) -> Attention:
         """The attention that one question pays a window, its pieces (texts and images) run one after the other.
@@ -242,7 +273,8 @@ class Engine:
         *,
         recording: Recording | None = None,
         inputs: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    ) -> Tensor | None:
+        """One pass; gives the last hidden states, ``(1, tokens, width)``, if it went through all layers."""
         backbone = self.backbone
         device = backbone.device
         dtype = backbone.model.dtype
@@ -252,15 +284,17 @@ class Engine:
         # A four-dimensional mask is handed through untouched; the plan lays the real one in each layer.
         mask = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
         order = positions.unsqueeze(1) if backbone.family.three_axes else positions
+        states: Tensor | None = None
         with torch.inference_mode(), backbone.seam.running(plan, recording):
-            backbone.base(
+            states = backbone.base(
                 input_ids=torch.tensor([list(ids)], device=device),
                 position_ids=order.to(device),
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
                 **extra,
-            )
+            ).last_hidden_state
+        return states
 
     def _groups(self, window: Window, questions: Sequence[LaidPiece]) -> Iterator[list[LaidPiece]]:
         """Questions that go through one tail pass: as many as the memory and the context allow."""
