@@ -24,6 +24,20 @@ from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.scoring import HeadsByLayer, Recording
 from mmrh_retriever.types import Page, TokenSpan
 
+_WORDS = (
+    "harbour",
+    "revenue",
+    "emission",
+    "storm",
+    "ticket",
+    "vessel",
+    "crew",
+    "island",
+    "battery",
+    "refund",
+    "winter",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
