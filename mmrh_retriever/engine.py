@@ -41,13 +41,17 @@ class Window:
     """Pages that were encoded together.
 
     ``members`` are the pages' places in the caller's list; ``owner`` gives for each token the place in
-    ``members`` of the page that it counts for, or -1.
+    ``members`` of the page that it counts for, or -1. ``standing`` says where each token stands in its own context
+    (all before it, or the head and its page alone); the question stands at ``next_standing``, at the rotary position
+    ``next_position``.
     """
 
     members: list[int] = field(default_factory=list)
     places: list[LaidPlace] = field(default_factory=list)
     cache: PageCache | None = None
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    standing: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    next_standing: int = 0
     next_position: int = 0
 
     def __len__(self) -> int:
@@ -72,14 +76,19 @@ class Engine:
     Args:
         prompter: lays pages and questions for the model.
         heads: the selected heads, in the order in which their results are given.
-        token_budget: the longest window, in tokens; at most the model's context.
+        token_budget: the longest window, in tokens; at most the model's context, unless pages are independent.
+        independent: encode each page as if it stood alone behind the head of the prompt. Every page then starts at the
+            same position, costs the same whatever stands beside it, and a question attends to all of them at once.
     """
 
-    def __init__(self, prompter: Prompter, heads: Sequence[HeadId], token_budget: int) -> None:
+    def __init__(
+        self, prompter: Prompter, heads: Sequence[HeadId], token_budget: int, *, independent: bool = False
+    ) -> None:
         self.prompter = prompter
         self.backbone: Backbone = prompter.backbone
         self.heads = HeadsByLayer.of(heads)
-        self.token_budget = min(token_budget, self.backbone.context)
+        self.independent = independent
+        self.token_budget = token_budget if independent else min(token_budget, self.backbone.context)
         self._head = prompter.lay_head()
 
     def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int]) -> Iterator[Window]:
@@ -188,7 +197,14 @@ class Engine:
                     self._check_room(past, len(piece))
                     rows = piece.scored
                     recording = Recording(self.heads, rows, window.owner, len(window.members)) if rows else None
-                    plan = PassPlan(past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
+                    plan = PassPlan(
+                        past,
+                        len(piece),
+                        twosided=piece.twosided,
+                        stop_at=self.heads.deepest,
+                        places=torch.cat([window.standing, torch.arange(past - len(window)) + window.next_standing]),
+                        start=window.next_standing + past - len(window),
+                    )
                     places = piece.all_positions() + position
                     self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=piece.inputs)
                     if recording is not None:
@@ -216,7 +232,14 @@ class Engine:
                 start += len(question)
             rows = [question.scored[0].shifted(block.start) for question, block in zip(group, blocks, strict=True)]
             recording = Recording(self.heads, rows, window.owner, len(window.members), tokens=tokens)
-            plan = PassPlan(len(window), start, blocks=tuple(blocks), stop_at=self.heads.deepest)
+            plan = PassPlan(
+                len(window),
+                start,
+                blocks=tuple(blocks),
+                stop_at=self.heads.deepest,
+                places=window.standing,
+                start=window.next_standing,
+            )
             positions = torch.cat([question.all_positions() for question in group], dim=1) + window.next_position
             ids = [number for question in group for number in question.ids]
             with self.backbone.seam.lock:
@@ -233,7 +256,9 @@ class Engine:
         window = Window(cache=PageCache(self.heads.deepest + 1, capacity=min(self.token_budget, 4096)))
         self._run_piece(window, self._head)
         window.owner = torch.full((len(self._head),), -1, dtype=torch.long)
+        window.standing = torch.arange(len(self._head))
         window.next_position = self._head.extent
+        window.next_standing = len(self._head)
         return window
 
     def _append(self, window: Window, piece: LaidPiece, place: int, page: Page) -> None:
@@ -254,14 +279,26 @@ class Engine:
         for span in piece.scored:
             own[span.start : span.stop] = len(window.members)
         shift = len(window)
+        start, position = self._next_page(window)
         window.places.append(LaidPlace(tuple(token + shift for token in piece.visual), piece.grid))
         window.owner = torch.cat([window.owner, own])
         window.members.append(place)
-        window.next_position += piece.extent
+        window.standing = torch.cat([window.standing, torch.arange(len(piece)) + start])
+        window.next_standing = max(window.next_standing, start + len(piece))
+        window.next_position = max(window.next_position, position + piece.extent)
+
+    def _next_page(self, window: Window) -> tuple[int, int]:
+        """Where the next page stands in its context, and its rotary position."""
+        if self.independent and len(window):
+            return len(self._head), self._head.extent
+        return len(window), window.next_position
 
     def _run_piece(self, window: Window, piece: LaidPiece) -> None:
-        plan = PassPlan(len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
-        positions = piece.all_positions() + window.next_position
+        start, position = self._next_page(window)
+        plan = PassPlan(
+            len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest, visible=start, start=start
+        )
+        positions = piece.all_positions() + position
         self._run(window.cache, piece.ids, positions, plan, inputs=piece.inputs)
 
     def _run(
@@ -284,17 +321,17 @@ class Engine:
         # A four-dimensional mask is handed through untouched; the plan lays the real one in each layer.
         mask = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
         order = positions.unsqueeze(1) if backbone.family.three_axes else positions
-        states: Tensor | None = None
         with torch.inference_mode(), backbone.seam.running(plan, recording):
-            states = backbone.base(
+            output = backbone.base(
                 input_ids=torch.tensor([list(ids)], device=device),
                 position_ids=order.to(device),
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
                 **extra,
-            ).last_hidden_state
-        return states
+            )
+            return output.last_hidden_state  # type: ignore[no-any-return]
+        return None  # the plan ended the pass
 
     def _groups(self, window: Window, questions: Sequence[LaidPiece]) -> Iterator[list[LaidPiece]]:
         """Questions that go through one tail pass: as many as the memory and the context allow."""
@@ -311,7 +348,7 @@ class Engine:
             yield group
 
     def _check_room(self, past: int, asked: int) -> None:
-        if past + asked > self.backbone.context:
+        if not self.independent and past + asked > self.backbone.context:
             raise ContextOverflowError(
                 f"A question of {asked} tokens on {past} tokens of pages is over the model's context of "
                 f"{self.backbone.context}. Shorten the question or lower token_budget.",
