@@ -44,6 +44,9 @@ class PassPlan:
     ``past`` keys are kept from earlier passes and visible to every token. ``blocks`` are the questions of a
     tail pass: spans of this pass's tokens that don't see one another, each standing directly behind the past.
     ``twosided`` are spans of this pass's tokens (images of some families) that see their own later tokens too.
+    ``visible`` leaves only so many of the first kept keys to be seen (a page that is encoded as if it were alone).
+    ``places`` says where each visible kept key stands, for sliding windows; ``start`` where this pass's tokens begin;
+    by default both count up through past and pass.
     The pass ends at layer ``stop_at``: after recording if that layer records, and in any case once its keys
     are kept.
     """
@@ -53,30 +56,46 @@ class PassPlan:
     blocks: tuple[TokenSpan, ...] = ()
     twosided: tuple[TokenSpan, ...] = ()
     stop_at: int | None = None
+    visible: int | None = None
+    places: Tensor | None = None
+    start: int | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        """Kept keys that the pass sees."""
+        return self.past if self.visible is None else self.visible
 
     def is_plain(self, window: int | None) -> bool:
         """Whether the mask is plainly causal (with the past in front)."""
         return len(self.blocks) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
 
+    def visible_keys(self, key: Tensor) -> Tensor:
+        """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
+        if self.visible is None or self.visible == self.past:
+            return key
+        return torch.cat([key[:, :, : self.visible], key[:, :, self.past :]], dim=2)
+
     def mask(self, window: int | None, device: torch.device) -> Tensor:
-        """``(tokens, past + tokens)`` bool: what each token of the pass may look at."""
+        """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
         if window not in self.masks:
             self.masks[window] = self._make_mask(window, device)
         return self.masks[window]
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         local = torch.arange(self.length, device=device)
-        start = torch.zeros(self.length, dtype=torch.long, device=device)
+        first = torch.zeros(self.length, dtype=torch.long, device=device)  # of each token's own question
         for block in self.blocks:
-            start[block.start : block.stop] = block.start
-        own = (local[None, :] <= local[:, None]) & (local[None, :] >= start[:, None])  # (tokens, tokens)
+            first[block.start : block.stop] = block.start
+        own = (local[None, :] <= local[:, None]) & (local[None, :] >= first[:, None])  # (tokens, tokens)
         for span in self.twosided:
             own[span.start : span.stop, span.start : span.stop] = True
-        seen = torch.ones(self.length, self.past, dtype=torch.bool, device=device)
+        seen = torch.ones(self.length, self.seen, dtype=torch.bool, device=device)
         if window is not None:
-            place = self.past + local - start  # where the token would stand if its question were alone
-            seen &= place[:, None] - torch.arange(self.past, device=device)[None, :] < window
+            start = self.seen if self.start is None else self.start
+            place = start + local - first  # where the token would stand if its question were alone
+            kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
+            seen &= place[:, None] - kept[None, : self.seen] < window
             own &= local[:, None] - local[None, :] < window
         return torch.cat([seen, own], dim=1)
 
@@ -235,6 +254,8 @@ class AttentionSeam:
         """
         state, layer = self._state, layer_index(module)
         plan, recording = state.plan, state.recording
+        if plan is not None:
+            key, value = plan.visible_keys(key), plan.visible_keys(value)
         if recording is not None and layer in recording.heads.columns:
             rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)
             record(recording, layer, query[0], key[0], rows, **_softmax_options(module, kwargs))
@@ -285,7 +306,7 @@ class AttentionSeam:
         base, layer = self.base, layer_index(module)
         if plan is not None:
             plain = plan.is_plain(self.windows[layer])
-            if base == "eager" or not plain or (base == "sdpa" and plan.past and plan.length > 1):
+            if base == "eager" or not plain or (base == "sdpa" and plan.seen and plan.length > 1):
                 mask = plan.mask(self.windows[layer], query.device)[None, None]
                 if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
                     return _masked_attention(query, key, value, mask, kwargs.get("scaling")), None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,9 @@ class Engine:
         ids = [number for text in texts for number in text.ids]
         with self.backbone.seam.lock:
             try:
-                states = self._run(window.cache, ids, positions, PassPlan(len(window), start, blocks=tuple(blocks)))
+                states = self._run(
+                    window.cache, ids, positions, self._tail_plan(window, len(window), start, blocks=tuple(blocks))
+                )
             finally:
                 if window.cache is not None:
                     window.cache.crop_to(len(window))
@@ -197,13 +200,8 @@ class Engine:
                     self._check_room(past, len(piece))
                     rows = piece.scored
                     recording = Recording(self.heads, rows, window.owner, len(window.members)) if rows else None
-                    plan = PassPlan(
-                        past,
-                        len(piece),
-                        twosided=piece.twosided,
-                        stop_at=self.heads.deepest,
-                        places=torch.cat([window.standing, torch.arange(past - len(window)) + window.next_standing]),
-                        start=window.next_standing + past - len(window),
+                    plan = self._tail_plan(
+                        window, past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest
                     )
                     places = piece.all_positions() + position
                     self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=piece.inputs)
@@ -232,14 +230,7 @@ class Engine:
                 start += len(question)
             rows = [question.scored[0].shifted(block.start) for question, block in zip(group, blocks, strict=True)]
             recording = Recording(self.heads, rows, window.owner, len(window.members), tokens=tokens)
-            plan = PassPlan(
-                len(window),
-                start,
-                blocks=tuple(blocks),
-                stop_at=self.heads.deepest,
-                places=window.standing,
-                start=window.next_standing,
-            )
+            plan = self._tail_plan(window, len(window), start, blocks=tuple(blocks), stop_at=self.heads.deepest)
             positions = torch.cat([question.all_positions() for question in group], dim=1) + window.next_position
             ids = [number for question in group for number in question.ids]
             with self.backbone.seam.lock:
@@ -292,6 +283,12 @@ class Engine:
         if self.independent and len(window):
             return len(self._head), self._head.extent
         return len(window), window.next_position
+
+    def _tail_plan(self, window: Window, past: int, length: int, **options: Any) -> PassPlan:
+        """A pass behind the window's pages, of which ``past - len(window)`` tokens have run already."""
+        behind = torch.arange(past - len(window)) + window.next_standing
+        places = torch.cat([window.standing, behind])
+        return PassPlan(past, length, places=places, start=window.next_standing + len(behind), **options)
 
     def _run_piece(self, window: Window, piece: LaidPiece) -> None:
         start, position = self._next_page(window)

@@ -40,6 +40,8 @@ class Reranker:
             a head set or of detected scores.
         token_budget: the longest window in tokens (32,768, or the model's context if that is shorter); longer
             lists of pages are ranked over several windows.
+        independent: encode each page as if it stood alone behind the prompt's head. Pages then start alike, cost the
+            same whatever stands beside them, and may be more than the model's context holds. Not what the paper does.
         calibrate: subtract the attention of a null question (Li et al. 2026, arXiv 2605.27243).
         options: wording of the prompt, and which tokens count.
         check: compare recorded attention with plain eager attention on a short input, once a model.
@@ -57,6 +59,7 @@ class Reranker:
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         *,
         token_budget: int | None = None,
+        independent: bool = False,
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
@@ -65,7 +68,8 @@ class Reranker:
         self.backbone = Backbone.of(model)
         self.calibrate = calibrate
         self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, options)
-        self.token_budget = min(token_budget or DEFAULT_TOKEN_BUDGET, self.backbone.context)
+        self.independent = independent
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET
         self.heads = resolve_heads(heads, self.backbone)
         if check:
             self._check_attention()
@@ -77,6 +81,7 @@ class Reranker:
         *,
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         token_budget: int | None = None,
+        independent: bool = False,
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
@@ -102,6 +107,7 @@ class Reranker:
             processors,
             heads,
             token_budget=token_budget,
+            independent=independent,
             calibrate=calibrate,
             options=options,
             check=check,
@@ -115,6 +121,7 @@ class Reranker:
             processors,
             heads,
             token_budget=self.token_budget,
+            independent=self.independent,
             calibrate=self.calibrate,
             options=self.prompter.options,
             check=False,
@@ -206,7 +213,7 @@ class Reranker:
         return await asyncio.to_thread(self.encode, pages, **options)
 
     def _engine(self) -> Engine:
-        return Engine(self.prompter, list(self.heads), self.token_budget)
+        return Engine(self.prompter, list(self.heads), self.token_budget, independent=self.independent)
 
     def _check_attention(self) -> None:
         """Check the seam on a short text, once a model."""

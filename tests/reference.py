@@ -37,8 +37,14 @@ def _joined(values: list[Tensor], along: int) -> Tensor:
     return torch.cat(values, dim=along)
 
 
-def eager_attentions(tiny: Tiny, pieces: list[LaidPiece]) -> Tensor:
-    """``(layers, heads, tokens, tokens)`` of one plain full pass over all pieces, one after the other."""
+def eager_attentions(
+    tiny: Tiny, pieces: list[LaidPiece], *, masks: dict[str, Tensor] | None = None, positions: Tensor | None = None
+) -> Tensor:
+    """``(layers, heads, tokens, tokens)`` of one plain full pass over all pieces, one after the other.
+
+    The model finds mask and positions itself, unless boolean ``masks`` by kind of layer and ``(axes, tokens)``
+    ``positions`` are given.
+    """
     tiny.model.set_attn_implementation("eager")
     config = tiny.model.config
     ids = torch.tensor([[number for piece in pieces for number in piece.ids]])
@@ -52,6 +58,12 @@ def eager_attentions(tiny: Tiny, pieces: list[LaidPiece]) -> Tensor:
         more["mm_token_type_ids"] = image.int()
     if tiny.name == "gemma3":
         more["token_type_ids"] = image.int()
+    if masks is not None and positions is not None:
+        lowest = torch.finfo(torch.float32).min
+        laid = {kind: torch.zeros(seen.shape).masked_fill(~seen, lowest)[None, None] for kind, seen in masks.items()}
+        more["attention_mask"] = laid if len(laid) > 1 else laid["full_attention"]  # type: ignore[assignment]
+        more["position_ids"] = positions[:, None] if positions.shape[0] == 3 else positions
+        more.pop("token_type_ids", None)
     with torch.no_grad():
         output = tiny.model.base_model(input_ids=ids, output_attentions=True, use_cache=False, **more)
     return torch.stack([layer[0] for layer in output.attentions])

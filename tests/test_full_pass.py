@@ -142,3 +142,60 @@ def test_many_questions_are_split_by_the_memory_budget(monkeypatch: pytest.Monke
     monkeypatch.setattr("mmrh_retriever.engine.TAIL_CELLS", 60 * len(window))
     assert len(list(engine._groups(window, questions))) > 2
     torch.testing.assert_close(engine.ask(window, questions).mass, whole, atol=1e-6, rtol=0)
+
+
+def standing_alone(lengths: list[int], question: int) -> torch.Tensor:
+    """Causal, but a page sees the head and itself alone; the question sees everything."""
+    head, *pages = lengths
+    total = sum(lengths) + question
+    seen = torch.ones(total, total, dtype=torch.bool).tril()
+    start = head
+    for length in pages:
+        seen[start : start + length, head:start] = False
+        start += length
+    return seen
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "mistral3", "llama", "gemma3"])
+def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name: str) -> None:
+    model = tiny(name)
+    prompter = prompter_for(model)
+    kind = "mixed" if name not in (*TEXT_ONLY, "gemma3") else "several"
+    pages = some_pages(name, kind) if name != "gemma3" else [Page(text=f"Revenue grew in {year}.") for year in (1, 22)]
+    engine = Engine(prompter, every_head(prompter.backbone), 4000, independent=True)
+    (window,) = engine.windows(enumerate(pages), numbers=list(range(1, len(pages) + 1)))
+    question = prompter.lay_question(QUESTIONS[0])
+    got = engine.ask(window, [question, prompter.lay_null_question()]).mass[0]
+
+    head = prompter.lay_head()
+    laid = [prompter.lay_page(page, place + 1) for place, page in enumerate(pages)]
+    places = [head.all_positions(), *(piece.all_positions() + head.extent for piece in laid)]
+    places.append(question.all_positions() + head.extent + max(piece.extent for piece in laid))
+    positions = torch.cat(places, dim=1)
+    seen = standing_alone([len(head), *map(len, laid)], len(question))
+    masks = {"full_attention": seen}
+    if name == "gemma3":
+        distance = positions[0][:, None] - positions[0][None, :]
+        masks["sliding_attention"] = seen & (distance < model.model.config.text_config.sliding_window)
+    attention = eager_attentions(model, [head, *laid, question], masks=masks, positions=positions)
+    rows = slice(len(window), len(window) + len(question))
+    paid = attention[:, :, rows, : len(window)].mean(dim=2).flatten(0, 1)
+    expected = torch.stack([paid[:, window.owner == page].sum(-1) for page in range(len(pages))], dim=-1)
+    difference = float((got - expected).abs().max())
+    print(f"{name:16} independent {len(window):4} tokens: {difference:.1e}")
+    assert difference <= TOLERANCE
+
+
+def test_an_independent_page_does_not_depend_on_its_neighbours() -> None:
+    model = tiny("qwen3_vl")
+    prompter = prompter_for(model)
+    pages = some_pages("qwen3_vl", "several")
+    engine = Engine(prompter, every_head(prompter.backbone), 4000, independent=True)
+    keys = []
+    for shown in ([pages[2]], pages):
+        (window,) = engine.windows(enumerate(shown), numbers=[3] if len(shown) == 1 else [1, 2, 3])
+        assert window.cache is not None
+        own = window.owner == len(shown) - 1
+        keys.append([layer.keys[:, :, : len(window)][:, :, own] for layer in window.cache.layers])
+    for alone, among in zip(*keys, strict=True):
+        torch.testing.assert_close(alone, among)
