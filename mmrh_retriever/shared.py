@@ -58,6 +58,7 @@ def shared_reranker(
     *,
     heads: str | Path | HeadSet | HeadScoresTable = "published",
     token_budget: int | None = None,
+    independent: bool = False,
     calibrate: bool = True,
     options: PromptOptions | None = None,
     **loading: Any,
@@ -71,6 +72,7 @@ def shared_reranker(
         model: hub id or folder; the model that ships with the package if ``None``.
         heads: as for :class:`~mmrh_retriever.reranker.Reranker`.
         token_budget: the longest window, in tokens.
+        independent: encode each page as if it stood alone.
         calibrate: subtract the attention of a null question.
         options: wording of the prompt, and which tokens count.
         loading: as for :meth:`~mmrh_retriever.reranker.Reranker.from_pretrained`.
@@ -90,7 +92,15 @@ def shared_reranker(
         loading["device"] = str(default_device())
     settings = {key: value for key, value in loading.items() if value not in (None, False)}
     weights, processors = _SHELF.model((name, _frozen(settings)), path, settings)
-    return Reranker(weights, processors, heads, token_budget=token_budget, calibrate=calibrate, options=options)
+    return Reranker(
+        weights,
+        processors,
+        heads,
+        token_budget=token_budget,
+        independent=independent,
+        calibrate=calibrate,
+        options=options,
+    )
 
 
 def release_shared_models() -> None:
