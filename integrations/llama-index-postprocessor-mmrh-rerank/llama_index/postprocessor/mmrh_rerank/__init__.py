@@ -1,0 +1,5 @@
+"""Rerank nodes by the attention that a vision-language model's retrieval heads pay their pages."""
+
+from llama_index.postprocessor.mmrh_rerank.base import MMRHRerank
+
+__all__ = ["MMRHRerank"]

@@ -1,0 +1,207 @@
+"""The node postprocessor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from llama_index.core.bridge.pydantic import ConfigDict, Field
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from mmrh_retriever.adapters import (
+    ERROR_KEY,
+    REGIONS_KEY,
+    RETRIEVAL_SCORE_KEY,
+    AdapterSettings,
+    RankedItem,
+    check_top_n,
+)
+from mmrh_retriever.page_sources import PageClues, clues_from_metadata
+
+dispatcher = get_dispatcher(__name__)
+
+
+class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
+    """Reranks nodes by what a vision-language model's retrieval heads attend to on their pages.
+
+    A node's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of the PDF
+    that its metadata names, or its text. Nodes are copied, never changed. The model is loaded at first use, once
+    a process.
+
+        reranker = MMRHRerank(top_n=5)
+        engine = index.as_query_engine(similarity_top_k=40, node_postprocessors=[reranker])
+
+    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
+    :class:`mmrh_retriever.Reranker` that is loaded already.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
+
+    top_n: int | None = Field(None, ge=1, description="How many nodes to return; all if None.")
+    page_base: Literal[0, 1] = Field(
+        1, description="What the first page's number in metadata['page'] is: 1 for LlamaIndex's readers."
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which the component is written down."""
+        return "MMRHRerank"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings as plain data, for ``from_dict``.
+
+        Raises:
+            ValueError: made from a reranker whose model has neither a hub id nor a folder.
+        """
+        self.check_portable()
+        return super().to_dict(**kwargs)
+
+    def rerank(
+        self,
+        nodes: Sequence[NodeWithScore],
+        query: QueryBundle | str | None,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[NodeWithScore]:
+        """Rerank with another ``top_n`` or ``score_threshold`` than the component's own.
+
+        Args:
+            nodes: candidates; they are not changed.
+            query: the question. It may be missing only where there are no nodes.
+            top_n: how many to return; the setting if ``None``.
+            score_threshold: nodes that score lower are left out; the setting if ``None``.
+
+        Returns:
+            Copies, best first, with scores of this question; equals keep their order.
+
+        Raises:
+            QuestionError: no question, or one without text.
+            PageError, ContextOverflowError: a node that can't be read or is too long (``on_error="raise"``).
+            ValueError: ``top_n`` below 1.
+        """
+        check_top_n(top_n)
+        top_n = self.top_n if top_n is None else top_n
+        bundle = QueryBundle(query) if isinstance(query, str) else query
+        shown = len(nodes) if top_n is None else top_n
+        dispatcher.event(ReRankStartEvent(query=bundle, nodes=list(nodes), top_n=shown, model_name=self.model_label))
+        payload = {
+            EventPayload.NODES: list(nodes),
+            EventPayload.MODEL_NAME: self.model_label,
+            EventPayload.QUERY_STR: "" if bundle is None else bundle.query_str,
+            EventPayload.TOP_K: shown,
+        }
+        found: list[NodeWithScore] = []
+        try:
+            with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+                found = self._ranked(nodes, bundle, top_n, score_threshold)
+                event.on_end(payload={EventPayload.NODES: found})
+        except Exception as error:
+            dispatcher.event(ExceptionEvent(exception=error))
+            raise
+        finally:
+            dispatcher.event(ReRankEndEvent(nodes=found))
+        return found
+
+    async def arerank(
+        self,
+        nodes: Sequence[NodeWithScore],
+        query: QueryBundle | str | None,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[NodeWithScore]:
+        """:meth:`rerank` in a thread; the event loop goes on."""
+        return await asyncio.to_thread(self.rerank, nodes, query, top_n=top_n, score_threshold=score_threshold)
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return self.rerank(nodes, query_bundle)
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return await self.arerank(nodes, query_bundle)
+
+    def _ranked(
+        self,
+        nodes: Sequence[NodeWithScore],
+        query: QueryBundle | None,
+        top_n: int | None,
+        score_threshold: float | None,
+    ) -> list[NodeWithScore]:
+        if not nodes:
+            return []
+        question = "" if query is None else query.query_str
+        ranked = self.rank_items(question, nodes, self.clues, top_n=top_n, score_threshold=score_threshold)
+        return [self._scored_copy(nodes[item.position], item) for item in ranked]
+
+    def clues(self, scored: NodeWithScore) -> PageClues:
+        """What a node says of its page.
+
+        Raises:
+            PageError: a page number in the metadata that is not one.
+        """
+        node = scored.node
+        told = clues_from_metadata(
+            node.metadata,
+            text=node.get_content(metadata_mode=MetadataMode.NONE),
+            doc_id=node.node_id,
+            page_base=self.page_base,
+            page_key=self.page_key,
+        )
+        image, path, url = _own_picture(node)
+        return PageClues(
+            image=image if image is not None else (told.image if path is None else None),
+            image_path=path if path is not None else told.image_path,
+            file_path=told.file_path,
+            image_url=url if url is not None else told.image_url,
+            index=told.index,
+            label=told.label,
+            text=told.text,
+            doc_id=told.doc_id,
+        )
+
+    def _scored_copy(self, scored: NodeWithScore, item: RankedItem) -> NodeWithScore:
+        notes: dict[str, Any] = {}
+        if self.keep_retrieval_score:
+            notes[RETRIEVAL_SCORE_KEY] = scored.score
+        if self.with_regions:
+            notes[REGIONS_KEY] = item.region_records()
+        if item.error is not None:
+            notes[ERROR_KEY] = str(item.error)
+        old = scored.node
+        stale = {RETRIEVAL_SCORE_KEY, REGIONS_KEY, ERROR_KEY}
+        metadata = {key: value for key, value in old.metadata.items() if key not in stale} | notes
+        node = old.model_copy(
+            update={
+                "metadata": metadata,
+                "excluded_llm_metadata_keys": _with(old.excluded_llm_metadata_keys, notes),
+                "excluded_embed_metadata_keys": _with(old.excluded_embed_metadata_keys, notes),
+            }
+        )
+        return NodeWithScore(node=node, score=item.score)
+
+
+def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | None]:
+    """Image data (bytes, or text in base64), path and address that stand in a node's own fields."""
+    resource = getattr(node, "image_resource", None)
+    image = getattr(node, "image", None)
+    path = getattr(node, "image_path", None)
+    url = getattr(node, "image_url", None)
+    if resource is not None:
+        if not image and resource.data:
+            image = resource.data.decode("ascii")  # MediaResource holds base64 as bytes
+        path = path or resource.path
+        url = url or resource.url
+    return image or None, str(path) if path else None, str(url) if url else None
+
+
+def _with(keys: Sequence[str], more: dict[str, Any]) -> list[str]:
+    return [*keys, *(key for key in more if key not in keys)]
