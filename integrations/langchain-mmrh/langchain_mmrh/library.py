@@ -1,0 +1,170 @@
+"""The pages of a retriever's own PDF files: read once, run through the model once, and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.documents import Document
+from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, Reranker, ScoredRegion, read_pdf
+from mmrh_retriever.adapters import AdapterSettings, RankedItem
+from mmrh_retriever.baselines import bm25_scores
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a question gave: scored documents, documents that can't be read, and how to rank pages' regions."""
+
+    ranked: list[RankedItem]
+    failed: dict[int, MMRHError]
+    rank_regions: Callable[[list[Page]], Sequence[ScoredRegion]]
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The pages of some files, and the documents that stand for them; a page that can't be read is an error."""
+
+    documents: list[Document] = field(default_factory=list)
+    pages: list[Page | PageError] = field(default_factory=list)
+    encoded: EncodedPages | None = None
+    encoded_by: Reranker | None = None
+    errors: dict[int, MMRHError] = field(default_factory=dict)
+
+
+class Library:
+    """PDF files as documents. Copies of a retriever share it; a pickle goes without and reads the files again.
+
+    Files are read at the first question and not watched: a retriever made anew sees what has changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._shelves: dict[str, _Shelf] = {}
+
+    def __eq__(self, other: object) -> bool:
+        """What has been read so far does not tell retrievers apart."""
+        return isinstance(other, Library)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: object) -> Library:
+        return self
+
+    def __reduce__(self) -> tuple[type[Library], tuple[()]]:
+        return type(self), ()
+
+    def shelf(self, files: Sequence[str], settings: AdapterSettings) -> _Shelf:
+        """The pages of files, read now if they were not yet.
+
+        Raises:
+            PageError: a file that can't be read (``on_error="raise"``).
+        """
+        told = repr((files, settings.on_error, settings.with_regions, settings.page_source()))
+        with self._lock:
+            if told not in self._shelves:
+                self._shelves = {told: _read(files, settings)}
+            return self._shelves[told]
+
+    def ask_all(self, shelf: _Shelf, settings: AdapterSettings, question: str, memory_budget: int) -> Answer:
+        """Rank all pages, which run through the model at the first question only.
+
+        Raises:
+            PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
+        """
+        reranker = settings.reranker
+        places = {id(page): place for place, page in enumerate(shelf.pages)}
+        with self._lock:
+            if shelf.encoded_by is None or not _alike(shelf.encoded_by, reranker):
+                readable = [page for page in shelf.pages if isinstance(page, Page)]
+                encoded, errors = settings.without_unreadable(
+                    readable, lambda pages: reranker.encode(pages, memory_budget=memory_budget)
+                )
+                unread = {place: page for place, page in enumerate(shelf.pages) if isinstance(page, PageError)}
+                shelf.errors = unread | {places[key]: error for key, error in errors.items()}
+                shelf.encoded, shelf.encoded_by = encoded, reranker
+            encoded, failed = shelf.encoded, dict(shelf.errors)
+        if encoded is None:
+            return Answer([], failed, lambda _: [])
+        ranked = [RankedItem(places[id(it.page)], float(it.score)) for it in encoded.rank(question)]
+        return Answer(ranked, failed, lambda _: encoded.rank_regions(question))
+
+    def ask_best(self, shelf: _Shelf, settings: AdapterSettings, question: str, candidates: int) -> Answer:
+        """Rank the pages that BM25 finds in the text layer, and all pages that have none.
+
+        Raises:
+            ImportError: bm25s is missing.
+            PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
+        """
+        reranker = settings.reranker
+        places = {id(page): place for place, page in enumerate(shelf.pages)}
+        failed: dict[int, MMRHError] = {
+            place: page for place, page in enumerate(shelf.pages) if isinstance(page, PageError)
+        }
+        chosen = shortlist(question, [page for page in shelf.pages if isinstance(page, Page)], candidates)
+        ranking, errors = settings.without_unreadable(chosen, lambda pages: reranker.rank(question, pages))
+        failed |= {places[key]: error for key, error in errors.items()}
+        ranked = [RankedItem(places[id(it.page)], float(it.score)) for it in ranking or []]
+        return Answer(ranked, failed, lambda pages: reranker.rank_regions(question, pages))
+
+
+def _alike(one: Reranker, other: Reranker) -> bool:
+    """Whether two rerankers score alike, so that pages encoded by one serve the other."""
+
+    def told(reranker: Reranker) -> tuple[object, ...]:
+        options = reranker.prompter.options
+        return reranker.heads, reranker.token_budget, reranker.independent, reranker.calibrate, options
+
+    return one.backbone.model is other.backbone.model and told(one) == told(other)
+
+
+def shortlist(question: str, pages: Sequence[Page], count: int) -> list[Page]:
+    """The ``count`` pages whose text layer fits a question best by BM25, and all without text, in their order.
+
+    Raises:
+        ImportError: bm25s is missing.
+    """
+    worded = [place for place, page in enumerate(pages) if page.text]
+    scores = bm25_scores([question], [pages[place].text or "" for place in worded])[0]
+    best = sorted(range(len(worded)), key=lambda position: -scores[position])[:count]
+    kept = {worded[position] for position in best}
+    return [page for place, page in enumerate(pages) if place in kept or not page.text]
+
+
+def _read(files: Sequence[str], settings: AdapterSettings) -> _Shelf:
+    shelf = _Shelf()
+    for file in files:
+        for page in _pages_of(file, settings):
+            shelf.pages.append(page)
+            shelf.documents.append(
+                _document(page) if isinstance(page, Page) else Document("", metadata={"source": file})
+            )
+    return shelf
+
+
+def _pages_of(file: str, settings: AdapterSettings) -> list[Page] | list[PageError]:
+    """A file's pages, or why it can't be read."""
+    try:
+        path = settings.page_source().path(file)
+        return read_pdf(path, max_pixels=settings.pdf_pixels, layout=settings.with_regions)
+    except PageError as error:
+        if settings.on_error == "raise":
+            raise
+        return [error]
+
+
+def _document(page: Page) -> Document:
+    """The document of a PDF page, with the metadata that LangChain's own PDF loaders write."""
+    source = str(page.metadata["path"])
+    told: dict[str, Any] = {
+        "source": source,
+        "file_path": source,
+        "page": page.index,
+        "total_pages": page.metadata["total_pages"],
+    }
+    if page.label is not None:
+        told["page_label"] = page.label
+    if "title" in page.metadata:
+        told["title"] = page.metadata["title"]
+    return Document(page.text or "", metadata=told, id=f"{source}#{page.index}")

@@ -1,0 +1,91 @@
+"""The document compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import run_in_executor
+from mmrh_retriever.adapters import AdapterSettings, check_top_n
+from pydantic import ConfigDict, Field
+
+from langchain_mmrh.documents import clues_of, scored_copy
+
+
+class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
+    """Reranks documents by what a vision-language model's retrieval heads attend to on their pages.
+
+    A document's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of
+    the PDF that its metadata names, or its text. Documents are copied, never changed; the score stands in
+    ``metadata["relevance_score"]``. The model is loaded at first use, once a process.
+
+        compressor = MMRHRerank(top_n=5)
+        retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
+
+    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
+    :class:`mmrh_retriever.Reranker` that is loaded already.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
+
+    top_n: int | None = Field(None, ge=1, description="How many documents to return; all if None.")
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[Document]:
+        """Rerank documents for a question.
+
+        Args:
+            documents: candidates; they are not changed.
+            query: the question.
+            callbacks: not used: nothing is called that reports.
+            top_n: how many to return; the setting if ``None``.
+            score_threshold: documents that score lower are left out; the setting if ``None``.
+
+        Returns:
+            Copies, best first; equals keep their order.
+
+        Raises:
+            QuestionError: an empty question.
+            PageError, ContextOverflowError: a document that can't be read or is too long (``on_error="raise"``).
+            ValueError: ``top_n`` below 1.
+        """
+        del callbacks
+        check_top_n(top_n)
+        if not documents:
+            return []
+        ranked = self.rank_items(
+            query,
+            documents,
+            lambda document: clues_of(document, self),
+            top_n=self.top_n if top_n is None else top_n,
+            score_threshold=score_threshold,
+        )
+        return [scored_copy(documents[item.position], item, self) for item in ranked]
+
+    async def acompress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[Document]:
+        """:meth:`compress_documents` in a thread; the event loop goes on."""
+        return await run_in_executor(
+            None,
+            self.compress_documents,
+            documents,
+            query,
+            callbacks,
+            top_n=top_n,
+            score_threshold=score_threshold,
+        )
