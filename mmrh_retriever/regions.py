@@ -22,6 +22,8 @@ DEFAULT_AGGREGATE: Aggregate = "sqrt_area"
 
 Array = npt.NDArray[np.float64]
 
+_AREA_POWERS = {"sum": 0.0, "mean": 1.0, "sqrt_area": 0.5}
+
 
 def region_scores(
     token_scores: FloatArray, grid: PatchGrid, boxes: npt.ArrayLike, aggregate: Aggregate = DEFAULT_AGGREGATE
@@ -64,8 +66,7 @@ def region_scores(
         peaks = np.where(cover > 0.0, cover * scores, -np.inf).max(axis=1, initial=-np.inf)
         return np.where(np.isfinite(peaks), peaks, 0.0)
     mass: Array = (shared / token_areas) @ scores
-    divisors = {"sum": 1.0, "mean": areas, "sqrt_area": np.sqrt(areas)}
-    return np.asarray(mass / divisors[aggregate], dtype=np.float64)
+    return np.asarray(mass / areas ** _AREA_POWERS[aggregate], dtype=np.float64)
 
 
 def heat_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, int] | None = None) -> FloatArray:
