@@ -56,7 +56,8 @@ class Probe:
     ``items`` are text passages and pictures in the order in which the model reads them. ``question`` is made of
     texts and pictures; ``options`` are the pictures offered as answers A, B, C ... behind it, which the null question
     keeps. ``evidence`` is empty where the right answer is that there is none. ``choices`` hold the texts that a model
-    may be asked to choose from, the right ``answer`` among them; empty where the answer is free. ``context_length``
+    may be asked to choose from, the right ``answer`` among them; empty where the answer is free. ``accepted`` are other
+    wordings of the answer. ``context_length``
     (tokens) is the condition that the probe counts for; ``depth`` is the share of the context in front of the needle,
     0 to 1. ``labelled`` lays items as pages of a ranking ("Page 3: ..."), as :class:`Reranker` does.
 
@@ -75,6 +76,7 @@ class Probe:
     options: tuple[Page, ...] = ()
     choices: tuple[str, ...] = ()
     labelled: bool = False
+    accepted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.items or not self.question:
@@ -272,9 +274,7 @@ class ProbeBuilder:
             item = Page(image=RenderedText(fact.sentence), doc_id="needle")
             return _Needle(None, item, (fact.question,), fact.answer, fact.choices)
         if len(self.haystack.images) < 2:
-            raise DataError(
-                f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few."
-            )
+            raise DataError(f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few.")
         drawn = [int(place) for place in rng.permutation(len(self.haystack.images))[:5]]
         pictures = [picture_of(self.haystack.images[place]) for place in drawn]
         if task == "identical_image":
