@@ -33,6 +33,7 @@ _PANEL_ITEMS = 6  # a box drawn with at most so many strokes and with text over 
 _PANEL_TEXT = 0.08
 _LABEL_DISTANCE = 14.0  # points between a chart and the marks of its axes
 _SMALLEST_FIGURE = 36.0  # points: lower or narrower drawings are bullets, rules and icons
+_CONTRAST = 30  # grey levels between neighbouring pixels, from 0 to 255, that make an edge
 _CELL_GAP = 90.0  # points between two cells of a row without lines
 _MOST_DRAWINGS = 8_000  # on a page; with more, ruled tables are not looked for (the time grows with the square)
 _TABLE_OPTIONS = (
@@ -442,7 +443,7 @@ def _ink(image: Image.Image) -> Mask:
     """Where a grey picture has strong contrast: edges, letters, texture. ``(height, width)``."""
     bright = np.asarray(image.filter(ImageFilter.MaxFilter(3)), dtype=np.int16)
     dark = np.asarray(image.filter(ImageFilter.MinFilter(3)), dtype=np.int16)
-    return np.asarray(bright - dark > 48)
+    return np.asarray(bright - dark > _CONTRAST)
 
 
 def _inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Box, str]]:
@@ -470,7 +471,7 @@ def _inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Bo
 
 def _joined_ink(ink: Mask, height: float) -> list[Box]:
     """Boxes, in pixels, around letters and strokes that stand close to each other for their height."""
-    return _extents(label(_spread(ink, right=round(0.8 * height) + 1, down=round(0.35 * height) + 1)))
+    return _extents(label(_spread(ink, right=round(1.2 * height) + 1, down=round(0.6 * height) + 1)))
 
 
 def _long_lines(ink: Mask, axis: int) -> Mask:

@@ -49,7 +49,7 @@ _DAMAGE = re.compile(
     r"cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
     re.IGNORECASE,
 )
-_HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure|repeated \d+ times", re.IGNORECASE)
+_HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,8 @@ class PdfPageImage:
             drawn = page.get_pixmap(matrix=zoom, colorspace=pymupdf.csRGB, alpha=False)
             image = Image.frombytes("RGB", (drawn.width, drawn.height), drawn.samples)
         for warning in warnings:
-            logger.warning("Page %d of %s: %s", self.index + 1, self.file.name, warning)
+            level = logging.WARNING if _means_damage(warning) else logging.DEBUG
+            logger.log(level, "Page %d of %s: %s", self.index + 1, self.file.name, warning)
         return image
 
 
@@ -227,6 +228,7 @@ def close_documents() -> None:
     with _LOCK:
         while _OPEN:
             _OPEN.popitem()[1].close()
+        pymupdf.TOOLS.store_shrink(100)
 
 
 # Files
@@ -332,6 +334,7 @@ def _mupdf(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Document]
         try:
             yield _document(file, page)
         finally:
+            tools.store_shrink(90)  # to 26 MB; left alone it keeps 256 MB of pictures, even those of closed files
             tools.mupdf_display_errors(shown[0])
             tools.mupdf_display_warnings(shown[1])
 
@@ -421,13 +424,19 @@ def _page_errors(file: PdfFile, index: int) -> Iterator[list[str]]:
         if isinstance(error, PageError):
             raise
         raise file.error(f"can't be read ({_told(error)}). {advice}", index) from error
-    lines = dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines())
+    lines = dict.fromkeys(
+        line for line in pymupdf.TOOLS.mupdf_warnings().splitlines() if not line.startswith("... repeated")
+    )
     told.extend(itertools.islice(lines, 20))
-    damage = [line for line in lines if _DAMAGE.search(line) and not _HARMLESS.search(line)]
+    damage = [line for line in lines if _means_damage(line)]
     if damage and file.strict:
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index
         )
+
+
+def _means_damage(message: str) -> bool:
+    return _DAMAGE.search(message) is not None and _HARMLESS.search(message) is None
 
 
 def _told(error: BaseException) -> str:

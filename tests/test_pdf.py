@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import pickle
@@ -283,6 +284,31 @@ def test_pixels_are_never_held(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_decoded_pictures_are_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.pdf"
+    rng = np.random.default_rng(0)
+    with pymupdf.open() as document:
+        for _ in range(45):
+            noise = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+            jpeg = io.BytesIO()
+            Image.fromarray(noise).resize((1200, 900)).save(jpeg, "JPEG")  # 3 MB of pixels, decoded
+            document.new_page(width=400, height=300).insert_image((0, 0, 400, 300), stream=jpeg.getvalue())
+        document.save(path)
+    pages = read_pdf(path)
+    pages[0].pixels()
+    before = resident_bytes()
+    for page in pages[1:]:
+        page.pixels()
+    assert resident_bytes() - before < 60_000_000
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("needs /proc/self/statm to see memory outside Python")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_pages_are_read_as_they_are_taken(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = pymupdf.Document.load_page
@@ -543,6 +569,16 @@ def test_damage_seen_only_when_drawing(tmp_path: Path, caplog: pytest.LogCapture
     assert error.page == 0
     assert read_pdf(path, strict=False)[0].pixels().width > 0
     assert "Page 1 of picture.pdf" in caplog.text
+
+
+def test_harmless_messages_stay_off_the_log_and_the_terminal(
+    three: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = read_pdf(three)[0]
+    monkeypatch.setattr(pymupdf.TOOLS, "mupdf_warnings", lambda: "openjpeg warning: odd\n... repeated 3 times...")
+    assert page.pixels().width > 0
+    assert caplog.text == ""
+    assert read_pdf(three)[0].metadata["warnings"] == ["openjpeg warning: odd"]
 
 
 def test_messages_of_other_mupdf_users_stay_theirs(three: Path) -> None:
