@@ -7,8 +7,9 @@ into the framework's results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ from mmrh_retriever.page_sources import DEFAULT_MAX_BYTES, PageClues, PageSource
 from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS
 from mmrh_retriever.reranker import Reranker, page_numbers
 from mmrh_retriever.shared import shared_reranker
-from mmrh_retriever.types import MAX_IMAGE_PIXELS, Page, ScoredRegion
+from mmrh_retriever.types import MAX_IMAGE_PIXELS, Page, Region, ScoredRegion, grid_boxes
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Metadata: the score that the document came with."""
@@ -28,6 +29,9 @@ REGIONS_KEY = "mmrh_regions"
 """Metadata: the page's best regions (see :meth:`RankedItem.region_records`)."""
 ERROR_KEY = "mmrh_error"
 """Metadata: why a document was put last without a score."""
+
+GRID_CELLS = 24
+"""About how many cells serve as the regions of a page whose layout is unknown."""
 
 _OF_A_RERANKER = ("heads", "token_budget", "independent", "calibrate")
 
@@ -49,7 +53,10 @@ class RankedItem:
     regions: tuple[ScoredRegion, ...] = ()
 
     def region_records(self) -> list[dict[str, Any]]:
-        """The regions as plain data: ``box`` and ``page_size`` in the page's units, ``kind``, ``score``, ``text``."""
+        """The regions as plain data: ``box`` and ``page_size`` in the page's units, ``kind``, ``score``, ``text``.
+
+        ``kind`` is ``"cell"`` for the cells of a grid, which stand in where a page's layout is unknown.
+        """
         return [
             {
                 "box": [float(side) for side in found.box],
@@ -256,7 +263,7 @@ class AdapterSettings(BaseModel):
         if not self.with_regions:
             return chosen
         laid = {
-            item.position: source.page(clues_of(items[item.position]), layout=True)
+            item.position: with_some_regions(source.page(clues_of(items[item.position]), layout=True))
             for item in chosen
             if item.score is not None
         }
@@ -288,7 +295,7 @@ class AdapterSettings(BaseModel):
 
         Args:
             items: ranked items.
-            pages: the items' pages, with their layout, by position.
+            pages: the items' pages, with regions where they have an image, by position.
             rank_regions: gives the regions of pages that have an image, best first.
         """
         unique = {page_key(page): page for page in pages.values()}
@@ -379,6 +386,17 @@ def check_top_n(top_n: int | None, name: str = "top_n") -> None:
     """
     if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
         raise ValueError(f"{name} is a whole number of at least 1 (or None for all), got {top_n!r}.")
+
+
+def with_some_regions(page: Page) -> Page:
+    """A page that has an image but no layout (a scan, a photo) with a grid of about square cells for regions."""
+    if page.image is None or page.regions or page.size is None:
+        return page
+    width, height = page.size
+    columns = max(1, round(math.sqrt(GRID_CELLS * width / height)))
+    rows = max(1, round(GRID_CELLS / columns))
+    boxes = grid_boxes((0.0, 0.0, width, height), rows, columns).tolist()
+    return replace(page, regions=tuple(Region((x0, y0, x1, y1), kind="cell") for x0, y0, x1, y1 in boxes))
 
 
 def page_key(page: Page) -> Hashable:

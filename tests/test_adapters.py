@@ -223,6 +223,20 @@ def test_regions_on_request(reranker: StubReranker, pdf: Path) -> None:
     assert (by_position[1].regions, by_position[3].regions) == ((), ())
 
 
+@pytest.mark.parametrize("size", [(96, 128), (128, 96), (300, 40)])
+def test_pages_without_layout_get_a_grid(size: tuple[int, int]) -> None:
+    items = [PageClues(image=factories.page_image(0, size)), PageClues(text="words alone")]
+    ranked = rank(AdapterSettings(reranker=real(), with_regions=True, regions_per_page=99), items)
+    by_position = {item.position: item for item in ranked}
+    assert by_position[1].regions == ()
+    records = by_position[0].region_records()
+    assert 16 <= len(records) <= 40
+    assert {record["kind"] for record in records} == {"cell"}
+    assert [record["score"] for record in records] == sorted((record["score"] for record in records), reverse=True)
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (record["box"] for record in records)]
+    assert sum(areas) == pytest.approx(size[0] * size[1], rel=1e-3)
+
+
 def test_eight_threads_on_one_model_give_the_scores_of_one() -> None:
     settings = AdapterSettings(reranker=real())
     items = [*(PageClues(image=factories.page_image(seed)) for seed in range(3)), PageClues(text="Revenue grew.")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, Reranker, ScoredRegion, read_pdf
-from mmrh_retriever.adapters import AdapterSettings, RankedItem
+from mmrh_retriever.adapters import AdapterSettings, RankedItem, with_some_regions
 from mmrh_retriever.baselines import bm25_scores
 
 
@@ -147,11 +147,12 @@ def _pages_of(file: str, settings: AdapterSettings) -> list[Page] | list[PageErr
     """A file's pages, or why it can't be read."""
     try:
         path = settings.page_source().path(file)
-        return read_pdf(path, max_pixels=settings.pdf_pixels, layout=settings.with_regions)
+        pages = read_pdf(path, max_pixels=settings.pdf_pixels, layout=settings.with_regions)
     except PageError as error:
         if settings.on_error == "raise":
             raise
         return [error]
+    return [with_some_regions(page) for page in pages] if settings.with_regions else pages
 
 
 def _document(page: Page) -> Document:
