@@ -6,12 +6,12 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit adapters clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
 
-test: lint types unit
+test: lint types unit adapters
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -23,6 +23,10 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(VENV)/bin/pytest
 
+adapters: $(VENV)/.dev
+	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
+	cd integrations/langchain-mmrh && $(abspath $(VENV))/bin/pytest
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -31,7 +35,8 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(PIP) install -q $(CONSTRAIN) -e ".[dev]"
+	$(PIP) install -q $(CONSTRAIN) -e ".[dev]" \
+		-e integrations/llama-index-postprocessor-mmrh-rerank -e integrations/langchain-mmrh
 	touch $@
 
 clean:
