@@ -216,6 +216,9 @@ class Engine:
     def ask(self, window: Window, questions: Sequence[LaidPiece], *, tokens: bool = False) -> Attention:
         """The attention that questions pay a window's pages; exact as if each were asked alone.
 
+        There is one row of results for each ``scored`` span of each question: one a question, unless it was laid with
+        several.
+
         Raises:
             ContextOverflowError: a question too long for what is left of the context.
             AttentionCaptureError: NaN, or a layer that did not report.
@@ -228,7 +231,9 @@ class Engine:
             for question in group:
                 blocks.append(TokenSpan(start, start + len(question)))
                 start += len(question)
-            rows = [question.scored[0].shifted(block.start) for question, block in zip(group, blocks, strict=True)]
+            rows = [
+                span.shifted(block.start) for asked, block in zip(group, blocks, strict=True) for span in asked.scored
+            ]
             recording = Recording(self.heads, rows, window.owner, len(window.members), tokens=tokens)
             plan = self._tail_plan(window, len(window), start, blocks=tuple(blocks), stop_at=self.heads.deepest)
             positions = torch.cat([question.all_positions() for question in group], dim=1) + window.next_position

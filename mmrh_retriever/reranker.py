@@ -21,8 +21,11 @@ from mmrh_retriever.errors import PageError
 from mmrh_retriever.heads import HeadScoresTable, HeadSet
 from mmrh_retriever.loading import Processors, as_page, load_model, model_path, resolve_heads
 from mmrh_retriever.prompts import Prompter, PromptOptions
+from mmrh_retriever.question_attention import QuestionAttention, question_attention
+from mmrh_retriever.region_ranking import Crops, RegionMethod, check_regions, checked_count, ranked_regions
+from mmrh_retriever.regions import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.scoring import descending, page_scores
-from mmrh_retriever.types import Page, PageLike, ScoredPage
+from mmrh_retriever.types import Page, PageLike, ScoredPage, ScoredRegion
 
 DEFAULT_TOKEN_BUDGET = 32_768
 """Tokens of pages that are read together, if the model's context allows as many."""
@@ -177,6 +180,64 @@ class Reranker:
             window.cache = None
         return scores.rankings(top_n)
 
+    def rank_regions(
+        self,
+        question: str,
+        pages: Iterable[PageLike],
+        *,
+        top_n: int | None = None,
+        aggregate: Aggregate = DEFAULT_AGGREGATE,
+        method: RegionMethod = "page",
+        progress: bool = False,
+    ) -> list[ScoredRegion]:
+        """Rank the layout boxes of pages for a question, best first over all pages.
+
+        Pages bring their boxes as ``regions``: ``read_pdf(path, layout=True)`` finds them, and any other list of boxes
+        may be given, in the units of ``Page.size``. Pages without regions give none.
+
+        Args:
+            question: text.
+            pages: as for :meth:`rank`; at least one has regions.
+            top_n: how many regions to give; all of them if ``None``.
+            aggregate: how the visual tokens under a box become its score, see
+                :func:`mmrh_retriever.regions.region_scores`. Crops don't need it.
+            method: ``"page"`` takes the scores from the page pass; ``"crops"`` runs each box as an image of its own,
+                as Li et al. 2026 do, which costs a pass over all boxes.
+            progress: show a bar on stderr, if that is a terminal.
+
+        Raises:
+            QuestionError: an empty question.
+            PageError: no page has regions, a region lies off its page, or a page can't be read.
+            ContextOverflowError: a page or question too long.
+        """
+        return self.rank_regions_many(
+            [question], pages, top_n=top_n, aggregate=aggregate, method=method, progress=progress
+        )[0]
+
+    def rank_regions_many(
+        self,
+        questions: Sequence[str],
+        pages: Iterable[PageLike],
+        *,
+        top_n: int | None = None,
+        aggregate: Aggregate = DEFAULT_AGGREGATE,
+        method: RegionMethod = "page",
+        progress: bool = False,
+    ) -> list[list[ScoredRegion]]:
+        """Rank the boxes of the same pages for several questions: the pages (or crops) run once.
+
+        The result has one ranking a question; see :meth:`rank_regions`.
+        """
+        listed = as_pages(pages)
+        check_regions(listed, method)
+        checked_count(top_n)
+        if method == "crops":
+            crops = Crops(listed)
+            rankings = self.rank_many(questions, crops.pages, top_n=top_n, progress=progress)
+            return [crops.ranked(ranking) for ranking in rankings]
+        rankings = self.rank_many(questions, listed, with_tokens=True, progress=progress)
+        return [ranked_regions(ranking, aggregate=aggregate, top_n=top_n) for ranking in rankings]
+
     def encode(
         self,
         pages: Iterable[PageLike],
@@ -207,6 +268,10 @@ class Reranker:
     ) -> list[list[ScoredPage]]:
         """:meth:`rank_many` in a thread."""
         return await asyncio.to_thread(self.rank_many, questions, pages, **options)
+
+    async def arank_regions(self, question: str, pages: Iterable[PageLike], **options: Any) -> list[ScoredRegion]:
+        """:meth:`rank_regions` in a thread."""
+        return await asyncio.to_thread(self.rank_regions, question, pages, **options)
 
     async def aencode(self, pages: Iterable[PageLike], **options: Any) -> EncodedPages:
         """:meth:`encode` in a thread."""
@@ -294,6 +359,37 @@ class EncodedPages:
                     scores.add(window, self._engine.ask(window, laid, tokens=with_tokens), null)
         return scores.rankings(top_n)
 
+    def rank_regions(
+        self, question: str, *, top_n: int | None = None, aggregate: Aggregate = DEFAULT_AGGREGATE
+    ) -> list[ScoredRegion]:
+        """Rank the pages' layout boxes; only the question's tokens run. See :meth:`Reranker.rank_regions`."""
+        check_regions(self.pages, "page")
+        checked_count(top_n)
+        return ranked_regions(self.rank(question, with_tokens=True), aggregate=aggregate, top_n=top_n)
+
+    def question_attention(self, question: str, scored: ScoredPage) -> QuestionAttention:
+        """What each token of a question pays one of these pages, for heat maps by token.
+
+        Args:
+            question: text; only its tokens run.
+            scored: the page, from a ranking of these pages.
+
+        Raises:
+            PageError: a page that is not one of these, or that the model read as text.
+        """
+        if not 0 <= scored.position < len(self.pages) or self.pages[scored.position] is not scored.page:
+            raise PageError(
+                f"{scored.page.name} is not one of these {len(self.pages)} encoded pages. Rank them with rank() of "
+                "this object, and give one of its results.",
+                source=scored.page.doc_id,
+                page=scored.page.index,
+            )
+        with self._lock:
+            number = next(i for i, window in enumerate(self._windows) if scored.position in window.members)
+            window = self._ready(number)
+            null = self._null_attention(number) if self.reranker.calibrate else None
+            return question_attention(self._engine, window, question, scored, null)
+
     async def arank(self, question: str, **options: Any) -> list[ScoredPage]:
         """:meth:`rank` in a thread."""
         return await asyncio.to_thread(self.rank, question, **options)
@@ -301,6 +397,10 @@ class EncodedPages:
     async def arank_many(self, questions: Sequence[str], **options: Any) -> list[list[ScoredPage]]:
         """:meth:`rank_many` in a thread."""
         return await asyncio.to_thread(self.rank_many, questions, **options)
+
+    async def arank_regions(self, question: str, **options: Any) -> list[ScoredRegion]:
+        """:meth:`rank_regions` in a thread."""
+        return await asyncio.to_thread(self.rank_regions, question, **options)
 
     def _null_attention(self, number: int) -> Attention:
         """The null question's attention on a window: asked once, kept (a number a token)."""
