@@ -44,7 +44,8 @@ class Reranker:
         token_budget: the longest window in tokens (32,768, or the model's context if that is shorter); longer
             lists of pages are ranked over several windows.
         independent: encode each page as if it stood alone behind the prompt's head. Pages then start alike, cost the
-            same whatever stands beside them, and may be more than the model's context holds. Not what the paper does.
+            same whatever stands beside them, and may be more than the model's context holds. Not what the paper does;
+            by default only where the model's config says ``mmrh_independent``, as the bundled model's does.
         calibrate: subtract the attention of a null question (Li et al. 2026, arXiv 2605.27243).
         options: wording of the prompt, and which tokens count.
         check: compare recorded attention with plain eager attention on a short input, once a model.
@@ -62,7 +63,7 @@ class Reranker:
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         *,
         token_budget: int | None = None,
-        independent: bool = False,
+        independent: bool | None = None,
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
@@ -71,7 +72,8 @@ class Reranker:
         self.backbone = Backbone.of(model)
         self.calibrate = calibrate
         self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, options)
-        self.independent = independent
+        by_config = bool(getattr(self.backbone.config, "mmrh_independent", False))
+        self.independent = by_config if independent is None else independent
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET
         self.heads = resolve_heads(heads, self.backbone)
         if check:
@@ -84,7 +86,7 @@ class Reranker:
         *,
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         token_budget: int | None = None,
-        independent: bool = False,
+        independent: bool | None = None,
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
