@@ -5,7 +5,9 @@
     pages = read_pdf("report.pdf")
     top = Reranker.from_pretrained().rank("How did revenue change?", pages, top_n=5)
 
-The names below are the public surface; everything else may change.
+The names below are the public surface, and with them what these modules show: ``explain`` (heat maps, reports),
+``shared`` and ``page_sources`` and ``adapters`` (what adapters build on), ``head_analysis``, ``detection``, ``causal``,
+``evaluation``, ``metrics``, ``mmdocir`` and ``baselines``. Everything else may change.
 """
 
 from mmrh_retriever.errors import (
@@ -22,6 +24,7 @@ from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.pdf import iter_pdf, read_pdf
 from mmrh_retriever.prompts import PromptOptions
 from mmrh_retriever.reranker import EncodedPages, Reranker
+from mmrh_retriever.shared import release_shared_models, shared_reranker
 from mmrh_retriever.types import Page, PatchGrid, Region, ScoredPage, ScoredRegion, TokenSpan
 
 __version__ = "0.1.0"
@@ -50,4 +53,6 @@ __all__ = [
     "UnsupportedModelError",
     "iter_pdf",
     "read_pdf",
+    "release_shared_models",
+    "shared_reranker",
 ]

@@ -11,11 +11,14 @@ PACKAGE = Path(mmrh_retriever.__file__).parent
 LAYERS = [
     {"errors", "types"},
     {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"},
-    {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "layout", "pdf", "probes", "mm_niah", "mmdocir"},
-    {"engine", "loading", "region_ranking", "page_sources"},
-    {"reranker", "shared"},
+    {"attention", "kv_cache", "image_layouts", "backbones", "prompts"}
+    | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}
+    | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},
+    {"engine", "question_attention", "loading"},
+    {"reranker", "shared", "adapters"},
 ]
-PURE = LAYERS[0] | LAYERS[1] | {"pdf", "layout", "mmdocir"}
+MODEL_FREE = {"pdf", "layout", "boxes", "page_ink", "pdf_text", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"}
+PURE = LAYERS[0] | LAYERS[1] | MODEL_FREE
 
 
 def imports(path: Path) -> set[str]:
