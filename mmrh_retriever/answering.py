@@ -88,6 +88,7 @@ class Answerer:
         self.lead_in = lead_in
         self.max_new_tokens = max_new_tokens
         self._last: tuple[object, Window, list[float]] | None = None
+        self._laid: tuple[Probe, list[LaidPiece]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
         """The model's free answer, without sampling; ends at a line break.
@@ -178,13 +179,17 @@ class Answerer:
         return window, first
 
     def _pieces(self, probe: Probe) -> list[LaidPiece]:
-        """Everything behind the prompt's head; the last piece is text alone and not empty."""
+        """Everything behind the prompt's head, kept for the next masking; the last piece is text and not empty."""
+        if self._laid is not None and self._laid[0] is probe:
+            return self._laid[1]
         prompter = self.prompter.prompter(probe)
         end = prompter.lay_tail()
         end.add_text(prompter.plain(self.lead_in))
         if not end.ids:
             end.add_text(prompter.plain("\n"))
-        return [*self.prompter.lay_context(probe).pieces, *self.prompter.lay_question(probe), end]
+        pieces = [*self.prompter.lay_context(probe).pieces, *self.prompter.lay_question(probe), end]
+        self._laid = (probe, pieces)
+        return pieces
 
     def _every_layer(self) -> list[HeadId]:
         return [HeadId(self.backbone.layers - 1, 0)]

@@ -144,8 +144,8 @@ class Haystack:
             )
 
     @classmethod
-    def generated(cls, seed: int = 0, *, passages: int = 400, images: int = 64) -> Haystack:
-        """Plain invented prose (passages of eight sentences) and pictures of shapes."""
+    def generated(cls, seed: int = 0, *, passages: int = 1200, images: int = 64) -> Haystack:
+        """Plain invented prose (passages of eight sentences, some 150,000 tokens in all) and pictures of shapes."""
         rng = np.random.default_rng([3, seed])
         pictures = tuple(
             Page(image=DrawnPicture(seed * 100_003 + number), doc_id="generated", index=number)

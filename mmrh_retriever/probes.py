@@ -185,6 +185,7 @@ class _Needle:
     answer: str
     choices: tuple[str, ...]
     options: tuple[Page, ...] = ()
+    pictures: tuple[Page, ...] = ()  # those of the haystack that the needle and question are made of
 
 
 class ProbeBuilder:
@@ -238,7 +239,7 @@ class ProbeBuilder:
         for example in range(examples):
             rng = np.random.default_rng([self.seed, TASKS.index(task), context_length, example])
             needle = self._needle(task, rng)
-            units = self._fill(self._room(task, needle, context_length), rng)
+            units = self._fill(self._room(task, needle, context_length), needle, rng)
             for depth in shares:
                 items, evidence = _placed(units, needle, depth)
                 yield Probe(
@@ -279,13 +280,13 @@ class ProbeBuilder:
         pictures = [picture_of(self.haystack.images[place]) for place in drawn]
         if task == "identical_image":
             asked = ("Was the following picture shown above? ", pictures[0], " Answer yes or no.")
-            return _Needle(None, pictures[0], asked, "yes", ("yes", "no"))
+            return _Needle(None, pictures[0], asked, "yes", ("yes", "no"), pictures=(pictures[0],))
         host, options = pictures[0], pictures[1:]
         right = int(rng.integers(len(options)))
         pasted = Page(image=PastedPicture(host, options[right], int(rng.integers(1 << 31))), doc_id="needle")
         letters = tuple("ABCD"[: len(options)])
         asked_for = ("Which of the following pictures is part of a picture shown above?",)
-        return _Needle(None, pasted, asked_for, letters[right], letters, tuple(options))
+        return _Needle(None, pasted, asked_for, letters[right], letters, tuple(options), tuple(pictures))
 
     def _room(self, task: str, needle: _Needle, context_length: int) -> int:
         """Tokens that are left for the haystack."""
@@ -299,18 +300,25 @@ class ProbeBuilder:
             )
         return context_length - taken
 
-    def _fill(self, room: int, rng: np.random.Generator) -> list[Page]:
-        """Units of at most ``room`` tokens in all, pictures at random places among the texts."""
-        images = self._draw_images(room, rng)
+    def _fill(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
+        """Units of at most ``room`` tokens in all, pictures at random places among the texts; none of the needle's."""
+        images = self._draw_images(room, needle, rng)
         left = room - sum(self._image_size(image) for image in images)
         texts = self._draw_texts(left, max(1, round(left / UNIT_TOKENS)), rng)
         units = [*images, *texts]
         return [units[int(place)] for place in rng.permutation(len(units))]
 
-    def _draw_images(self, room: int, rng: np.random.Generator) -> list[Page]:
+    def _draw_images(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
         if not self.image_share:
             return []
-        pool = [picture_of(self.haystack.images[int(i)]) for i in rng.permutation(len(self.haystack.images))]
+        shuffled = [self.haystack.images[int(place)] for place in rng.permutation(len(self.haystack.images))]
+        taken = {id(page.image) for page in needle.pictures}
+        pool = [picture_of(page) for page in shuffled if id(page.image) not in taken]
+        if not pool:
+            raise DataError(
+                f"The haystack {self.haystack.name!r} has {len(shuffled)} pictures, all of them in the question. Add "
+                "more, or ask for an image share of 0."
+            )
         each = self._image_size(pool[0])
         units = room / (self.image_share * each + (1 - self.image_share) * UNIT_TOKENS)
         wanted = round(units * self.image_share)

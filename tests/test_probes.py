@@ -101,6 +101,19 @@ def test_negatives_show_everything_but_the_needle() -> None:
     assert all(page.image != shown.question_images[0].image for page in absent.items)
 
 
+@pytest.mark.parametrize("task", ["image", "identical_image"])
+def test_the_needles_pictures_stand_nowhere_else(task: str) -> None:
+    build = ProbeBuilder(count, Haystack.generated(5, passages=60, images=7), image_share=0.8)
+    for probe in build.build(task, 6000, examples=4, depths=2, negatives=True):
+        asked = {id(page.image) for page in (*probe.question_images, *probe.options)}
+        shown = [id(page.image) in asked for place, page in enumerate(probe.items) if place not in probe.gold]
+        assert sum(page.image is not None for page in probe.items) > 5
+        assert not any(shown)
+    few = ProbeBuilder(count, Haystack.generated(5, passages=60, images=5), image_share=0.8)
+    with pytest.raises(DataError, match="all of them in the question"):
+        list(few.build("image", 6000))
+
+
 def test_generated_pictures_depend_on_the_seed_alone() -> None:
     one, again, other = (np.asarray(DrawnPicture(seed).load()) for seed in (1, 1, 2))
     assert np.array_equal(one, again)
