@@ -18,6 +18,9 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 import mmrh_retriever
+from mmrh_retriever import cli_evaluate
+from mmrh_retriever.cli_causal import causal_command
+from mmrh_retriever.cli_detect import detect_command
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.explain import full_colour, save_heat_map
 from mmrh_retriever.head_report import head_report, report_tables, scores_from
@@ -32,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Rank the pages of documents by what a vision-language model's retrieval heads look at.",
 )
+app.command("detect")(detect_command)
+app.command("causal")(causal_command)
+app.add_typer(cli_evaluate.app, name="evaluate")
 stderr = Console(stderr=True)
 stdout = Console()
 
