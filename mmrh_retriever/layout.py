@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pymupdf
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from mmrh_retriever.pdf_text import TextBlock, join_rows, page_text, reading_order, union
+from mmrh_retriever.boxes import area, clip, clusters, extents, grown, inside, label, union, without_nested
+from mmrh_retriever.page_ink import ink_of, inked_boxes, spread
+from mmrh_retriever.pdf_text import TextBlock, join_rows, page_text, reading_order
 from mmrh_retriever.types import Box, Region
-
-Mask = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.int32]
 
 _SCAN_CHARACTERS = 30  # a page with less text than this and a picture over half of it is a scan
 _BACKGROUND = 0.8  # of the page: what covers more is its ground, not a figure on it
@@ -33,7 +31,7 @@ _PANEL_ITEMS = 6  # a box drawn with at most so many strokes and with text over 
 _PANEL_TEXT = 0.08
 _LABEL_DISTANCE = 14.0  # points between a chart and the marks of its axes
 _SMALLEST_FIGURE = 36.0  # points: lower or narrower drawings are bullets, rules and icons
-_CONTRAST = 30  # grey levels between neighbouring pixels, from 0 to 255, that make an edge
+_MOST_STROKES = 15  # drawn things for each cell of a table; with more it is a map or a chart
 _CELL_GAP = 90.0  # points between two cells of a row without lines
 _MOST_DRAWINGS = 8_000  # on a page; with more, ruled tables are not looked for (the time grows with the square)
 _TABLE_OPTIONS = (
@@ -61,12 +59,16 @@ def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Reg
     covered = max((area(box) for box in images), default=0.0) / (size[0] * size[1])
     if characters == 0 or (characters < _SCAN_CHARACTERS and covered > 0.5):
         return image_regions(_picture(page), size=size)
-    tables = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else []
-    tables = _without_nested(tables + _aligned_tables(blocks, tables))
+    gridded = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else []
+    gridded += _aligned_tables(blocks, [box for box, _ in gridded])
+    cells = dict(gridded)
+    tables = without_nested(list(cells))
     figures = _figures(images, drawings, blocks, tables, size)
     if any(area(box) >= _BACKGROUND * size[0] * size[1] for box in images):
         figures += _pictures_in_ground(page, blocks, [*tables, *(figure.box for figure in figures)], size)
-    found = [_Found(box, "table", []) for box in tables] + figures
+    found = figures + [
+        _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table", []) for box in tables
+    ]
     rest = []
     for block in blocks:
         owner = next((f for f in found if inside(block.box, f.box) > _INSIDE), None)
@@ -94,7 +96,7 @@ def image_regions(image: Image.Image, *, size: tuple[float, float] | None = None
         without text.
     """
     size = size or (float(image.width), float(image.height))
-    found = [_Found(box, kind, []) for box, kind in _inked_boxes(image, size)]
+    found = [_Found(box, kind, []) for box, kind in inked_boxes(image, size)]
     return _as_regions(found, size)
 
 
@@ -106,95 +108,6 @@ def _as_regions(found: Sequence[_Found], size: tuple[float, float]) -> tuple[Reg
             kept.append(_Found(box, item.kind, item.blocks))
     stand_ins = [TextBlock(item.box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for item in kept]
     return tuple(Region(kept[i].box, kept[i].kind, page_text(kept[i].blocks) or None) for i in reading_order(stand_ins))
-
-
-# Boxes
-
-
-def area(box: Box) -> float:
-    """The area of a box."""
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def overlap(one: Box, other: Box) -> Box:
-    """What two boxes share; its area is 0 where they share nothing."""
-    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
-
-
-def inside(box: Box, other: Box) -> float:
-    """The share of ``box`` that lies in ``other``."""
-    shared = overlap(box, other)
-    if shared[2] <= shared[0] or shared[3] <= shared[1]:
-        return 0.0
-    return area(shared) / max(area(box), 1e-9)
-
-
-def clip(box: Box, size: tuple[float, float]) -> Box | None:
-    """The part of a box that lies on a page of ``size``, or None where there is none."""
-    part = overlap(box, (0.0, 0.0, *size))
-    return part if part[2] > part[0] and part[3] > part[1] else None
-
-
-def _grown(box: Box, by: float) -> Box:
-    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
-def _without_nested(boxes: Sequence[Box]) -> list[Box]:
-    kept: list[Box] = []
-    for box in sorted(boxes, key=area, reverse=True):
-        if all(inside(box, other) < 0.5 for other in kept):
-            kept.append(box)
-    return kept
-
-
-def _clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
-    """Groups of boxes that lie within ``gap`` of each other, as positions."""
-    if not boxes:
-        return []
-    cell = max(gap / 2, 1.0)
-    x0, y0, x1, y1 = union(boxes)
-    shape = (int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3)
-    mask: Mask = np.zeros(shape, dtype=bool)
-    spots = []
-    for box in boxes:
-        left, top = int((box[0] - x0) / cell), int((box[1] - y0) / cell)
-        right, bottom = int((box[2] - x0) / cell) + 2, int((box[3] - y0) / cell) + 2
-        mask[top : bottom + 1, left : right + 1] = True
-        spots.append((top, left))
-    labels = label(mask)
-    groups: dict[int, list[int]] = {}
-    for i, spot in enumerate(spots):
-        groups.setdefault(int(labels[spot]), []).append(i)
-    return list(groups.values())
-
-
-def label(mask: Mask) -> Labels:
-    """Number the connected areas of a mask (8 neighbours) from 1; 0 where the mask is false. ``(rows, columns)``."""
-    labels: Labels = np.zeros(mask.shape, dtype=np.int32)
-    parents = [0]
-
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
-
-    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    above: list[tuple[int, int, int]] = []
-    for y in range(mask.shape[0]):
-        row = []
-        for start, stop in zip(np.flatnonzero(edges[y] == 1), np.flatnonzero(edges[y] == -1), strict=True):
-            touching = [name for low, high, name in above if low <= stop and high >= start]
-            name = root(touching[0]) if touching else len(parents)
-            if not touching:
-                parents.append(name)
-            for other in touching[1:]:
-                parents[root(other)] = name
-            labels[y, start:stop] = name
-            row.append((int(start), int(stop), name))
-        above = row
-    final = np.asarray([root(i) for i in range(len(parents))], dtype=np.int32)
-    return final[labels]
 
 
 # Text
@@ -262,8 +175,8 @@ def _goes_on(last: TextBlock, block: TextBlock) -> bool:
 # Tables
 
 
-def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[Box]:
-    """Tables with drawn lines, as MuPDF finds them, without frames and charts taken for tables."""
+def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[tuple[Box, int]]:
+    """Tables with drawn lines, as MuPDF finds them, without mere frames; and how many cells they have."""
     if hasattr(pymupdf, "no_recommend_layout"):
         pymupdf.no_recommend_layout()  # or an advertisement is printed
     turn, rotation = pymupdf.Matrix(page.rotation_matrix), page.rotation
@@ -280,13 +193,20 @@ def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[f
             cells = np.asarray([_turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
             within = ((centres[:, None] >= cells[None, :, :2]) & (centres[:, None] <= cells[None, :, 2:])).all(-1)
             if within.any(0).mean() >= 0.4 and within.any(0).sum() >= 4:
-                boxes.append(box)
+                boxes.append((box, len(cells)))
     finally:
         page.set_rotation(rotation)
     return boxes
 
 
-def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[Box]:
+def _is_picture(box: Box, cells: int, images: Sequence[Box], drawings: Sequence[Box]) -> bool:
+    """Whether what looks like a table has so much drawn in it that it must be a map or a chart."""
+    pictured = sum(area(image) for image in images if inside(image, box) > 0.5)
+    strokes = sum(inside(drawing, box) > 0.5 for drawing in drawings)
+    return pictured > 0.3 * area(box) or strokes > _MOST_STROKES * cells
+
+
+def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[tuple[Box, int]]:
     """Tables without a grid of lines: short pieces of text that stand in rows and columns."""
     cells = [
         (box, re.search(r"\d", text) is not None)
@@ -296,7 +216,7 @@ def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[B
         if len(text) <= 40
     ]
     tables = []
-    for group in _clusters([(x0 - _CELL_GAP / 2, y0, x1 + _CELL_GAP / 2, y1) for (x0, y0, x1, y1), _ in cells], 10.0):
+    for group in clusters([(x0 - _CELL_GAP / 2, y0, x1 + _CELL_GAP / 2, y1) for (x0, y0, x1, y1), _ in cells], 10.0):
         members = [cells[i][0] for i in group]
         figures = sum(cells[i][1] for i in group) / len(group)
         rows = _lanes(members, axis=1)
@@ -305,7 +225,7 @@ def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[B
         filled = sum(map(len, rows)) / max(1, len(rows) * len(columns))
         shaped = len(wide) >= 3 and len(wide) >= 0.5 * len(rows) and filled >= 0.5
         if shaped and len(columns) >= 2 and (figures >= 0.25 or len(columns) >= 4):
-            tables.append(union(members))
+            tables.append((union(members), len(members)))
     return tables
 
 
@@ -337,7 +257,7 @@ def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], li
     drawings: list[Box] = []
     for kind, rect in page.get_bboxlog():
         target = images if "image" in kind else drawings if "path" in kind or "shade" in kind else None
-        if target is not None and (box := clip(_grown(_turned(rect, turn), 0.1), size)) is not None:
+        if target is not None and (box := clip(grown(_turned(rect, turn), 0.1), size)) is not None:
             target.append(box)
     return images, drawings
 
@@ -377,32 +297,34 @@ def _figures(
             kind = "figure"
             box = _with_labels(box, blocks)
         figures.append(_Found(box, kind, []))
-    kept = set(_without_nested([figure.box for figure in figures]))
+    kept = set(without_nested([figure.box for figure in figures]))
     return [figure for figure in figures if figure.box in kept]
 
 
 def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
     """Drawn things that stand near each other; grounds that lie under most of the page do not count."""
     groups = []
-    for group in _clusters(items, _NEAR):
+    for group in clusters(items, _NEAR):
         members = [items[i] for i in group]
         smaller = [member for member in members if area(member) < 0.25 * whole]
         if area(union(members)) > 0.5 * whole:
             apart = smaller if len(smaller) < len(members) else members
-            groups += [[apart[i] for i in part] for part in _clusters(apart, 2.0)]
+            groups += [[apart[i] for i in part] for part in clusters(apart, 2.0)]
         else:
             groups.append(members)
     return groups
 
 
 def _is_prose(block: TextBlock) -> bool:
-    return block.characters_per_line > 25 or len(block.text) > 80
+    """Whether a block is running text, not a label or the cells of a row."""
+    pieces = max(1, len(block.lines))
+    return len(block.text) > 25 * pieces or (len(block.text) > 80 and len(block.text) > 15 * pieces)
 
 
 def _with_labels(box: Box, blocks: Sequence[TextBlock]) -> Box:
     """A figure's box, widened to the short texts right beside it: marks of an axis, names of bars."""
     for _ in range(2):
-        near = _grown(box, _LABEL_DISTANCE)
+        near = grown(box, _LABEL_DISTANCE)
         labels = [b.box for b in blocks if len(b.text) <= 40 and not _is_prose(b) and inside(b.box, near) > 0.5]
         box = union([box, *labels])
     return box
@@ -423,132 +345,17 @@ def _pictures_in_ground(
     """What is to be seen in an image under the whole page, besides what is known to stand on it."""
     picture = _picture(page)
     scale = (picture.width / size[0], picture.height / size[1])
-    ink = _ink(picture)
+    ink = ink_of(picture)
     for box in (*known, *(block.box for block in blocks)):
-        x0, y0, x1, y1 = _grown(box, 3.0)
+        x0, y0, x1, y1 = grown(box, 3.0)
         ink[
             max(0, int(y0 * scale[1])) : int(y1 * scale[1]) + 1, max(0, int(x0 * scale[0])) : int(x1 * scale[0]) + 1
         ] = False
     found = []
-    for box in _extents(label(_spread(ink, right=12, down=12))):
+    for box in extents(label(spread(ink, right=12, down=12))):
         there = (box[0] / scale[0], box[1] / scale[1], box[2] / scale[0], box[3] / scale[1])
         prose = any(inside(block.box, there) > _INSIDE and _is_prose(block) for block in blocks)
         if min(there[2] - there[0], there[3] - there[1]) >= _SMALLEST_FIGURE and not prose:
             found.append(_Found(there, "image", []))
-    kept = set(_without_nested([item.box for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]]))
+    kept = set(without_nested([item.box for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]]))
     return [item for item in found if item.box in kept]
-
-
-def _ink(image: Image.Image) -> Mask:
-    """Where a grey picture has strong contrast: edges, letters, texture. ``(height, width)``."""
-    bright = np.asarray(image.filter(ImageFilter.MaxFilter(3)), dtype=np.int16)
-    dark = np.asarray(image.filter(ImageFilter.MinFilter(3)), dtype=np.int16)
-    return np.asarray(bright - dark > _CONTRAST)
-
-
-def _inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Box, str]]:
-    """Connected areas of strong contrast, with their kinds, in the units of ``size``."""
-    grey = image.convert("L")
-    grey.thumbnail((1000, 1000))
-    levels = np.asarray(grey)
-    ink = _ink(grey)
-    height = _letter_height(ink)
-    boxes = _joined_ink(ink, height)
-    if any(area(box) > _BACKGROUND * ink.size for box in boxes):
-        # Rules and frames have tied most of the page together: once more, without them.
-        ink &= ~(_long_lines(ink, 0) | _long_lines(ink, 1))
-        boxes = _joined_ink(ink, height)
-    scale = (size[0] / grey.width, size[1] / grey.height)
-    found = []
-    for box in _without_nested(boxes):
-        x0, y0, x1, y1 = (int(v) for v in box)
-        if max(x1 - x0, y1 - y0) < 1.5 * height or min(x1 - x0, y1 - y0) < 0.5 * height:
-            continue
-        kind = _kind_of_ink(levels[y0:y1, x0:x1], ink[y0:y1, x0:x1], height)
-        found.append(((x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1]), kind))
-    return found
-
-
-def _joined_ink(ink: Mask, height: float) -> list[Box]:
-    """Boxes, in pixels, around letters and strokes that stand close to each other for their height."""
-    return _extents(label(_spread(ink, right=round(1.2 * height) + 1, down=round(0.6 * height) + 1)))
-
-
-def _long_lines(ink: Mask, axis: int) -> Mask:
-    """Thin straight lines over more than a quarter of the page along ``axis``."""
-    lines = _long_runs(ink, ink.shape[axis] // 4, axis)
-    return lines & ~_long_runs(lines, 7, 1 - axis)
-
-
-def _long_runs(mask: Mask, length: int, axis: int) -> Mask:
-    """What lies in unbroken runs of at least ``length`` pixels along ``axis``."""
-    rows = mask if axis == 1 else mask.T
-    edges = np.diff(np.pad(rows.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    starts, stops = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    long = stops[1] - starts[1] >= length
-    steps = np.zeros(edges.shape, dtype=np.int8)
-    steps[starts[0][long], starts[1][long]] = 1
-    steps[stops[0][long], stops[1][long]] = -1
-    kept: Mask = np.cumsum(steps, axis=1, dtype=np.int8)[:, :-1] > 0
-    return kept if axis == 1 else kept.T
-
-
-def _extents(labels: Labels) -> list[Box]:
-    """The box around each label's area: ``(x0, y0, x1, y1)`` in pixels, for labels in ascending order."""
-    ys, xs = np.nonzero(labels)
-    names, places = np.unique(labels[ys, xs], return_inverse=True)
-    boxes = np.empty((len(names), 4))
-    boxes[:, :2] = np.inf
-    boxes[:, 2:] = -np.inf
-    np.minimum.at(boxes[:, 0], places, xs)
-    np.minimum.at(boxes[:, 1], places, ys)
-    np.maximum.at(boxes[:, 2], places, xs + 1)
-    np.maximum.at(boxes[:, 3], places, ys + 1)
-    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
-
-
-def _letter_height(ink: Mask) -> float:
-    """The usual height of a letter, in pixels."""
-    heights = [y1 - y0 for x0, y0, x1, y1 in _extents(label(ink)) if 4 <= y1 - y0 <= 60 and x1 - x0 >= 3]
-    return float(np.median(heights)) if heights else 12.0
-
-
-def _spread(mask: Mask, *, right: int, down: int) -> Mask:
-    """The mask with gaps of up to ``right`` and ``down`` pixels closed."""
-    for axis, reach in ((1, right), (0, down)):
-        mask = _run(mask, reach, axis)
-    return mask
-
-
-def _run(mask: Mask, reach: int, axis: int) -> Mask:
-    """True where the mask is true within ``reach / 2`` pixels along ``axis``."""
-    before = (reach + 1) // 2
-    padding = [(0, 0), (0, 0)]
-    padding[axis] = (before + 1, reach - before)
-    sums = np.cumsum(np.pad(mask, padding).astype(np.int32), axis=axis)
-    length = mask.shape[axis]
-    high = np.take(sums, range(reach + 1, reach + 1 + length), axis=axis)
-    low = np.take(sums, range(length), axis=axis)
-    return np.asarray(high > low)
-
-
-def _kind_of_ink(levels: npt.NDArray[np.uint8], ink: Mask, height: float) -> str:
-    """What an inked area looks like: lines of letters, a photograph, or a drawing."""
-    shades = np.bincount(levels.ravel() >> 3, minlength=34)
-    ground = max(shades[i : i + 3].sum() for i in range(32)) / levels.size  # letters stand on an even ground
-    if ground < 0.4 and len(ink) > 4 * height:
-        return "image"
-    if len(ink) < 3.2 * height:
-        return "title" if len(ink) > 2.4 * height else "text"
-    rows = ink.mean(axis=1)
-    if _strokes(rows) >= 3 and _strokes(ink.mean(axis=0)) >= 3:
-        return "table"
-    valleys = rows < 0.25 * rows.max()
-    starts = int((np.diff(valleys.astype(np.int8)) == 1).sum())
-    lines = len(ink) / max(1.0, 2.2 * height)
-    return "text" if starts >= 0.5 * lines and 0.08 < valleys.mean() < 0.75 else "figure"
-
-
-def _strokes(profile: npt.NDArray[np.float64]) -> int:
-    """How many lines run through nearly the whole of an area, from the share of ink in each of its rows."""
-    return int((np.diff((profile > 0.85).astype(np.int8), prepend=0) == 1).sum())

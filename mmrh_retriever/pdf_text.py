@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pymupdf
 
+from mmrh_retriever.boxes import union
 from mmrh_retriever.types import Box
 
 _PROSE_CHARACTERS = 15  # a column of running text has lines at least this long; table columns mostly do not
@@ -100,12 +101,6 @@ def page_text(blocks: Sequence[TextBlock]) -> str:
         text += block.text
         last = block
     return text
-
-
-def union(boxes: Iterable[Box]) -> Box:
-    """The smallest box around ``boxes``."""
-    x0, y0, x1, y1 = zip(*boxes, strict=True)
-    return min(x0), min(y0), max(x1), max(y1)
 
 
 def _beside(one: Box, other: Box) -> bool:

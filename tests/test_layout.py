@@ -12,7 +12,8 @@ import pymupdf
 import pytest
 from PIL import Image, ImageDraw
 
-from mmrh_retriever.layout import area, image_regions, inside, label, overlap
+from mmrh_retriever.boxes import area, inside, label, overlap
+from mmrh_retriever.layout import image_regions
 from mmrh_retriever.pdf import read_pdf
 from mmrh_retriever.types import Box, Page, Region
 
@@ -118,6 +119,18 @@ def test_what_is_cropped_away_is_not_found() -> None:
     assert [region.kind for region in page.regions] == ["text"]
 
 
+def test_a_map_with_a_grid_is_a_figure() -> None:
+    def draw(page: pymupdf.Page) -> None:
+        grid(page)
+        shape = page.new_shape()
+        for i in range(500):
+            shape.draw_circle((90 + i * 37 % 380, 205 + i * 17 % 110), 2)
+            shape.finish(fill=(0.2, 0.6, 0.3))
+        shape.commit()
+
+    assert [region.kind for region in one_page(draw).regions] == ["figure"]
+
+
 def test_tables_without_lines() -> None:
     def draw(page: pymupdf.Page) -> None:
         page.insert_textbox((60, 80, 540, 180), WORDS, fontsize=11)
@@ -220,6 +233,14 @@ def test_scanned_paragraphs_and_photographs() -> None:
     assert [region.kind for region in regions] == ["text", "text", "image"]
     for region, box in zip(regions, [(60, 60, 530, 220), (60, 280, 530, 400), (150, 500, 370, 660)], strict=True):
         assert likeness(region.box, box) > 0.8
+
+
+def test_scanned_rules_are_nothing() -> None:
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        lines(pen, (60, 60, 530, 220))
+        pen.rectangle((60, 300, 530, 303), fill=20)
+
+    assert [region.kind for region in image_regions(scan(draw))] == ["text"]
 
 
 def test_sizes_may_be_in_other_units() -> None:
