@@ -41,9 +41,10 @@ class Example:
     positions: np.ndarray  # (3, tokens)
     cells: np.ndarray  # (labels, 2): running number of the visual token, piece
     n_cells: int
-    question: tuple[int, int]
+    questions: tuple[tuple[int, int], ...]
+    golds: tuple[int, ...]  # each question's page
     pages: tuple[tuple[int, int], ...]
-    gold: int
+    segments: np.ndarray  # (tokens,): 0 for the prompt's head, -n for the n-th page, n for the n-th question
 
 
 class Layer:
@@ -63,9 +64,20 @@ class Layer:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def lay(
-        self, pages: Sequence[ShownPage], question: str, gold: int, rng: random.Random | None = None, first: int = 1
+        self,
+        pages: Sequence[ShownPage],
+        questions: Sequence[tuple[str, int]],
+        rng: random.Random | None = None,
+        first: int = 1,
+        *,
+        independent: bool = True,
     ) -> Example:
-        """With `rng`, positions jump at random between pages, as pages larger than these would make them."""
+        """Pages with (question, gold page) pairs behind them, each question as if it were the only one.
+
+        With `independent`, each page stands as if alone behind the prompt's head: it sees nothing of the other pages
+        and starts where they start; questions stand behind the largest page and see all. With `rng`, positions are moved at
+        random, as pages larger than these would move them.
+        """
         ids: list[int] = list(self._head)
         positions: list[np.ndarray] = [np.tile(np.arange(len(ids)), (3, 1))]
         place = len(ids)
@@ -77,34 +89,53 @@ class Layer:
             positions.append(np.tile(place + np.arange(len(tokens)), (3, 1)))
             place += len(tokens)
 
-        for number, page in enumerate(pages, start=first):
-            add(self._labels[number])
+        segments = [0] * len(ids)
+        head_end = furthest = place
+        for count, page in enumerate(pages, start=1):
+            if independent:
+                place = head_end
+            add(self._labels[first + count - 1])
             begin = len(ids)
             if page.cells is None:
                 add(self.plain(" ".join(page.text)))
             else:
                 add([self.vision_start])
-                count = page.rows * page.columns
-                row, column = np.divmod(np.arange(count), page.columns)
-                ids.extend([-1] * count)
-                grid = np.stack([np.zeros(count, int), row + page.shift[0], column + page.shift[1]])
+                size = page.rows * page.columns
+                row, column = np.divmod(np.arange(size), page.columns)
+                ids.extend([-1] * size)
+                grid = np.stack([np.zeros(size, int), row + page.shift[0], column + page.shift[1]])
                 positions.append(place + grid)
                 place += max(page.rows + page.shift[0], page.columns + page.shift[1])
                 if len(page.cells):
-                    found.append(page.cells + [n_cells, 0])
-                n_cells += count
+                    found.append(page.cells + np.array([n_cells, 0]))
+                n_cells += size
                 add([self.vision_end])
             spans.append((begin, len(ids)))
-            if rng is not None and rng.random() < 0.5:
-                place += rng.randrange(30)
-        add(self._question)
-        begin = len(ids)
-        add(self.plain(question))
-        end = len(ids)
-        add([self.end])
+            segments.extend([-count if independent else 0] * (len(ids) - len(segments)))
+            if rng is not None and not independent and rng.random() < 0.7:
+                place += rng.randrange(60)
+            furthest = max(furthest, place)
+        if rng is not None and independent and rng.random() < 0.7:
+            furthest += rng.randrange(30)  # as if another page were larger
+        asked = []
+        for number, (question, _) in enumerate(questions, start=1):
+            place = furthest
+            add(self._question)
+            begin = len(ids)
+            add(self.plain(question))
+            asked.append((begin, len(ids)))
+            add([self.end])
+            segments.extend([number] * (len(ids) - len(segments)))
         cells = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
         return Example(
-            np.array(ids), np.concatenate(positions, axis=1), cells, n_cells, (begin, end), tuple(spans), gold
+            np.array(ids),
+            np.concatenate(positions, axis=1),
+            cells,
+            n_cells,
+            tuple(asked),
+            tuple(gold for _, gold in questions),
+            tuple(spans),
+            np.array(segments),
         )
 
 
@@ -114,7 +145,9 @@ def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]
     content = [word for word in words if word and word.lower() not in common]
     if len(content) < 2:
         return " ".join(words)
-    keep = [word for word in words if word and (word.lower() not in common and rng.random() < 0.75 or rng.random() < 0.15)]
+    keep = [
+        word for word in words if word and ((word.lower() not in common and rng.random() < 0.75) or rng.random() < 0.15)
+    ]
     if len(keep) < 2:
         keep = content
     if rng.random() < 0.4:

@@ -30,9 +30,12 @@ def load_reader(
 def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Save everything that `from_pretrained` needs; returns the folder's size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 3
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     logger.info("exported %.1f MB to %s", size / 1e6, folder)
     return size

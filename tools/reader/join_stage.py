@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tools.reader.fast_independent import independent_losses
+from tools.reader.fast_text import LOOKING_LAYERS
 from tools.reader.fast_tower import window_positions, window_tokens
 from tools.reader.labels import CELL, WINDOW_CELLS, crop, patches
-from tools.reader.language_stage import PromptBatch, Simulation
-from tools.reader.shown_pages import Shape, View
+from tools.reader.language_stage import PromptBatch, Simulation, collate_prompts
+from tools.reader.shown_pages import ExampleMaker, Shape, View
 from tools.reader.vision_stage import spoil
 
 logger = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ class RenderedTokens:
 
     @torch.no_grad()
     def __call__(self, batch: PromptBatch, views: Sequence[View], embedding: torch.Tensor) -> torch.Tensor:
+        """Visual tokens of the views, (cells, width)."""
         self.refresh()
         if self.rng.random() < self.simulated_share or not views:
             return self.simulation(batch, views, embedding)
@@ -85,6 +90,76 @@ class RenderedTokens:
 
 def joined_shapes(progress: float, rng: random.Random) -> Shape:
     """Whole windows; from pieces of pages to nearly whole pages."""
-    small = (Shape(1, 8, 8), Shape(2, 8, 8), Shape(4, 8, 8), Shape(6, 8, 8), Shape(3, 16, 8))
-    large = (Shape(8, 8, 8), Shape(4, 16, 16), Shape(2, 24, 24), Shape(1, 32, 40), Shape(8, 16, 8), Shape(3, 24, 16))
-    return rng.choice(large if rng.random() < progress else small)
+    small = ((8, 8, 8), (12, 8, 8), (6, 16, 8), (10, 16, 8))
+    large = ((8, 16, 16), (5, 16, 24), (4, 24, 24), (12, 16, 8), (2, 32, 40), (6, 16, 16))
+    return Shape(*rng.choice(large if rng.random() < 0.3 + progress else small), questions=24)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """How stage 3 runs."""
+
+    seconds: float
+    peak_rate: float = 7e-4
+    decay_share: float = 0.5
+    warmup_steps: int = 20
+    looking_weight: float = 2.0
+    checkpoint_seconds: float = 90.0
+    log_steps: int = 25
+
+
+def train_joined(
+    model: Qwen2_5_VLForConditionalGeneration,
+    maker: ExampleMaker,
+    visual: RenderedTokens,
+    settings: JoinSettings,
+    folder: Path,
+    evaluate: Callable[[], str] | None = None,
+) -> None:
+    """Train the text tower on rendered pages, one group of pages with many questions a step; resumes from join.pt."""
+    text = model.model.language_model
+    text.embed_tokens.weight.requires_grad_(False)
+    parameters = list(text.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    state = {"step": 0, "seconds": 0.0}
+    checkpoint = folder / "join.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        text.load_state_dict(saved["text"])
+        optimiser.load_state_dict(saved["optimiser"])
+        state = saved["state"]
+        logger.info("join: resumed at %s", state)
+    before, started, first = state["seconds"], time.monotonic(), state["step"]
+    last_save, told_sum, looked_sum = started, 0.0, {}
+    while state["seconds"] < settings.seconds:
+        progress = state["seconds"] / settings.seconds
+        rate = min(
+            1.0, (state["step"] - first + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share + 0.02
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate * settings.peak_rate
+        shape = joined_shapes(progress, maker.pool.rng)
+        example, views = maker.make(shape)
+        tokens = visual(collate_prompts([example]), views, text.embed_tokens.weight)
+        told, looked = independent_losses(model, example, tokens, LOOKING_LAYERS)
+        optimiser.zero_grad(set_to_none=True)
+        (told + settings.looking_weight * looked).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        told_sum += float(told.detach())
+        looked_sum.setdefault(shape.pages, []).append(float(looked.detach()))
+        state["step"] += 1
+        state["seconds"] = before + time.monotonic() - started
+        if state["step"] % settings.log_steps == 0:
+            by_pages = " ".join(f"{pages}p {sum(x) / len(x):.2f}" for pages, x in sorted(looked_sum.items()))
+            logger.info(
+                "join step %d seconds %.0f snippet loss %.2f looking loss %s rate %.2g",
+                state["step"], state["seconds"], told_sum / settings.log_steps, by_pages, rate * settings.peak_rate,
+            )  # fmt: skip
+            told_sum = 0.0
+            looked_sum.clear()
+        if evaluate is not None and state["step"] % (settings.log_steps * 6) == 0:
+            logger.info("join step %d: %s", state["step"], evaluate())
+        if time.monotonic() - last_save > settings.checkpoint_seconds or state["seconds"] >= settings.seconds:
+            last_save = time.monotonic()
+            torch.save({"text": text.state_dict(), "optimiser": optimiser.state_dict(), "state": state}, checkpoint)

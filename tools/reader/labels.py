@@ -29,8 +29,10 @@ class Crop:
 
 
 def cell_labels(marks: Marks, zoom: float, origin: tuple[float, float], columns: int, rows: int) -> np.ndarray:
-    """Pairs (cell, id), each once. A mark belongs to the row of cells in which the middle of its letters lies, there to the
-    cell of its centre and to every cell that it fills by 40 % or that holds half of it."""
+    """Pairs (cell, id), each once.
+
+    A mark belongs to the row of cells in which the middle of its letters lies, there to the cell of its centre and to every cell that it fills by 40 % or that holds half of it.
+    """
     left = (marks.left * zoom - origin[0]) / CELL
     right = (marks.right * zoom - origin[0]) / CELL
     row = np.floor((marks.middle * zoom - origin[1]) / CELL).astype(np.int64)
@@ -69,7 +71,7 @@ def random_origin(page: ReadablePage, zoom: float, columns: int, rows: int, rng:
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as the stock image processor feeds them: white 0, black 255 / 96, one row a patch, merge units together."""
+    """Pixels as the stock image processor feeds them: white 0, black 255 / 96, a patch a row, merge units together."""
     height, width, _ = pixels.shape
     ink = (255.0 - pixels.astype(np.float32)) / 96.0
     grid = ink.reshape(height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)

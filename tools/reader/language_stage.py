@@ -22,6 +22,8 @@ from tools.reader.shown_pages import ExampleMaker, Shape, View
 
 logger = logging.getLogger(__name__)
 
+PADDING_SEGMENT = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
@@ -30,10 +32,14 @@ class PromptBatch:
     ids: torch.Tensor  # (prompts, tokens); visual cells and padding are 0
     visual: torch.Tensor  # (prompts, tokens) bool
     positions: torch.Tensor  # (3, prompts, tokens)
+    segments: torch.Tensor  # (prompts, tokens)
     cells: torch.Tensor  # (labels, 2): running number of the visual token in the batch, piece
     n_cells: int
     rows: torch.Tensor  # (targets, 2): prompt, token whose state predicts
     targets: torch.Tensor  # (targets,)
+    asking: torch.Tensor  # (prompts, most question tokens): where the questions' tokens are; the last one repeated
+    pages: torch.Tensor  # (prompts, tokens, most pages): 1 where a token is of a page
+    gold: torch.Tensor  # (prompts, most question tokens): the page that each is about; -100 for repeated ones
 
 
 def collate_prompts(examples: Sequence[Example], multiple: int = 32) -> PromptBatch:
@@ -43,26 +49,52 @@ def collate_prompts(examples: Sequence[Example], multiple: int = 32) -> PromptBa
     ids = np.zeros((len(examples), length), np.int64)
     visual = np.zeros((len(examples), length), bool)
     positions = np.zeros((3, len(examples), length), np.int64)
+    segments = np.full((len(examples), length), PADDING_SEGMENT, np.int64)
     cells, rows, targets, start = [], [], [], 0
     for number, example in enumerate(examples):
         size = len(example.ids)
         ids[number, :size] = np.maximum(example.ids, 0)
         visual[number, :size] = example.ids < 0
         positions[:, number, :size] = example.positions
-        cells.append(example.cells + [start, 0])
+        cells.append(example.cells + np.array([start, 0]))
         start += example.n_cells
-        begin, end = example.question
-        rows.extend((number, token - 1) for token in range(begin, end))
-        targets.extend(example.ids[begin:end])
+        segments[number, :size] = example.segments
+        for begin, end in example.questions:
+            rows.extend((number, token - 1) for token in range(begin, end))
+            targets.extend(example.ids[begin:end])
     return PromptBatch(
         torch.from_numpy(ids),
         torch.from_numpy(visual),
         torch.from_numpy(positions),
+        torch.from_numpy(segments),
         torch.from_numpy(np.concatenate(cells)),
         start,
         torch.tensor(rows),
         torch.tensor(np.array(targets)),
+        *_spans(examples, length),
     )
+
+
+def _spans(examples: Sequence[Example], length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    asking: list[list[int]] = []
+    golds: list[list[int]] = []
+    for example in examples:
+        asking.append([token for begin, end in example.questions for token in range(begin, end)])
+        golds.append(
+            [
+                gold
+                for (begin, end), gold in zip(example.questions, example.golds, strict=True)
+                for _ in range(begin, end)
+            ]
+        )
+    most = max(map(len, asking))
+    filled = torch.tensor([row + [row[-1]] * (most - len(row)) for row in asking])
+    gold = torch.tensor([row + [-100] * (most - len(row)) for row in golds])
+    pages = torch.zeros(len(examples), length, max(len(example.pages) for example in examples))
+    for number, example in enumerate(examples):
+        for page, (begin, end) in enumerate(example.pages):
+            pages[number, begin:end, page] = 1.0
+    return filled, pages, gold
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +134,38 @@ def prompt_states(
     embedded = embedded.masked_scatter(batch.visual[:, :, None], visual_tokens.to(embedded.dtype))
     cos, sin = text.rotary_emb(embedded, batch.positions)
     with torch.autocast("cpu", torch.bfloat16):
-        return run(text, embedded, cos, sin, **watching)
+        return run(text, embedded, cos, sin, batch.segments, **watching)
 
 
-def snippet_loss(
-    model: Qwen2_5_VLForConditionalGeneration, batch: PromptBatch, states: torch.Tensor
-) -> torch.Tensor:
+def snippet_loss(model: Qwen2_5_VLForConditionalGeneration, batch: PromptBatch, states: torch.Tensor) -> torch.Tensor:
     """Cross-entropy over the snippets' tokens."""
     picked = states[batch.rows[:, 0], batch.rows[:, 1]]
     with torch.autocast("cpu", torch.bfloat16):
         logits = picked @ model.model.language_model.embed_tokens.weight.T
     return functional.cross_entropy(logits.float(), batch.targets)
+
+
+def looking_loss(masses: Sequence[torch.Tensor], batch: PromptBatch) -> torch.Tensor:
+    """A helper: of a layer's attention from a question to the pages, the gold page's share, as cross-entropy.
+
+    masses: of each looking layer, (prompts, heads, question tokens, pages).
+    """
+    # A question's tokens are averaged before the share is taken, as they are when pages are scored.
+    question = batch.segments.gather(1, batch.asking)  # (prompts, question tokens)
+    counted = batch.gold >= 0
+    index = torch.where(counted, question, 0)
+    count, most = index.shape
+    n_questions = int(index.max()) + 1
+    golds = torch.full((count, n_questions), -100).scatter(1, index, torch.where(counted, batch.gold, -100))
+    golds[:, 0] = -100  # where the repeated tokens went
+    losses = []
+    for mass in masses:
+        rows = mass.mean(1)  # (prompts, question tokens, pages)
+        sums = torch.zeros(count, n_questions, rows.shape[-1], dtype=rows.dtype)
+        sums = sums.scatter_add(1, index[:, :, None].expand(count, most, rows.shape[-1]), rows).clamp(min=1e-6)
+        share = (sums / sums.sum(-1, keepdim=True)).log()
+        losses.append(functional.nll_loss(share.flatten(0, 1), golds.flatten()))
+    return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +179,7 @@ class LanguageSettings:
     warmup_steps: int = 100
     checkpoint_seconds: float = 150.0
     log_steps: int = 50
+    looking_weight: float = 0.0  # of the helper loss on attention
 
 
 VisualSource = Callable[[PromptBatch, Sequence[View], torch.Tensor], torch.Tensor]
@@ -160,7 +214,7 @@ def train_language(
     visual = visual or Simulation()
     text = model.model.language_model
     text.embed_tokens.weight.requires_grad_(train_embedding)
-    parameters = [parameter for parameter in text.parameters() if parameter.requires_grad]
+    parameters = list(text.parameters())  # a frozen embedding stays in, so that checkpoints fit each other
     optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state = {"step": 0, "seconds": 0.0}
     checkpoint = folder / f"{name}.pt"
@@ -180,21 +234,29 @@ def train_language(
         for group in optimiser.param_groups:
             group["lr"] = rate
         shape = shapes(progress, maker.pool.rng)
-        length = shape.pages * (shape.columns * shape.rows + 10) + 45
-        made = [maker.make(shape) for _ in range(max(settings.tokens // length, 1))]
+        made = [maker.make(shape) for _ in range(max(settings.tokens // shape.tokens, 1))]
         batch = collate_prompts([example for example, _ in made])
         tokens = visual(batch, [view for _, views in made for view in views], text.embed_tokens.weight)
-        loss = snippet_loss(model, batch, prompt_states(model, batch, tokens, run))
+        masses: list[torch.Tensor] = []
+        helped = settings.looking_weight > 0 and shape.pages > 1
+        watching = {"spans": (batch.asking, batch.pages), "masses": masses} if helped else {}
+        loss = told = snippet_loss(model, batch, prompt_states(model, batch, tokens, run, **watching))
+        if helped:
+            looked = looking_loss(masses, batch)
+            loss = told + settings.looking_weight * looked
+            losses.setdefault(-shape.pages, []).append(float(looked.detach()))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        losses.setdefault(shape.pages, []).append(float(loss.detach()))
+        losses.setdefault(shape.pages, []).append(float(told.detach()))
         state["step"] += 1
         state["seconds"] = before + time.monotonic() - started
         if state["step"] % settings.log_steps == 0:
             by_pages = " ".join(f"{pages}p {sum(x) / len(x):.2f}" for pages, x in sorted(losses.items()))
-            logger.info("%s step %d seconds %.0f loss %s rate %.2g", name, state["step"], state["seconds"], by_pages, rate)
+            logger.info(
+                "%s step %d seconds %.0f loss %s rate %.2g", name, state["step"], state["seconds"], by_pages, rate
+            )
             losses.clear()
         if evaluate is not None and state["step"] % (settings.log_steps * 6) == 0:
             logger.info("%s step %d: %s", name, state["step"], evaluate())

@@ -183,7 +183,15 @@ def _stream(texts: Sequence[str], words: Sequence[str], share: float, rng: rando
             for _ in range(8):
                 word = words[int(len(words) * rng.random() ** 1.5)]
                 draw = rng.random()
-                yield word.title() if draw < 0.12 else word.upper() if draw < 0.17 else _number(rng) if draw < 0.24 else word
+                yield (
+                    word.title()
+                    if draw < 0.12
+                    else word.upper()
+                    if draw < 0.17
+                    else _number(rng)
+                    if draw < 0.24
+                    else word
+                )
         else:
             for word in rng.choice(texts).split():
                 if len(word) < 24 and word.isascii():

@@ -76,7 +76,7 @@ class DocumentPool:
             with open_pdf(path) as document:
                 numbers = self.rng.sample(range(len(document)), min(self.pages_each, len(document)))
                 pages = [self._reader.read(document[number], drawn=self.drawn) for number in numbers]
-        except Exception as error:  # a broken manual must not end a training run
+        except Exception as error:  # noqa: BLE001  # a broken manual must not end a training run
             logger.warning("skipped %s: %s", path, error)
             return []
         return [page for page in pages if len(page.words) >= 60]
@@ -119,11 +119,17 @@ class DocumentPool:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a prompt is: pages, and cells of each."""
+    """How large a prompt is: pages, and cells of each; and how many questions share the pages."""
 
     pages: int
     columns: int
     rows: int
+    questions: int = 6
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens the prompt has."""
+        return self.pages * (self.columns * self.rows + 12) + 18 + 26 * self.questions
 
 
 class ExampleMaker:
@@ -168,25 +174,31 @@ class ExampleMaker:
         rng.shuffle(pages)
         return [self.pool.view(page, shape.columns, shape.rows) for page in pages]
 
+    def _question(self, views: Sequence[View]) -> tuple[str, int] | None:
+        """A snippet of one of the views, and which one; None where that has too little text."""
+        rng = self.pool.rng
+        gold = rng.randrange(len(views))
+        words = self.snippet(views[gold])
+        if words is None:
+            return None
+        question = as_question(words, rng, self.common) if rng.random() < self._question_share else " ".join(words)
+        return (question, gold) if sum(letter.isalpha() for letter in question) >= 12 else None
+
     def make(self, shape: Shape) -> tuple[Example, list[View]]:
         """One example and the views that it shows as images, in order."""
         rng = self.pool.rng
         while True:
             views = self.views(shape)
-            gold = rng.randrange(len(views))
-            words = self.snippet(views[gold])
-            if words is None:
-                continue
-            question = as_question(words, rng, self.common) if rng.random() < self._question_share else " ".join(words)
-            if sum(letter.isalpha() for letter in question) < 12:
+            questions = [asked for _ in range(shape.questions) if (asked := self._question(views)) is not None]
+            if not questions:
                 continue
             shown = [
                 view.shown(
                     as_text=rng.random() < self._text_share,
-                    shift=(rng.randrange(24), rng.randrange(16)) if rng.random() < 0.5 else (0, 0),
+                    shift=(rng.randrange(30), rng.randrange(20)) if rng.random() < 0.7 else (0, 0),
                 )
                 for view in views
             ]
             first = rng.randrange(1, 30) if rng.random() < 0.3 else 1
             visible = [view for view, page in zip(views, shown, strict=True) if page.cells is not None]
-            return self.layer.lay(shown, question, gold, rng, first), visible
+            return self.layer.lay(shown, questions, rng, first), visible

@@ -59,8 +59,8 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """The tokenizer with its special tokens named, as `AutoTokenizer` loads it."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         model_max_length=32768,
         clean_up_tokenization_spaces=False,

@@ -1,4 +1,4 @@
-"""Stage 1: the vision tower learns to read, with the pieces, letters and letter pairs of every visual token as labels."""
+"""Stage 1: the vision tower learns to read; the labels are the pieces, letters and letter pairs of each visual token."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class VisionReader(nn.Module):
     def sums(self, batch: Batch) -> torch.Tensor:
         """What every visual token should be for the text tower: the sum of its pieces' embeddings, (cells, WIDTH)."""
         if self.meanings is None:
-            raise RuntimeError("got no embedding to aim at; expected `meanings` to be set: give train_vision an embedding")
+            raise RuntimeError(
+                "got no embedding to aim at; expected `meanings` to be set: give train_vision an embedding"
+            )
         cells = batch.pixel_values.shape[0] * batch.pixel_values.shape[1] // MERGE**2
         empty = torch.ones(cells).index_fill_(0, batch.pieces[:, 0], 0.0)
         start = empty[:, None] * self.meanings[BLANK] * BLANK_SCALE
@@ -65,7 +67,7 @@ class VisionReader(nn.Module):
 
 
 def set_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy of each labelled cell against its normalised label set; labels: (labels, 2) of (cell, id)."""
+    """Softmax cross-entropy of labelled cells against their normalised label sets; labels: (labels, 2), (cell, id)."""
     log_probabilities = functional.log_softmax(logits.float(), dim=-1)
     cells = labels[:, 0]
     counts = torch.bincount(cells, minlength=len(logits)).clamp(min=1)
@@ -120,7 +122,7 @@ class PageSource:
         try:
             with open_pdf(path) as document:
                 page = self._reader.read(document[self.rng.randrange(len(document))])
-        except Exception as error:  # a broken manual must not end a training run
+        except Exception as error:  # noqa: BLE001  # a broken manual must not end a training run
             logger.warning("skipped %s: %s", path, error)
             return None
         return page if len(page.words) >= 40 else None
@@ -187,7 +189,7 @@ def collate(crops: list[Crop]) -> Batch:
     """Number the cells of the crops through."""
     starts = np.cumsum([0] + [one.columns * one.rows for one in crops])
     labels = [
-        np.concatenate([getattr(one, name) + [start, 0] for one, start in zip(crops, starts, strict=False)])
+        np.concatenate([getattr(one, name) + np.array([start, 0]) for one, start in zip(crops, starts, strict=False)])
         for name in ("pieces", "characters", "pairs")
     ]
     return Batch(
@@ -197,8 +199,11 @@ def collate(crops: list[Crop]) -> Batch:
 
 
 def vision_loss(model: VisionReader, batch: Batch) -> tuple[torch.Tensor, float]:
-    """Loss over pieces plus half of the letters' and the pairs' losses, plus, once the text tower's embedding is known, the
-    squared distance of the visual tokens from their pieces' sums; and top-1-in-cell over pieces."""
+    """Stage 1's loss, and top-1-in-cell over pieces.
+
+    Loss over pieces plus half of the letters' and the pairs' losses, plus, once the text tower's embedding is known,
+    the squared distance of the visual tokens from their pieces' sums.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         features = model.features(batch.pixel_values)
         tokens = model.spelling(features)
@@ -207,7 +212,9 @@ def vision_loss(model: VisionReader, batch: Batch) -> tuple[torch.Tensor, float]
     blank = torch.ones(len(tokens), dtype=torch.bool).index_fill_(0, batch.pieces[:, 0], False)
     loss = (
         set_cross_entropy(logits, batch.pieces)
-        - BLANK_WEIGHT * functional.log_softmax(logits[blank].float(), dim=-1)[:, BLANK].sum() / max(int(blank.sum()), 1)
+        - BLANK_WEIGHT
+        * functional.log_softmax(logits[blank].float(), dim=-1)[:, BLANK].sum()
+        / max(int(blank.sum()), 1)
         + 0.5 * set_cross_entropy(characters, batch.characters)
         + 0.5 * set_cross_entropy(pairs, batch.pairs)
     )
@@ -249,14 +256,18 @@ class VisionSettings:
 
 
 def train_vision(
-    model: VisionReader, source: PageSource, settings: VisionSettings, folder: Path, meanings: torch.Tensor | None = None
+    model: VisionReader,
+    source: PageSource,
+    settings: VisionSettings,
+    folder: Path,
+    meanings: torch.Tensor | None = None,
 ) -> None:
     """Run stage 1 until the given seconds of training, from the checkpoint in `folder` where there is one.
 
     `meanings` is the text tower's embedding, once that is trained: the tower then learns to give its sums, too.
     """
     model.embedding.weight.requires_grad_(settings.train_embedding)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(model.parameters())  # a frozen embedding stays in, so that checkpoints fit each other
     optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state = {"step": 0, "level": 0, "seconds": 0.0, "average": 0.0}
     checkpoint = folder / "vision.pt"
@@ -278,7 +289,9 @@ def train_vision(
     level_step, losses = state["step"], []
     while state["seconds"] < settings.seconds:
         left = 1 - state["seconds"] / settings.seconds
-        rate = settings.peak_rate * min(1.0, (state["step"] + 1) / settings.warmup_steps, left / settings.decay_share + 0.02)
+        rate = settings.peak_rate * min(
+            1.0, (state["step"] + 1) / settings.warmup_steps, left / settings.decay_share + 0.02
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         level = state["level"]
