@@ -75,8 +75,8 @@ class Layer:
         """Pages with (question, gold page) pairs behind them, each question as if it were the only one.
 
         With `independent`, each page stands as if alone behind the prompt's head: it sees nothing of the other pages
-        and starts where they start; questions stand behind the largest page and see all. With `rng`, positions are moved at
-        random, as pages larger than these would move them.
+        and starts where they start; questions stand behind the largest page and see all. With `rng`, positions are
+        moved at random, as pages larger than these would move them.
         """
         ids: list[int] = list(self._head)
         positions: list[np.ndarray] = [np.tile(np.arange(len(ids)), (3, 1))]

@@ -90,9 +90,9 @@ class RenderedTokens:
 
 def joined_shapes(progress: float, rng: random.Random) -> Shape:
     """Whole windows; from pieces of pages to nearly whole pages."""
-    small = ((8, 8, 8), (12, 8, 8), (6, 16, 8), (10, 16, 8))
-    large = ((8, 16, 16), (5, 16, 24), (4, 24, 24), (12, 16, 8), (2, 32, 40), (6, 16, 16))
-    return Shape(*rng.choice(large if rng.random() < 0.3 + progress else small), questions=24)
+    small = ((8, 8, 8), (12, 8, 8), (6, 16, 8), (10, 8, 8))
+    large = ((5, 16, 16), (8, 16, 8), (3, 16, 24), (10, 16, 8))
+    return Shape(*rng.choice(large if rng.random() < 0.3 + progress else small), questions=14)
 
 
 @dataclass(frozen=True, slots=True)

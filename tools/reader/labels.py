@@ -31,7 +31,8 @@ class Crop:
 def cell_labels(marks: Marks, zoom: float, origin: tuple[float, float], columns: int, rows: int) -> np.ndarray:
     """Pairs (cell, id), each once.
 
-    A mark belongs to the row of cells in which the middle of its letters lies, there to the cell of its centre and to every cell that it fills by 40 % or that holds half of it.
+    A mark belongs to the row of cells in which the middle of its letters lies, there to
+    the cell of its centre and to every cell that it fills by 40 % or that holds half of it.
     """
     left = (marks.left * zoom - origin[0]) / CELL
     right = (marks.right * zoom - origin[0]) / CELL

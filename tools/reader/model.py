@@ -89,7 +89,8 @@ def initialise(model: nn.Module, residual_scale: float) -> None:
 def match_content(text: nn.Module) -> None:
     """Start every head as one that looks at tokens like its own.
 
-    Queries and keys share one orthogonal projection of what embeddings do not have in common. Untrained, layer 0 then finds a snippet's page among six two times in three.
+    Queries and keys share one orthogonal projection of what embeddings do not have in common.
+    Untrained, layer 0 then finds a snippet's page among six two times in three.
     """
     shared = text.embed_tokens.weight.mean(0)
     direction = shared / shared.norm().clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Stage 1: the vision tower learns to read; the labels are the pieces, letters and letter pairs of each visual token."""
+"""Stage 1: the vision tower learns to read; labels are the pieces, letters and letter pairs of each visual token."""
 
 from __future__ import annotations
 
