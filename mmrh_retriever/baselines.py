@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmrh_retriever.errors import DataError, UnsupportedModelError
+from mmrh_retriever.errors import DataError
+from mmrh_retriever.region_ranking import RegionMethod
+from mmrh_retriever.regions import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.types import Page, Region
 
@@ -51,10 +53,20 @@ class RegionRanker(Protocol):
 
 
 class HeadRanker:
-    """A model's heads: the reranker of this package. Pages are read once for all questions."""
+    """A model's heads: the reranker of this package. Pages are read once for all questions.
 
-    def __init__(self, reranker: Reranker) -> None:
+    Args:
+        reranker: model and heads.
+        aggregate: how visual tokens under a box become its score, as for ``Reranker.rank_regions``.
+        method: ``"page"`` takes boxes' scores from the page pass, ``"crops"`` runs each box as an image of its own.
+    """
+
+    def __init__(
+        self, reranker: Reranker, *, aggregate: Aggregate = DEFAULT_AGGREGATE, method: RegionMethod = "page"
+    ) -> None:
         self.reranker = reranker
+        self.aggregate: Aggregate = aggregate
+        self.method: RegionMethod = method
 
     def rank(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
         """Calibrated attention mass of each page (Li et al. 2026, arXiv 2605.27243)."""
@@ -65,18 +77,12 @@ class HeadRanker:
         return scores
 
     def rank_regions(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
-        """Scores of the pages' boxes from the page pass, as ``Reranker.rank_regions`` gives them.
-
-        Raises:
-            UnsupportedModelError: this version of the package ranks pages only.
-        """
-        rank_regions = getattr(self.reranker, "rank_regions", None)
-        if rank_regions is None:
-            raise UnsupportedModelError("This version of mmrh-retriever ranks pages only. Use level='page'.")
+        """Calibrated attention on the pages' boxes."""
         places = {id(region): place for place, region in enumerate(listed_regions(pages))}
         scores = np.full((len(questions), len(places)), np.nan)
-        for row, question in zip(scores, questions, strict=True):
-            for scored in rank_regions(question, pages):
+        found = self.reranker.rank_regions_many(questions, pages, aggregate=self.aggregate, method=self.method)
+        for row, ranking in zip(scores, found, strict=True):
+            for scored in ranking:
                 row[places[id(scored.region)]] = scored.score
         return scores
 
@@ -220,7 +226,8 @@ class RankerSpec:
     """How to make a ranker: small, comparable, and fit to be sent to another machine.
 
     ``model`` to ``attn_implementation`` are those of :meth:`Reranker.from_pretrained` and matter for ``heads``
-    (``model`` and ``device`` also for ``embedding``), ``seed`` for ``random``.
+    (``model`` and ``device`` also for ``embedding``), ``aggregate`` and ``region_method`` for ``heads`` at layout level
+    (see :class:`HeadRanker`), ``seed`` for ``random``.
     """
 
     kind: Kind
@@ -228,11 +235,14 @@ class RankerSpec:
     heads: str = "published"
     calibrate: bool = True
     token_budget: int | None = None
+    independent: bool | None = None
     max_pixels: int | None = None
     device: str | None = None
     dtype: str | None = None
     attn_implementation: str | None = None
     revision: str | None = None
+    aggregate: Aggregate = DEFAULT_AGGREGATE
+    region_method: RegionMethod = "page"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -266,11 +276,11 @@ def _build(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Ranker:
         return RandomRanker(spec.seed)
     if spec.kind == "embedding":
         return TextRanker(EmbeddingScorer(spec.model, device=spec.device))
-    return HeadRanker(_reranker(spec, loaded))
+    return HeadRanker(_reranker(spec, loaded), aggregate=spec.aggregate, method=spec.region_method)
 
 
 def _reranker(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Reranker:
-    key = replace(spec, heads="", seed=0)
+    key = replace(spec, heads="", seed=0, aggregate=DEFAULT_AGGREGATE, region_method="page")
     if key in loaded:
         return loaded[key].with_heads(spec.heads)
     options: dict[str, Any] = {
@@ -284,6 +294,7 @@ def _reranker(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Reranker:
         spec.model,
         heads=spec.heads,
         token_budget=spec.token_budget,
+        independent=spec.independent,
         calibrate=spec.calibrate,
         **{name: value for name, value in options.items() if value is not None},
     )

@@ -31,6 +31,7 @@ from mmrh_retriever.head_files import write_atomically
 from mmrh_retriever.mmdocir import MMDocIR
 from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS
 from mmrh_retriever.published_heads import published_head_set
+from mmrh_retriever.regions import DEFAULT_AGGREGATE
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
 
@@ -52,6 +53,25 @@ class BaselineName(str, Enum):
     all_heads = "all-heads"
     random = "random"
     embedding = "embedding"
+
+
+class AggregateName(str, Enum):
+    """How visual tokens under a box become its score."""
+
+    sum = "sum"
+    mean = "mean"
+    sqrt_area = "sqrt_area"
+    peak = "peak"
+
+
+_AGGREGATE = AggregateName(DEFAULT_AGGREGATE)
+
+
+class RegionMethodName(str, Enum):
+    """Where boxes' scores come from."""
+
+    page = "page"
+    crops = "crops"
 
 
 class EngineName(str, Enum):
@@ -82,7 +102,19 @@ def mmdocir(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N documents only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None,
+    independent: Annotated[
+        bool | None,
+        typer.Option(
+            "--independent/--together", help="Encode each page as if it stood alone; the model says by default."
+        ),
+    ] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels a page, for models of any size.")] = None,
+    aggregate: Annotated[
+        AggregateName, typer.Option(help="Layout level: from visual tokens to a box's score.")
+    ] = _AGGREGATE,
+    region_method: Annotated[
+        RegionMethodName, typer.Option(help="Layout level: from the page pass, or each box as an image (the paper).")
+    ] = RegionMethodName.page,
     page_pixels: Annotated[int, typer.Option(min=1, help="Pixels that PDF pages are drawn with.")] = DEFAULT_MAX_PIXELS,
     no_calibration: Annotated[bool, typer.Option("--no-calibration", help="Without the null question.")] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Missing PDFs count as zero.")] = False,
@@ -110,11 +142,14 @@ def mmdocir(
         heads=heads,
         calibrate=not no_calibration,
         token_budget=token_budget,
+        independent=independent,
         max_pixels=max_pixels,
         device=device,
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,
+        aggregate=aggregate.value,
+        region_method=region_method.value,
     )
     rankers = _rankers(shared, baseline or [], baselines_only, embedding_model, seed)
     try:

@@ -15,6 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -380,19 +381,22 @@ def _resample(
         raise ValueError(
             f"Expected one value, domain and cluster a question, got {values.size}, {strata.size} and {units.size}."
         )
-    rng = np.random.default_rng(seed)
-    means: list[float] = []
+    inside = [strata == stratum for stratum in np.unique(strata)]
+    members = [np.unique(units[chosen], return_inverse=True)[1] for chosen in inside]
+    weights = _draws(tuple(int(codes.max()) + 1 for codes in members), samples, seed)
     drawn = np.zeros(samples, dtype=np.float64)
-    names = np.unique(strata)
-    for stratum in names:
-        inside = strata == stratum
-        _, members = np.unique(units[inside], return_inverse=True)
-        sums = np.bincount(members, weights=values[inside])  # (units,)
-        sizes = np.bincount(members)  # (units,)
-        weights = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=samples)  # (samples, units)
-        means.append(float(values[inside].mean()))
-        drawn += (weights @ sums) / (weights @ sizes) / len(names)
-    return float(np.mean(means)), drawn
+    for chosen, codes, weight in zip(inside, members, weights, strict=True):
+        sums = np.bincount(codes, weights=values[chosen])  # (units,)
+        sizes = np.bincount(codes).astype(np.float64)  # (units,)
+        drawn += (weight @ sums) / (weight @ sizes) / len(inside)
+    return float(np.mean([values[chosen].mean() for chosen in inside])), drawn
+
+
+@lru_cache(maxsize=2)
+def _draws(units: tuple[int, ...], samples: int, seed: int) -> list[Values]:
+    """How often each unit is drawn in each resample, ``(samples, units)`` a stratum. A run asks for the same again."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64) for count in units]
 
 
 def _codes(labels: Sequence[Hashable]) -> npt.NDArray[np.intp]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrh_retriever import Page, Region, Reranker, ScoredRegion
+from mmrh_retriever import Page, Region, Reranker
 from mmrh_retriever import baselines as module
 from mmrh_retriever.baselines import (
     EmbeddingScorer,
@@ -22,7 +22,7 @@ from mmrh_retriever.baselines import (
     bm25_scores,
     build_rankers,
 )
-from mmrh_retriever.errors import DataError, UnsupportedModelError
+from mmrh_retriever.errors import DataError
 
 PAGES = [
     Page(text="Revenue grew by nine percent in the last year."),
@@ -120,18 +120,18 @@ def test_heads_rank_as_the_reranker_does(reranker: Reranker) -> None:
         assert row[ranked[0].position] == pytest.approx(ranked[0].score, abs=1e-6)
 
 
-def test_heads_rank_boxes_through_rank_regions() -> None:
-    pages = [Page(text="x", regions=(Region((0, 0, 1, 1)), Region((0, 1, 1, 2)))), Page(text="y")]
-
-    class Fake:
-        def rank_regions(self, question: str, pages: list[Page]) -> list[ScoredRegion]:
-            return [ScoredRegion(pages[0], pages[0].regions[1], 0.5, 1)]
-
-    scores = HeadRanker(Fake()).rank_regions(["q"], pages)  # type: ignore[arg-type]
-    assert np.isnan(scores[0, 0])
-    assert scores[0, 1] == 0.5
-    with pytest.raises(UnsupportedModelError, match="pages only"):
-        HeadRanker(object()).rank_regions(["q"], pages)  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["page", "crops"])
+def test_heads_rank_boxes_as_the_reranker_does(reranker: Reranker, method: Any) -> None:
+    image = Image.new("RGB", (64, 96), "red")
+    boxes = (Region((0, 0, 64, 40)), Region((0, 50, 30, 96)))
+    pages = [Page(image=image, regions=boxes), Page(image=image, regions=(Region((5, 5, 60, 90)),))]
+    ranker = HeadRanker(reranker, aggregate="sum", method=method)
+    scores = ranker.rank_regions(["first?", "second?"], pages)
+    assert scores.shape == (2, 3)
+    expected = reranker.rank_regions("second?", pages, aggregate="sum", method=method)
+    listed = module.listed_regions(pages)
+    assert [listed[place] for place in np.argsort(-scores[1], kind="stable")] == [item.region for item in expected]
+    assert np.nanmax(scores[1]) == pytest.approx(expected[0].score, abs=1e-6)
 
 
 def test_specs_are_comparable_and_travel() -> None:
@@ -154,16 +154,25 @@ def test_head_rankers_share_one_model(monkeypatch: pytest.MonkeyPatch, reranker:
     found = build_rankers({
         "selected": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
         "all-heads": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
+        "boxes": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512, aggregate="peak"),
         "other": RankerSpec("heads", model="n", heads="all"),
         "random": RankerSpec("random", seed=2),
         "bm25": RankerSpec("bm25"),
     })  # fmt: skip
     assert [model for model, _ in asked] == ["m", "n"]
-    assert asked[0][1] == {"heads": "all", "token_budget": 512, "calibrate": True, "dtype": "bfloat16"}
+    assert asked[0][1] == {
+        "heads": "all",
+        "token_budget": 512,
+        "independent": None,
+        "calibrate": True,
+        "dtype": "bfloat16",
+    }
     first, second = found["selected"], found["all-heads"]
     assert isinstance(first, HeadRanker)
     assert isinstance(second, HeadRanker)
     assert first.reranker.backbone.model is second.reranker.backbone.model
+    assert isinstance(found["boxes"], HeadRanker)
+    assert found["boxes"].aggregate == "peak"
     assert isinstance(found["random"], RandomRanker)
     assert found["random"].seed == 2
     assert isinstance(found["bm25"], TextRanker)
