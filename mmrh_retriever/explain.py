@@ -1,4 +1,4 @@
-"""Where on a page the attention went: heat maps and ranked boxes, drawn with Pillow."""
+"""Where on a page the attention went: heat maps, ranked boxes and a report, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mmrh_retriever.types import FloatArray, PatchGrid, ScoredPage, ScoredRegion
 MIN_DRAWN_SIDE = 320
 """Smaller page images are enlarged, so that their longer side has this many pixels, before anything is drawn."""
 
-_RAMP = np.array([(255, 224, 102), (253, 160, 46), (229, 72, 36), (166, 12, 62)], dtype=np.float64)  # low to high
+RAMP = np.array([(255, 224, 102), (253, 160, 46), (229, 72, 36), (166, 12, 62)], dtype=np.float64)  # low to high
+"""Colours of heat from low to high, red, green and blue in 0 to 255."""
 _BOX_COLOUR = (16, 78, 139)
 _PERCENTILE = 99.5  # of a map's positive cells: what is above has the full colour, so that one sink can't hide the rest
 
@@ -189,9 +190,9 @@ def _sized(image: Image.Image, max_side: int | None) -> Image.Image:
 def _overlay(image: Image.Image, strength: npt.NDArray[np.float64], opacity: float) -> Image.Image:
     """Heat over a toned-down page; ``strength`` is ``(height, width)`` in 0 to 1."""
     calm = np.asarray(image.convert("L"), dtype=np.float64)[..., None]  # grey: all colour in the picture is heat
-    stops = np.linspace(0.0, 1.0, len(_RAMP))
-    colour = np.stack([np.interp(strength, stops, channel) for channel in _RAMP.T], axis=-1)
-    alpha = (opacity * np.sqrt(strength))[..., None]  # the root shows weak heat, too
+    stops = np.linspace(0.0, 1.0, len(RAMP))
+    colour = np.stack([np.interp(strength, stops, channel) for channel in RAMP.T], axis=-1)
+    alpha = (opacity * strength**0.7)[..., None]  # the power shows weak heat, too
     return Image.fromarray(np.round(calm * (1.0 - alpha) + colour * alpha).astype(np.uint8))
 
 
