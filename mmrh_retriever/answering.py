@@ -13,7 +13,7 @@ from torch import Tensor
 from mmrh_retriever import image_layouts
 from mmrh_retriever.attention import AblationPhase
 from mmrh_retriever.backbones import Backbone, Layout
-from mmrh_retriever.engine import Engine, Window
+from mmrh_retriever.engine import UNLIMITED, Engine, Window
 from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.heads import HeadId
 from mmrh_retriever.probe_prompts import ProbePrompter
@@ -78,17 +78,26 @@ class Answerer:
         prompter: lays the probes.
         lead_in: what the answer is begun with; it is no part of the answer.
         max_new_tokens: the longest free answer.
+        independent: read each item as if it stood alone (see :class:`mmrh_retriever.engine.Engine`) when choices are
+            weighed; free answers always come from one plain pass.
     """
 
     def __init__(
-        self, backbone: Backbone, prompter: ProbePrompter, *, lead_in: str = LEAD_IN, max_new_tokens: int = 32
+        self,
+        backbone: Backbone,
+        prompter: ProbePrompter,
+        *,
+        lead_in: str = LEAD_IN,
+        max_new_tokens: int = 32,
+        independent: bool = False,
     ) -> None:
         self.backbone = backbone
         self.prompter = prompter
         self.lead_in = lead_in
         self.max_new_tokens = max_new_tokens
+        self.independent = independent
         self._last: tuple[object, Window, list[float]] | None = None
-        self._laid: tuple[Probe, list[LaidPiece]] | None = None
+        self._laid: tuple[Probe, list[LaidPiece], list[LaidPiece]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
         """The model's free answer, without sampling; ends at a line break.
@@ -145,7 +154,8 @@ class Answerer:
         prompter = self.prompter.prompter(probe)
         texts = [prompter.lay_text(" " + choice) for choice in probe.choices]
         while_reading = masking.heads if masking.phase == "all" else ()
-        engine = Engine(prompter, self._every_layer(), self.backbone.context)
+        budget = UNLIMITED if self.independent else self.backbone.context
+        engine = Engine(prompter, self._every_layer(), budget, independent=self.independent)
         window, first = self._read(probe, engine, texts, while_reading)
         longer = [place for place, text in enumerate(texts) if len(text) > 1]
         found = [[value] for value in first]
@@ -167,29 +177,35 @@ class Answerer:
         if self._last is not None and self._last[0] == key:
             return self._last[1], self._last[2]
         self._last = None
-        *pieces, end = self._pieces(probe)
+        context, (*question, end) = self._lay(probe)
         last = self.prompter.prompter(probe).lay_text("")
         last.add_text(end.ids[-1:])
         with self._masked(heads, "all"):
-            window = engine.encode([*pieces, _without_last(self.prompter.prompter(probe).lay_text(""), end)])
+            window = engine.encode(context)
+            engine.extend(window, [*question, _without_last(self.prompter.prompter(probe).lay_text(""), end)])
             (state,) = engine.hidden_states(window, [last])
             first = self._log_probabilities(state)[0, [text.ids[0] for text in texts]].tolist()
-            engine.encode([last], onto=window)
+            engine.extend(window, [last])
         self._last = (key, window, first)
         return window, first
 
     def _pieces(self, probe: Probe) -> list[LaidPiece]:
-        """Everything behind the prompt's head, kept for the next masking; the last piece is text and not empty."""
+        """Everything behind the prompt's head."""
+        context, tail = self._lay(probe)
+        return [*context, *tail]
+
+    def _lay(self, probe: Probe) -> tuple[list[LaidPiece], list[LaidPiece]]:
+        """The context and what follows it, kept for the next masking; the last piece is text and not empty."""
         if self._laid is not None and self._laid[0] is probe:
-            return self._laid[1]
+            return self._laid[1], self._laid[2]
         prompter = self.prompter.prompter(probe)
         end = prompter.lay_tail()
         end.add_text(prompter.plain(self.lead_in))
         if not end.ids:
             end.add_text(prompter.plain("\n"))
-        pieces = [*self.prompter.lay_context(probe).pieces, *self.prompter.lay_question(probe), end]
-        self._laid = (probe, pieces)
-        return pieces
+        context, tail = list(self.prompter.lay_context(probe).pieces), [*self.prompter.lay_question(probe), end]
+        self._laid = (probe, context, tail)
+        return context, tail
 
     def _every_layer(self) -> list[HeadId]:
         return [HeadId(self.backbone.layers - 1, 0)]

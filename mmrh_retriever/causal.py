@@ -170,7 +170,11 @@ def causal_rows(
         selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
     conditions = _conditions(selected, backbone.global_layers, random_seeds, phases, same_layers=same_layers)
     answerer = Answerer(
-        backbone, ProbePrompter(reranker.prompter, prompt), lead_in=lead_in, max_new_tokens=max_new_tokens
+        backbone,
+        ProbePrompter(reranker.prompter, prompt),
+        lead_in=lead_in,
+        max_new_tokens=max_new_tokens,
+        independent=reranker.independent,
     )
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     for probe in bar:

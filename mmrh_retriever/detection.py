@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.detection_journal import Journal, ProbeScores
-from mmrh_retriever.engine import Engine, Window
+from mmrh_retriever.engine import UNLIMITED, Engine, Window
 from mmrh_retriever.errors import AttentionCaptureError, DataError
 from mmrh_retriever.head_analysis import Stability, stability
 from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable
@@ -130,6 +130,7 @@ def detect(
     *,
     prompt: ProbePrompt | None = None,
     model_id: str | None = None,
+    independent: bool | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -144,6 +145,8 @@ def detect(
         probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
         prompt: how probes are worded, and which tokens look.
         model_id: the name that the scores are filed under; the model's own unless given.
+        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; where it is
+            not given, as the model's config says.
         journal: a file that takes each probe's scores at once, so that a killed run can be resumed.
         resume: go on with a journal that exists; probes that it holds are not run again.
         settings: what else must be alike when a journal is resumed (how the probes were made).
@@ -158,12 +161,18 @@ def detect(
         UnsupportedModelError: a family that we can't drive.
         PageError: an item that can't be read, or that this model can't take.
     """
-    reranker = Reranker(model, processor, heads="all")
+    reranker = Reranker(model, processor, heads="all", independent=independent)
     backbone = reranker.backbone
     name = model_id or str(getattr(backbone.config, "_name_or_path", "") or type(model).__name__)
     prompter = ProbePrompter(reranker.prompter, prompt)
-    scorer = _Scorer(backbone, prompter)
-    fixed = {"model": name, **_identity(backbone), "prompt": asdict(prompter.prompt), "probes": dict(settings or {})}
+    scorer = _Scorer(backbone, prompter, independent=reranker.independent)
+    fixed = {
+        "model": name,
+        **_identity(backbone),
+        "independent": reranker.independent,
+        "prompt": asdict(prompter.prompt),
+        "probes": dict(settings or {}),
+    }
     shape = (backbone.layers, backbone.heads)
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
@@ -192,9 +201,10 @@ def detect(
 class _Scorer:
     """Runs probes; keeps the last context for neighbours that share it."""
 
-    def __init__(self, backbone: Backbone, prompter: ProbePrompter) -> None:
+    def __init__(self, backbone: Backbone, prompter: ProbePrompter, *, independent: bool) -> None:
         self.backbone = backbone
         self.prompter = prompter
+        self.independent = independent
         self.heads = [HeadId(layer, head) for layer in backbone.global_layers for head in range(backbone.heads)]
         self._key: tuple[Any, ...] = ()
         self._kept: tuple[Sequence[object], LaidContext, Window] | None = None
@@ -208,7 +218,7 @@ class _Scorer:
                 "(negatives) to the causal test."
             )
         context, window, engine = self._context(probe)
-        mass, null = self._ask(engine, window, probe)  # (heads, pieces) each
+        mass, null = self._ask(engine, window, probe)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
         in_part = any(span.start is not None for span in probe.evidence)
         gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
@@ -239,7 +249,8 @@ class _Scorer:
 
     def _context(self, probe: Probe) -> tuple[LaidContext, Window, Engine]:
         prompter = self.prompter.prompter(probe)
-        engine = Engine(prompter, self.heads, self.backbone.context)
+        budget = UNLIMITED if self.independent else self.backbone.context
+        engine = Engine(prompter, self.heads, budget, independent=self.independent)
         in_part = tuple(span for span in probe.evidence if span.start is not None)
         key = (*map(id, probe.items), probe.labelled, in_part)
         if self._kept is None or key != self._key:
@@ -251,7 +262,7 @@ class _Scorer:
         return context, window, engine
 
     def _ask(self, engine: Engine, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
-        """``(heads, pieces)`` of the question and of the null question."""
+        """``(heads, parts)`` of the question and of the null question."""
         asked = self.prompter.lay_question(probe)
         if len(asked) == 1 and not asked[0].inputs and not probe.options:
             null = [] if self._null is not None else self.prompter.lay_null_question(probe)

@@ -25,6 +25,8 @@ from mmrh_retriever.types import Page, PatchGrid, TokenSpan
 
 TAIL_CELLS = 32 * 1024 * 1024
 """Question tokens times keys in one tail pass; more questions are split over several passes."""
+UNLIMITED = 1 << 30
+"""Token budget of windows of independent pages that only memory limits."""
 TAIL_ROOM = 512
 """Tokens of room that a window keeps for questions when it is filled with pages."""
 
@@ -109,12 +111,13 @@ class Engine:
         window: Window | None = None
         for place, page in pages:
             piece = self.prompter.lay_page(page, numbers[place])
-            room = self.token_budget - TAIL_ROOM - len(self._head)
+            limit = min(self.token_budget, self.backbone.context)
+            room = limit - TAIL_ROOM - len(self._head)
             if len(piece) > room:
                 raise ContextOverflowError(
                     f"{page.name} takes {len(piece)} tokens; a window has room for {room} "
-                    f"(token_budget={self.token_budget}). Render it smaller (max_pixels), shorten its text, or raise "
-                    f"token_budget up to the model's {self.backbone.context}.",
+                    f"(token_budget={self.token_budget}, the model's context is {self.backbone.context}). Render it "
+                    "smaller (max_pixels), shorten its text, or raise token_budget up to the model's context.",
                     tokens=len(piece),
                     allowed=room,
                 )
@@ -127,16 +130,16 @@ class Engine:
         if window is not None:
             yield window
 
-    def encode(self, pieces: Iterable[LaidPiece], *, onto: Window | None = None) -> Window:
-        """Encode pieces that are laid already as one window, behind the prompt's head or behind the window ``onto``.
+    def encode(self, pieces: Iterable[LaidPiece]) -> Window:
+        """Encode pieces that are laid already as one window, behind the prompt's head.
 
-        Each piece is a member of the window, by its place; its ``scored`` tokens count for it.
+        Each ``scored`` span of each piece is a member of its own, so that parts of a piece can be told apart.
 
         Raises:
             ContextOverflowError: more tokens than a window holds.
         """
-        window = self._open_window() if onto is None else onto
-        for place, piece in enumerate(pieces, start=len(window.members)):
+        window = self._open_window()
+        for place, piece in enumerate(pieces):
             asked = len(window) + len(piece)
             if asked > self.token_budget:
                 raise ContextOverflowError(
@@ -147,7 +150,26 @@ class Engine:
                 )
             self._run_piece(window, piece)
             self._take_in(window, piece, place)
+            added = len(window) - len(piece)
+            for number, span in enumerate(piece.scored):
+                window.owner[added + span.start : added + span.stop] = len(window.members) - 1 + number
+            window.members[-1:] = [place] * len(piece.scored)
         return window
+
+    def extend(self, window: Window, pieces: Iterable[LaidPiece]) -> None:
+        """Put pieces behind everything that a window holds, for good: they see all of it and count for no member.
+
+        Raises:
+            ContextOverflowError: more tokens than the model's context, or a window that was dropped.
+        """
+        for piece in pieces:
+            self._check_room(window, len(window), len(piece))
+            plan = self._tail_plan(window, len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
+            self._run(window.cache, piece.ids, piece.all_positions() + window.next_position, plan, inputs=piece.inputs)
+            window.owner = torch.cat([window.owner, torch.full((len(piece),), -1, dtype=torch.long)])
+            window.standing = torch.cat([window.standing, torch.arange(len(piece)) + window.next_standing])
+            window.next_standing += len(piece)
+            window.next_position += piece.extent
 
     def hidden_states(self, window: Window, texts: Sequence[LaidPiece]) -> list[Tensor]:
         """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window.
@@ -165,7 +187,7 @@ class Engine:
             )
         blocks, start = [], 0
         for text in texts:
-            self._check_room(len(window), len(text))
+            self._check_room(window, len(window), len(text))
             blocks.append(TokenSpan(start, start + len(text)))
             start += len(text)
         positions = torch.cat([text.all_positions() for text in texts], dim=1) + window.next_position
@@ -197,7 +219,7 @@ class Engine:
         with self.backbone.seam.lock:
             try:
                 for piece in question:
-                    self._check_room(past, len(piece))
+                    self._check_room(window, past, len(piece))
                     rows = piece.scored
                     recording = Recording(self.heads, rows, window.owner, len(window.members)) if rows else None
                     plan = self._tail_plan(
@@ -301,7 +323,12 @@ class Engine:
             len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest, visible=start, start=start
         )
         positions = piece.all_positions() + position
-        self._run(window.cache, piece.ids, positions, plan, inputs=piece.inputs)
+        try:
+            self._run(window.cache, piece.ids, positions, plan, inputs=piece.inputs)
+        except BaseException:
+            if window.cache is not None:
+                window.cache.crop_to(len(window))
+            raise
 
     def _run(
         self,
@@ -340,7 +367,7 @@ class Engine:
         group: list[LaidPiece] = []
         size = 0
         for question in questions:
-            self._check_room(len(window), len(question))
+            self._check_room(window, len(window), len(question))
             if group and (size + len(question)) * (len(window) + size + len(question)) > TAIL_CELLS:
                 yield group
                 group, size = [], 0
@@ -349,11 +376,13 @@ class Engine:
         if group:
             yield group
 
-    def _check_room(self, past: int, asked: int) -> None:
-        if not self.independent and past + asked > self.backbone.context:
+    def _check_room(self, window: Window, past: int, asked: int) -> None:
+        """Whether ``asked`` tokens behind ``past`` ones still stand within the context that the model was made for."""
+        stands = window.next_standing + past - len(window)
+        if stands + asked > self.backbone.context:
             raise ContextOverflowError(
-                f"A question of {asked} tokens on {past} tokens of pages is over the model's context of "
+                f"A question of {asked} tokens behind {stands} tokens of pages is over the model's context of "
                 f"{self.backbone.context}. Shorten the question or lower token_budget.",
-                tokens=past + asked,
+                tokens=stands + asked,
                 allowed=self.backbone.context,
             )

@@ -34,9 +34,10 @@ class ProbePrompt:
 
 @dataclass(frozen=True, slots=True)
 class LaidContext:
-    """A probe's context: ``pieces`` in order, and the item of the context that each belongs to.
+    """A probe's context: one piece an item.
 
-    ``evidence[i]`` says whether piece ``i`` is evidence.
+    Each ``scored`` span of each piece, in order, is a part: ``item[i]`` is the item that part ``i`` belongs to and
+    ``evidence[i]`` whether it is evidence.
     """
 
     pieces: tuple[LaidPiece, ...]
@@ -73,7 +74,7 @@ class ProbePrompter:
         return self.ranking if probe.labelled else self.interleaved
 
     def lay_context(self, probe: Probe) -> LaidContext:
-        """A probe's items; an item that is evidence in part is laid in several pieces.
+        """A probe's items; an item that is evidence in part has a scored span for each part.
 
         Raises:
             PageError: an item that this model can't take or that can't be read.
@@ -90,13 +91,13 @@ class ProbePrompter:
                 if span.item == place and span.start is not None and span.stop is not None
             )
             if not cuts or item.text is None:
-                found = [(prompter.lay_page(item, numbers[place]), place in probe.gold)]
+                piece = prompter.lay_page(item, numbers[place])
+                parts = [place in probe.gold] * len(piece.scored)
             else:
-                found = _in_parts(prompter, item.text, cuts)
-            for piece, is_evidence in found:
-                pieces.append(piece)
-                owners.append(place)
-                evidence.append(is_evidence)
+                piece, parts = _in_parts(prompter, item.text, cuts)
+            pieces.append(piece)
+            owners += [place] * len(parts)
+            evidence += parts
         return LaidContext(tuple(pieces), tuple(owners), tuple(evidence))
 
     def lay_question(self, probe: Probe) -> list[LaidPiece]:
@@ -123,19 +124,24 @@ class ProbePrompter:
         return prompter.lay_question_parts(parts, images_look=self.prompt.images_look)
 
 
-def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) -> list[tuple[LaidPiece, bool]]:
-    """A text item cut at its evidence; its newline goes with the last part and counts for none."""
-    found: list[tuple[LaidPiece, bool]] = []
+def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) -> tuple[LaidPiece, list[bool]]:
+    """A text item with a scored span for each part, and which of them are evidence; its newline counts for none."""
+    piece = prompter.lay_text("")
+    parts: list[bool] = []
+
+    def add(part: str, *, is_evidence: bool) -> None:
+        ids = prompter.plain(part)
+        piece.add_text(ids, scored=True)
+        parts.extend([is_evidence] if ids else [])
+
     done = 0
     for start, stop in cuts:
-        if start > done:
-            found.append((prompter.lay_text(text[done:start], scored=True), False))
-        found.append((prompter.lay_text(text[max(start, done) : stop], scored=True), True))
+        add(text[done:start], is_evidence=False)
+        add(text[max(start, done) : stop], is_evidence=True)
         done = max(stop, done)
-    if done < len(text):
-        found.append((prompter.lay_text(text[done:], scored=True), False))
-    found[-1][0].add_text(prompter.plain("\n"))
-    return [(piece, is_evidence) for piece, is_evidence in found if len(piece)]
+    add(text[done:], is_evidence=False)
+    piece.add_text(prompter.plain("\n"))
+    return piece, parts
 
 
 def option_letters(count: int) -> tuple[str, ...]:

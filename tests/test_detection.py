@@ -10,7 +10,7 @@ import torch
 from factories import TEXT_ONLY, Tiny, page_image, tiny
 from reference import eager_attentions
 
-from mmrh_retriever import HeadScoresTable, HeadSet, Page
+from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker
 from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.detection import detect, detect_heads
 from mmrh_retriever.errors import ContextOverflowError, DataError
@@ -46,11 +46,15 @@ def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
         pieces = [head, *context.pieces, *question]
         attention = eager_attentions(model, pieces)  # (layers, heads, tokens, tokens)
         starts = np.cumsum([0, *map(len, pieces)])
+        parts = [
+            (start + span.start, start + span.stop)
+            for start, piece in zip(starts[1:], context.pieces, strict=False)
+            for span in piece.scored
+        ]
         keys = [
             token
-            for start, piece, gold in zip(starts[1:], context.pieces, context.evidence, strict=False)
-            for span in (piece.scored if gold else [])
-            for token in range(start + span.start, start + span.stop)
+            for (first, stop), gold in zip(parts, context.evidence, strict=True)
+            for token in (range(first, stop) if gold else ())
         ]
         rows = [
             token
@@ -101,6 +105,27 @@ def test_pages_share_one_prefill_and_score_as_if_alone(monkeypatch: pytest.Monke
     assert table.tasks == ("page",)
     assert table.at("page", 4096).n_examples == 2
     assert len(HeadSet.of_tasks(table, count=3)) == 3
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_scores_are_those_that_the_reranker_gives(independent: bool) -> None:
+    model = tiny("qwen3_vl")
+    pages = [Page(image=page_image(number)) for number in range(3)]
+    question, head = "How did revenue change?", HeadId(1, 2)
+    (probe,) = page_probes(pages, [(question, 1)], context_length=4096)
+    run = detect(
+        model.model,
+        processor(model),
+        [probe],
+        independent=independent,
+        prompt=ProbePrompt(null_question=PromptOptions().null_question),
+    )
+    heads = HeadSet((head,), n_layers=3, n_heads=4)
+    reranker = Reranker(model.model, processor(model), heads=heads, independent=independent)
+    ranked = reranker.rank(question, pages)
+    (score,) = (one.score for one in ranked if one.position == 1)
+    assert run.probes[0].scores[head] == pytest.approx(score, abs=1e-6)
+    assert run.probes[0].hits[head] == (ranked[0].position == 1)
 
 
 def test_mean_spread_recall_and_stability_follow_from_the_probes(tmp_path: Path) -> None:
