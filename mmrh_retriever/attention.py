@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
+from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.scoring import HeadsByLayer, Recording, record
 from mmrh_retriever.types import TokenSpan
 
@@ -59,7 +59,7 @@ class PassPlan:
     visible: int | None = None
     places: Tensor | None = None
     start: int | None = None
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
@@ -78,9 +78,9 @@ class PassPlan:
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
         """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
-        if window not in self.masks:
-            self.masks[window] = self._make_mask(window, device)
-        return self.masks[window]
+        if (window, device) not in self.masks:
+            self.masks[window, device] = self._make_mask(window, device)
+        return self.masks[window, device]
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         local = torch.arange(self.length, device=device)
@@ -88,7 +88,9 @@ class PassPlan:
         for block in self.blocks:
             first[block.start : block.stop] = block.start
         own = (local[None, :] <= local[:, None]) & (local[None, :] >= first[:, None])  # (tokens, tokens)
-        for span in self.twosided:
+        if window is not None:
+            own &= local[:, None] - local[None, :] < window
+        for span in self.twosided:  # also beyond the window, as transformers lays it
             own[span.start : span.stop, span.start : span.stop] = True
         seen = torch.ones(self.length, self.seen, dtype=torch.bool, device=device)
         if window is not None:
@@ -96,7 +98,6 @@ class PassPlan:
             place = start + local - first  # where the token would stand if its question were alone
             kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
             seen &= place[:, None] - kept[None, : self.seen] < window
-            own &= local[:, None] - local[None, :] < window
         return torch.cat([seen, own], dim=1)
 
 
@@ -138,45 +139,45 @@ class AttentionSeam:
     ``lock`` serialises passes over the model: whoever records, ablates or uses kept keys holds it.
     """
 
-    def __init__(self, model: PreTrainedModel, decoder: nn.Module, decoder_key: str | None) -> None:
-        self.lock = threading.RLock()
+    def __init__(self, decoder: nn.Module, lock: threading.RLock | None = None) -> None:
+        self.lock = threading.RLock() if lock is None else lock
         self.checked = False
-        self.decoder_key = decoder_key
         self.modules = decoder_attention(decoder)
         config: Any = decoder.config
         self.base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
+        if self.base not in ("sdpa", "eager") and not self.base.startswith("flash_attention"):
+            raise UnsupportedModelError(
+                f"Attention {self.base!r} can't be read. Load the model with attn_implementation='sdpa', 'eager' or "
+                "'flash_attention_2'."
+            )
         self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
         self._as_base = {layer: _AsBase(module, self.base) for layer, module in self.modules.items()}
         self._local = threading.local()
-        self._register()
-        set_decoder_implementation(model, decoder_key, PREFIX + self.base)
-        if config._attn_implementation != PREFIX + self.base:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} keeps attention {config._attn_implementation!r} where {PREFIX + self.base!r} "
-                "was set; it does not run attention through AttentionInterface, so its heads can't be read."
-            )
+        AttentionInterface.register(PREFIX + self.base, _attend)
+        AttentionMaskInterface.register(PREFIX + self.base, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
+        set_implementation(decoder, PREFIX + self.base)
         for module in self.modules.values():
             object.__setattr__(module, "_mmrh_seam", self)
 
     @classmethod
-    def install(cls, model: PreTrainedModel, decoder: nn.Module, decoder_key: str | None) -> AttentionSeam:
-        """The model's seam, made on the first call.
+    def install(cls, decoder: nn.Module) -> AttentionSeam:
+        """The seam of a model's text decoder (the module that holds its layers), made on the first call.
 
-        Args:
-            model: the whole model.
-            decoder: its text decoder (the module that holds the layers).
-            decoder_key: name of the decoder's config inside the model's (``text_config``), ``None`` if the
-                model is a text-only decoder.
+        It is made anew, under the same lock, if someone has set another attention implementation since.
 
         Raises:
-            UnsupportedModelError: the decoder's attention can't be reached.
+            UnsupportedModelError: the decoder's attention can't be reached or read.
         """
         with _INSTALL_LOCK:
-            for module in decoder_attention(decoder).values():
-                seam = getattr(module, "_mmrh_seam", None)
-                if isinstance(seam, cls):
-                    return seam
-            return cls(model, decoder, decoder_key)
+            config: Any = decoder.config
+            first = next(iter(decoder_attention(decoder).values()))
+            seam = getattr(first, "_mmrh_seam", None)
+            if not isinstance(seam, cls):
+                return cls(decoder)
+            if config._attn_implementation == PREFIX + seam.base:
+                return seam
+            with seam.lock:
+                return cls(decoder, seam.lock)
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
         """A copied model gets a seam of its own when it is used."""
@@ -184,11 +185,6 @@ class AttentionSeam:
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """A pickled model leaves its seam behind."""
         return type(None), ()
-
-    def _register(self) -> None:
-        name = PREFIX + self.base
-        AttentionInterface.register(name, _attend)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
 
     @property
     def _state(self) -> _ThreadState:
@@ -224,9 +220,20 @@ class AttentionSeam:
         """Zero the given ``(layer, head)`` query heads' attention in every pass of this thread.
 
         ``phase="decode"`` leaves the prefill alone and acts only on passes of a single new token.
+
+        Raises:
+            HeadSetError: a head that the model does not have.
+            ValueError: another phase.
         """
+        if phase not in ("all", "decode"):
+            raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
+            if layer not in self.modules or not 0 <= head < _query_heads(self.modules[layer]):
+                raise HeadSetError(
+                    f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
+                    f"{_query_heads(self.modules[0])} heads each."
+                )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:
             state = self._state
@@ -410,17 +417,10 @@ def layer_index(module: nn.Module) -> int:
     return int(index)
 
 
-def set_decoder_implementation(model: PreTrainedModel, decoder_key: str | None, name: str) -> None:
-    """Set the decoder's attention implementation and leave the vision tower's alone."""
-    if decoder_key is None:
-        model.set_attn_implementation(name)
-        return
-    others = {
-        key: getattr(model.config, key)._attn_implementation
-        for key in model.config.sub_configs
-        if key != decoder_key and getattr(model.config, key, None) is not None
-    }
-    model.set_attn_implementation({**others, decoder_key: name})
+def set_implementation(decoder: nn.Module, name: str) -> None:
+    """Set the decoder's attention implementation alone: not the vision tower's, and without asking the hub for it."""
+    config: Any = decoder.config
+    config._attn_implementation = name
 
 
 def _softmax_options(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:

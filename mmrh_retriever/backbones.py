@@ -95,8 +95,12 @@ class Backbone:
                 f"{type(model).__name__} has no {family.decoder!r} in its base model; the row for {family.name} "
                 "expects the classes of transformers 5."
             )
-        key = None if family.decoder is None else "text_config"
-        return cls(family, model, base, decoder, AttentionSeam.install(model, decoder, key))
+        if model.training:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is in training mode, where dropout makes every pass another one. "
+                "Call model.eval() first."
+            )
+        return cls(family, model, base, decoder, AttentionSeam.install(decoder))
 
     @property
     def config(self) -> Any:

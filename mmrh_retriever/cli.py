@@ -105,8 +105,10 @@ def rank(
 ) -> None:
     """Rank the pages of files for a question, best first."""
     files, question = _files_and_question(arguments)
-    reranker = load(model, heads, token_budget=token_budget, device=device)
+    if regions and heatmap is not None:
+        raise typer.BadParameter("draws pages, and --regions ranks regions: give one of them", param_hint="--heatmap")
     listed = _read(files, pages=pages, password=password, layout=regions)
+    reranker = load(model, heads, token_budget=token_budget, device=device)
     if regions:
         found = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
         _show_regions(found, as_json=as_json)
@@ -221,7 +223,12 @@ def _share(text: str) -> float:
 def _show_pages(top: list[ScoredPage], question: str, *, as_json: bool) -> None:
     def row(scored: ScoredPage) -> dict[str, Any]:
         page = scored.page
-        return {"rank": scored.rank, "document": page.doc_id, "page": page.number, "score": round(scored.score, 6)}
+        return {
+            "rank": scored.rank,
+            "document": page.doc_id,
+            "page": page.number,
+            "score": float(f"{scored.score:.9g}"),
+        }
 
     _show([row(scored) for scored in top], title=question, as_json=as_json)
 
@@ -234,7 +241,7 @@ def _show_regions(top: list[ScoredRegion], *, as_json: bool) -> None:
             "page": scored.page.number,
             "kind": scored.kind,
             "box": [round(value, 1) for value in scored.box],
-            "score": round(scored.score, 6),
+            "score": float(f"{scored.score:.9g}"),
         }
 
     _show([row(scored) for scored in top], title=None, as_json=as_json)

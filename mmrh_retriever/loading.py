@@ -121,16 +121,23 @@ def load_model(
     """
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
+    if max_pixels is not None and max_pixels < 1:
+        raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     where = {key: value for key, value in where.items() if value not in (None, False)}
-    config = AutoConfig.from_pretrained(model, **where)
+    try:
+        config = AutoConfig.from_pretrained(model, **where)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{model} has no configuration that transformers knows: {error}") from error
     family = find_family(config.model_type)
-    target = torch.device(device) if device is not None else default_device()
-    placed_by_transformers = quantization_config is not None or "device_map" in kwargs
+    target = _checked_device(device)
+    quantised = quantization_config is not None or getattr(config, "quantization_config", None) is not None
+    placed_by_transformers = quantised or "device_map" in kwargs
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" and not placed_by_transformers else "auto"
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
+    if quantised:
         kwargs.setdefault("device_map", {"": str(target)})
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
@@ -180,6 +187,17 @@ def _processor_template(model: str, where: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"])
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    try:
+        target = torch.device(device) if device is not None else default_device()
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise UnsupportedModelError(
+            f"Device {str(device)!r} can't be used: {str(error).splitlines()[0]} Leave it out for the best there is."
+        ) from error
+    return target
 
 
 def default_device() -> torch.device:

@@ -7,9 +7,12 @@ Nothing is ever looked for in the finished prompt.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jinja2 import TemplateError
@@ -42,6 +45,16 @@ class PromptOptions:
     null_question: str = "N/A"
     count_image_markers: bool = True
     count_question_label: bool = True
+
+    def __post_init__(self) -> None:
+        if self.content not in get_args(PageContent):
+            raise ValueError(f"content is one of {', '.join(get_args(PageContent))}; got {self.content!r}.")
+        if not self.null_question.strip():
+            raise QuestionError("null_question is empty; expected an uninformative text such as 'N/A'.")
+        try:
+            self.page_label.format(number=1)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"page_label may hold {{number}} and nothing else, got {self.page_label!r}.") from error
 
 
 @dataclass(slots=True)
@@ -96,6 +109,23 @@ class LaidPiece:
         return torch.cat(self.positions, dim=1) if self.positions else torch.zeros(self.axes, 0, dtype=torch.long)
 
 
+_COPIES: WeakKeyDictionary[Any, tuple[Any, threading.Lock]] = WeakKeyDictionary()
+_COPIES_LOCK = threading.Lock()
+
+
+def _own_copy(tokenizer: Any) -> tuple[Any, threading.Lock]:
+    """A tokenizer's copy for us and its lock: one a tokenizer.
+
+    Fast tokenizers keep whether special tokens are split as a state of their own, so that two threads (or we and the
+    caller) on one tokenizer would read each other's text wrongly.
+    """
+    with _COPIES_LOCK:
+        if tokenizer not in _COPIES:
+            copied = copy.deepcopy(tokenizer)
+            _COPIES[tokenizer] = _COPIES[copied] = (copied, threading.Lock())
+        return _COPIES[tokenizer]
+
+
 class Prompter:
     """Lays pages and questions for one model.
 
@@ -107,7 +137,7 @@ class Prompter:
         self, backbone: Backbone, tokenizer: Any, image_processor: Any = None, options: PromptOptions | None = None
     ) -> None:
         self.backbone = backbone
-        self.tokenizer = tokenizer
+        self.tokenizer, self._tokenizer_lock = _own_copy(tokenizer)
         self.image_processor = image_processor
         self.options = options or PromptOptions()
         self._axes = 3 if backbone.family.three_axes else 1
@@ -177,8 +207,18 @@ class Prompter:
         return piece
 
     def _add_image(self, piece: LaidPiece, page: Page) -> None:
-        layout = self.backbone.family.layout
-        laid = layout(page.pixels(), self.image_processor, self.backbone.config, self)  # type: ignore[misc]
+        layout: Any = self.backbone.family.layout
+        pixels = page.pixels()
+        try:
+            laid = layout(pixels, self.image_processor, self.backbone.config, self)
+        except (ValueError, KeyError, ZeroDivisionError) as error:
+            raise PageError(
+                f"The image of {page.name}, {pixels.width} x {pixels.height} pixels, can't be laid out by "
+                f"{type(self.image_processor).__name__}: {error!r}. Use the image processor that ships with the model, "
+                "or a page of a usual size.",
+                source=page.doc_id,
+                page=page.index,
+            ) from error
         piece.add_image(laid, count_markers=self.options.count_image_markers)
 
     def _content(self, page: Page) -> tuple[bool, str | None]:
@@ -268,14 +308,18 @@ class Prompter:
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
             return []
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        readable = text.encode("utf-8", "replace").decode("utf-8")  # halves of surrogate pairs, as broken files have
+        with self._tokenizer_lock:
+            return list(self.tokenizer(readable, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _reserved_ids(self) -> frozenset[int]:
         """Ids that must never come out of plain text: the tokenizer's special tokens and the image tokens."""
         config = self.backbone.config
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         ids = {getattr(config, name, None) for name in (*names, "boi_token_index", "eoi_token_index")}
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {number for number, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        special -= {self.tokenizer.unk_token_id}
         return frozenset(int(number) for number in ids | special if number is not None)
 
     def _chat_template(self) -> tuple[list[int], list[int]]:
@@ -298,10 +342,14 @@ class Prompter:
                 continue
             if rendered.count(_SLOT) == 1:
                 before, _, after = rendered.partition(_SLOT)
-                return [
-                    list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-                    for text in (before, after)
-                ]  # type: ignore[return-value]
+                with self._tokenizer_lock:
+                    ids = [
+                        list(tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+                        if text
+                        else []
+                        for text in (before, after)
+                    ]
+                return ids[0], ids[1]
         raise UnsupportedModelError(
             "The chat template can't hold a plain user turn: expected the turn's text once in what it renders"
             f"{f', got {problem!r}' if problem else ''}. Set tokenizer.chat_template to a working one, or to None."

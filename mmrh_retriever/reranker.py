@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from mmrh_retriever.attention import set_decoder_implementation
+from mmrh_retriever.attention import set_implementation
 from mmrh_retriever.backbones import Backbone
-from mmrh_retriever.engine import Attention, Engine, Window
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.engine import TAIL_ROOM, Attention, Engine, Window
+from mmrh_retriever.errors import ContextOverflowError, PageError, QuestionError
 from mmrh_retriever.heads import HeadScoresTable, HeadSet
 from mmrh_retriever.loading import Processors, as_page, load_model, model_path, resolve_heads
 from mmrh_retriever.prompts import Prompter, PromptOptions
@@ -74,7 +73,15 @@ class Reranker:
         self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, options)
         by_config = bool(getattr(self.backbone.config, "mmrh_independent", False))
         self.independent = by_config if independent is None else independent
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET
+        self.token_budget = DEFAULT_TOKEN_BUDGET if token_budget is None else token_budget
+        least = len(self.prompter.lay_head()) + TAIL_ROOM
+        if self.token_budget <= least:
+            raise ContextOverflowError(
+                f"token_budget={self.token_budget} leaves no room for a page: the prompt's head and the room kept for "
+                f"questions take {least} tokens. Raise it.",
+                tokens=least,
+                allowed=self.token_budget,
+            )
         self.heads = resolve_heads(heads, self.backbone)
         if check:
             self._check_attention()
@@ -170,11 +177,12 @@ class Reranker:
 
         The result has one ranking a question; see :meth:`rank`.
         """
-        laid = [self.prompter.lay_question(question) for question in questions]
+        checked_count(top_n)
+        laid = [self.prompter.lay_question(question) for question in as_questions(questions)]
         listed = as_pages(pages)
         engine = self._engine()
         windows = engine.windows(_shown(listed, progress), numbers=page_numbers(listed))
-        scores = Scores(len(questions), listed, with_tokens=with_tokens)
+        scores = Scores(len(laid), listed, with_tokens=with_tokens)
         null = [self.prompter.lay_null_question()] if self.calibrate else []
         for window in windows:
             attention = engine.ask(window, [*laid, *null], tokens=with_tokens)
@@ -290,18 +298,17 @@ class Reranker:
             if seam.checked:
                 return
             ids = torch.tensor([self.prompter.lay_head().ids[:16]], device=backbone.device)
-            key = None if backbone.family.decoder is None else "text_config"
 
             def run() -> Tensor:
                 return backbone.base(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
             def eager() -> Any:
                 name = backbone.text_config._attn_implementation
-                set_decoder_implementation(backbone.model, key, "eager")
+                set_implementation(backbone.decoder, "eager")
                 try:
                     return backbone.base(input_ids=ids, use_cache=False, output_attentions=True).attentions
                 finally:
-                    set_decoder_implementation(backbone.model, key, name)
+                    set_implementation(backbone.decoder, name)
 
             tolerance = 1e-4 if backbone.model.dtype is torch.float32 else 0.1
             seam.verify(run, eager, tolerance=tolerance)
@@ -322,7 +329,7 @@ class EncodedPages:
         self.memory_budget = memory_budget
         self._engine = reranker._engine()
         self._numbers = page_numbers(pages)
-        self._lock = threading.RLock()
+        self._lock = reranker.backbone.seam.lock
         self._windows: list[Window] = []
         self._null: dict[int, Attention] = {}
         self._in_use: OrderedDict[int, None] = OrderedDict()  # windows that hold a cache, longest unused first
@@ -351,14 +358,17 @@ class EncodedPages:
         self, questions: Sequence[str], *, top_n: int | None = None, with_tokens: bool = False
     ) -> list[list[ScoredPage]]:
         """Rank the pages for several questions at once; exact as if each were asked alone."""
-        laid = [self.reranker.prompter.lay_question(question) for question in questions]
-        scores = Scores(len(questions), list(self.pages), with_tokens=with_tokens)
+        checked_count(top_n)
+        laid = [self.reranker.prompter.lay_question(question) for question in as_questions(questions)]
+        scores = Scores(len(laid), list(self.pages), with_tokens=with_tokens)
         with self._lock:
-            for number in range(len(self._windows)):
+            # windows that hold their keys come first: asking in order would drop each just before it is needed
+            for number in sorted(range(len(self._windows)), key=lambda place: self._windows[place].cache is None):
                 window = self._ready(number)
                 null = self._null_attention(number) if self.reranker.calibrate else None
                 if laid:
                     scores.add(window, self._engine.ask(window, laid, tokens=with_tokens), null)
+                self._touch(number)
         return scores.rankings(top_n)
 
     def rank_regions(
@@ -453,8 +463,6 @@ class Scores:
 
     def rankings(self, top_n: int | None) -> list[list[ScoredPage]]:
         """One ranking a question, best first; equals stay in the caller's order."""
-        if top_n is not None and top_n < 1:
-            raise PageError(f"top_n is at least 1 (or None for all pages), got {top_n}.")
         return [list(self._ranking(question, top_n)) for question in range(self.values.shape[0])]
 
     def _ranking(self, question: int, top_n: int | None) -> Iterator[ScoredPage]:
@@ -486,6 +494,17 @@ def as_pages(pages: Iterable[PageLike]) -> list[Page]:
     if not found:
         raise PageError("There are no pages to rank. Give at least one.")
     return found
+
+
+def as_questions(questions: Iterable[str]) -> list[str]:
+    """The caller's questions as a list.
+
+    Raises:
+        QuestionError: a single text where a list is expected.
+    """
+    if isinstance(questions, str) or not isinstance(questions, Iterable):
+        raise QuestionError(f"Expected a list of questions, got a single {type(questions).__name__}. Put it in a list.")
+    return list(questions)
 
 
 def page_numbers(pages: Sequence[Page]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from mmrh_retriever.errors import PageError
 
@@ -157,7 +157,9 @@ class Page:
         if isinstance(self.image, (Image.Image, bytes, str, Path)):
             opened = open_image(self.image, name=self.name, source=self.doc_id, page=self.index)
             if self.size is None:
-                object.__setattr__(self, "size", (float(opened.width), float(opened.height)))
+                wide, high = float(opened.width), float(opened.height)
+                turned = _is_turned(opened)
+                object.__setattr__(self, "size", (high, wide) if turned else (wide, high))
             if opened is not self.image:
                 opened.close()
         elif self.image is not None and not hasattr(self.image, "load"):
@@ -191,7 +193,8 @@ class Page:
             if isinstance(self.image, (Image.Image, bytes, str, Path)):
                 image = open_image(self.image, name=self.name, source=self.doc_id, page=self.index)
             else:
-                image = self.image.load()
+                image = open_image(self.image.load(), name=self.name, source=self.doc_id, page=self.index)
+            image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 layered = image.convert("RGBA")
                 ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
@@ -207,6 +210,13 @@ class Page:
                 source=self.doc_id,
                 page=self.index,
             ) from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether a photograph's notes say that it lies on its side; asked of formats that tell without decoding."""
+    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP"):
+        return False
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
 
 
 def sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
@@ -235,6 +245,8 @@ def open_image(
 
     if isinstance(image, Image.Image):
         opened = image
+    elif not isinstance(image, (bytes, str, Path)):
+        raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
     else:
         stream: io.BytesIO | Path = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
         try:

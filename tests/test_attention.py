@@ -11,8 +11,17 @@ import torch
 from factories import BUILDERS, tiny
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmrh_retriever import AttentionCaptureError, HeadId, TokenSpan, UnsupportedModelError
+from mmrh_retriever import (
+    AttentionCaptureError,
+    HeadId,
+    HeadSetError,
+    Page,
+    Reranker,
+    TokenSpan,
+    UnsupportedModelError,
+)
 from mmrh_retriever.attention import AttentionSeam, PassPlan, decoder_attention
 from mmrh_retriever.backbones import FAMILIES, Backbone, find_family
 from mmrh_retriever.scoring import HeadsByLayer, Recording, record
@@ -51,7 +60,7 @@ def text_model(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["softcap", "sliding"])
 def test_soft_capping_and_sliding_windows_are_honoured(kind: str) -> None:
     model = text_model(kind)
-    seam = AttentionSeam.install(model, model.model, None)
+    seam = AttentionSeam.install(model.model)
     expected = eager(copy.deepcopy(model), input_ids=IDS)
     recording = everything(seam, 4, 40, [TokenSpan(30, 31), TokenSpan(39, 40)])
     with torch.no_grad(), seam.running(recording=recording):
@@ -274,3 +283,80 @@ def test_unknown_families_are_refused_with_the_list() -> None:
 def test_sliding_layers_are_not_global() -> None:
     assert Backbone.of(tiny("gemma3").model).global_layers == (1, 3)
     assert Backbone.of(tiny("qwen3_vl").model).global_layers == (0, 1, 2)
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    model = tiny("llama").model.train()
+    with pytest.raises(UnsupportedModelError, match="training mode"):
+        Backbone.of(model)
+
+
+def test_attention_that_cannot_be_read_is_refused() -> None:
+    model = tiny("llama").model
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(UnsupportedModelError, match="'flex_attention' can't be read"):
+        Backbone.of(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_vl"])
+def test_flash_attention_is_called_by_its_own_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with flash attention's ways: no mask for causal passes, the causal corner at the bottom right."""
+    seen: list[str] = []
+
+    def flash(module: nn.Module, query, key, value, mask, scaling=None, **more):
+        seen.append(module.config._attn_implementation)
+        assert mask is None
+        tokens, keys = query.shape[2], key.shape[2]
+        causal = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=causal, scale=scaling, enable_gqa=True
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    scores = []
+    for implementation in ("sdpa", "flash_attention_2"):
+        model = tiny(name)
+        decoder = model.model.base_model if name == "llama" else model.model.base_model.language_model
+        decoder.config._attn_implementation = implementation
+        pages = [Page(text="words " * 30), Page(text="other words"), Page(text="staff")]
+        reranker = Reranker(model.model, (model.tokenizer, model.image_processor), "all", check=False)
+        scores.append([scored.score for scored in reranker.rank("How many?", pages)])
+    assert seen
+    assert set(seen) == {"flash_attention_2"}
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+
+
+def test_masks_are_kept_by_device() -> None:
+    plan = PassPlan(3, 2)
+    assert plan.mask(None, torch.device("cpu")).device.type == "cpu"
+    assert plan.mask(None, torch.device("meta")).device.type == "meta"
+
+
+def test_two_sided_tokens_see_each_other_beyond_the_window() -> None:
+    mask = PassPlan(0, 8, twosided=(TokenSpan(1, 7),)).mask(3, torch.device("cpu"))
+    assert bool(mask[1:7, 1:7].all())
+    assert not bool(mask[7, 4])
+    assert bool(mask[7, 5])
+
+
+@pytest.mark.parametrize("head", [(99, 0), (0, 4), (0, -1)])
+def test_heads_that_are_not_there_cannot_be_ablated(head: tuple[int, int]) -> None:
+    seam = Backbone.of(tiny("llama").model).seam
+    with pytest.raises(HeadSetError, match="no head"), seam.ablating([head]):
+        pass
+    with pytest.raises(ValueError, match="phase"), seam.ablating([(0, 0)], phase="prefill"):  # type: ignore[arg-type]
+        pass
+
+
+def test_the_seam_comes_back_after_another_implementation_was_set() -> None:
+    model = tiny("llama").model
+    first = Backbone.of(model).seam
+    model.set_attn_implementation("eager")
+    second = Backbone.of(model).seam
+    assert second is not first
+    assert second.base == "eager"
+    assert second.lock is first.lock
+    recording = everything(second, 4, 40, [TokenSpan(39, 40)])
+    with torch.no_grad(), second.running(recording=recording):
+        model.model(input_ids=IDS, use_cache=False)

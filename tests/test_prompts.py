@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 from factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
@@ -73,6 +74,8 @@ class GreedyTokenizer:
         return self.inner(text, add_special_tokens=False)
 
     def __getattr__(self, name: str) -> object:
+        if name == "inner":  # not there yet, while it is copied
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
 
@@ -165,3 +168,43 @@ def test_without_a_chat_template_the_prompt_begins_bare() -> None:
     bare.chat_template = None
     head = Prompter(Backbone.of(model.model), bare).lay_head()
     assert model.tokenizer.decode(head.ids).startswith("Find the pages")
+
+
+def test_prompters_built_beside_tokenising_threads_are_right() -> None:
+    model = tiny("qwen3_vl")
+    backbone = Backbone.of(model.model)
+    expected = Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids
+    prompter = Prompter(backbone, model.tokenizer, model.image_processor)
+    done = threading.Event()
+
+    def tokenise() -> None:
+        while not done.is_set():
+            prompter.plain("<|im_start|> staff numbers")
+
+    threads = [threading.Thread(target=tokenise) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        heads = [Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids for _ in range(60)]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert all(head == expected for head in heads)
+
+
+def test_halves_of_surrogate_pairs_are_read_as_question_marks() -> None:
+    assert prompter_for("llama").plain("a\udcffb") == prompter_for("llama").plain("a?b")
+
+
+@pytest.mark.parametrize("options", [{"content": "images"}, {"page_label": "{p}"}, {"null_question": " "}])
+def test_options_are_checked_when_they_are_made(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PromptOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_image_processor_of_another_family_is_told() -> None:
+    model = tiny("qwen3_vl")
+    prompter = Prompter(Backbone.of(model.model), model.tokenizer, tiny("gemma3").image_processor)
+    with pytest.raises(PageError, match="page 1.*Gemma3ImageProcessorPil"):
+        prompter.lay_page(Page(image=page_image(1)), 1)

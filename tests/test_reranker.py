@@ -279,3 +279,78 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     with pytest.raises(UnsupportedModelError, match="'gpt2' are not supported.*Qwen3-VL"):
         Reranker.from_pretrained(tmp_path, heads="all")
+
+
+def test_independent_pages_still_stand_within_the_models_context() -> None:
+    model = tiny("llama")
+    reranker = reranker_for(model, independent=True, token_budget=100_000)
+    words = "revenue " * 600
+    pages = [Page(text=words, index=place) for place in range(4)]
+    assert len(reranker.rank(QUESTION, pages)) == 4, "together they are longer than the context, and may be"
+    with pytest.raises(ContextOverflowError, match="page 1"):
+        reranker.rank(QUESTION, [Page(text=words * 4)])
+    with pytest.raises(ContextOverflowError, match="question"):
+        reranker.rank(words * 3, pages)
+
+
+def test_a_budget_just_too_small_drops_few_windows(
+    qwen: Tiny, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = reranker_for(qwen, token_budget=620)
+    whole = reranker.encode(pages)
+    tight = reranker.encode(pages, memory_budget=whole.nbytes - 1)
+    encoded = 0
+    make = tight._engine.windows
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal encoded
+        encoded += 1
+        return make(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tight._engine, "windows", counted)
+    tight.rank(QUESTION)
+    assert 1 <= encoded < len(tight._windows)
+    assert tight.nbytes <= whole.nbytes - 1
+
+
+def test_asking_inside_an_ablation_does_not_block_other_threads(qwen: Tiny, pages: list[Page]) -> None:
+    encoded = reranker_for(qwen).encode(pages)
+    done: list[int] = []
+
+    def ablated() -> None:
+        with encoded.reranker.backbone.seam.ablating([(0, 0)]):
+            done.append(len(encoded.rank(QUESTION)))
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (ablated, lambda: encoded.rank(QUESTION)) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert done == [6, 6, 6]
+
+
+@pytest.mark.parametrize("budget", [0, -5, 500])
+def test_a_token_budget_without_room_is_refused(qwen: Tiny, budget: int) -> None:
+    with pytest.raises(ContextOverflowError, match=f"token_budget={budget}"):
+        reranker_for(qwen, token_budget=budget)
+
+
+def test_a_single_text_is_not_a_list_of_questions(qwen: Tiny, pages: list[Page]) -> None:
+    reranker = reranker_for(qwen)
+    with pytest.raises(QuestionError, match="list of questions"):
+        reranker.rank_many("ab", pages)
+    with pytest.raises(QuestionError, match="list of questions"):
+        reranker.encode(pages).rank_many("ab")
+    assert len(reranker.rank_many((text for text in (QUESTION, "staff")), pages)) == 2
+
+
+def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="no configuration"):
+        Reranker.from_pretrained(tmp_path, heads="all")
+    model = tiny("llama")
+    model.model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="Device 'tpuu'"):
+        Reranker.from_pretrained(tmp_path, heads="all", device="tpuu")
+    with pytest.raises(UnsupportedModelError, match="max_pixels"):
+        Reranker.from_pretrained(tmp_path, heads="all", max_pixels=0)

@@ -126,3 +126,27 @@ def test_grids_run_row_by_row() -> None:
     np.testing.assert_allclose(grid.boxes[1], (1 / 3, 0, 2 / 3, 1 / 2))
     np.testing.assert_allclose(grid.boxes[3], (0, 1 / 2, 1 / 3, 1))
     np.testing.assert_allclose(grid_boxes((0.5, 0.0, 1.0, 1.0), 1, 1)[0], (0.5, 0, 1, 1))
+
+
+def test_photographs_are_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    stream = io.BytesIO()
+    Image.new("RGB", (120, 60)).save(stream, "JPEG", exif=exif)
+    page = Page(image=stream.getvalue())
+    assert page.size == (60.0, 120.0)
+    assert page.pixels().size == (60, 120)
+
+
+def test_what_a_source_draws_is_checked_too() -> None:
+    class Source:
+        def __init__(self, drawn: object) -> None:
+            self.drawn = drawn
+
+        def load(self) -> object:
+            return self.drawn
+
+    with pytest.raises(PageError, match="1 x 1"):
+        Page(image=Source(Image.new("L", (1, 1)))).pixels()  # type: ignore[arg-type]
+    with pytest.raises(PageError, match="NoneType"):
+        Page(image=Source(None)).pixels()  # type: ignore[arg-type]
