@@ -28,7 +28,7 @@ from mmrh_retriever.baselines import PageRanker, RankerSpec, RegionRanker, build
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation_documents import Rankers, Task, failed_part, measure_document
 from mmrh_retriever.evaluation_rows import Level, Part, RunFolder, Settings
-from mmrh_retriever.loading import model_path
+from mmrh_retriever.loading import HEADS_FILE, model_path
 from mmrh_retriever.metrics import (
     Interval,
     PairedDifference,
@@ -40,6 +40,7 @@ from mmrh_retriever.metrics import (
 from mmrh_retriever.mmdocir import MMDocIR
 
 _HASHED_BYTES = 64 * 1024 * 1024
+_TEXTS = (".md", ".txt")
 
 T = TypeVar("T")
 
@@ -241,15 +242,18 @@ def _described(ranker: object) -> dict[str, Any]:
         content["model"] = "bundled" if bundled else path
         if Path(path).is_dir():
             content["model_fingerprint"] = _folder_fingerprint(Path(path))
-        if Path(ranker.heads).is_file():
-            content["heads_fingerprint"] = _file_fingerprint(Path(ranker.heads))
+        heads = Path(path) / HEADS_FILE if ranker.heads == "published" else Path(ranker.heads)
+        if heads.is_file():
+            content["heads_fingerprint"] = _file_fingerprint(heads)
     return content
 
 
 def _folder_fingerprint(folder: Path) -> str:
-    """Over a model folder's files: names and sizes, and the content of those that are not huge."""
+    """Over a model folder's files but its heads and texts: names and sizes, and the content of those not huge."""
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.iterdir() if item.is_file()):
+        if file.name == HEADS_FILE or file.suffix in _TEXTS:
+            continue
         size = file.stat().st_size
         digest.update(f"{file.name} {size} {_file_fingerprint(file) if size <= _HASHED_BYTES else ''}\n".encode())
     return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmrh_retriever.evaluation import Evaluation, evaluate, settings_of
 from mmrh_retriever.evaluation_documents import Task, measure_document
 from mmrh_retriever.evaluation_report import as_rich, comparison_rows, group_rows, markdown_report, plot_comparison
 from mmrh_retriever.evaluation_rows import RunFolder, read_rows
+from mmrh_retriever.loading import HEADS_FILE
 from mmrh_retriever.mmdocir import MMDocIR
 
 WORDS = ["apple", "pear", "plum", "cherry"]
@@ -231,6 +233,11 @@ def test_settings_know_model_heads_and_versions(data: MMDocIR, tmp_path: Path) -
     about = settings_of(data, {"selected": spec}, level="page").rankers["selected"]
     assert about["model"] == str(model)
     assert (about["calibrate"], about["token_budget"]) == (False, 9)
+    (model / "README.md").write_text("a word more")
+    (model / HEADS_FILE).write_text("{}")
+    assert settings_of(data, {"selected": spec}, level="page").rankers["selected"] == about
+    beside = settings_of(data, {"selected": replace(spec, heads="published")}, level="page").rankers["selected"]
+    assert beside["heads_fingerprint"] == about["heads_fingerprint"]
     (model / "config.json").write_text("{ }")
     changed = settings_of(data, {"selected": spec}, level="page").rankers["selected"]
     assert changed["model_fingerprint"] != about["model_fingerprint"]
