@@ -1,0 +1,33 @@
+"""The demo runs from start to end with the bundled model and writes its picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import mmrh_retriever
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+BUNDLED = Path(mmrh_retriever.__file__).parent / "data" / "reader" / "config.json"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
+def test_the_demo_ranks_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
+    demo.main()
+    shown = capsys.readouterr().out
+    assert shown.count("  1. page ") == 3
+    with Image.open(tmp_path / "heat_map.png") as picture:
+        assert min(picture.size) > 500
