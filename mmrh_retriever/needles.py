@@ -32,9 +32,13 @@ WRONG_CHOICES = 3
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A fact that can't be guessed; ``choices`` hold the answer and three wrong ones in random order."""
+    """A fact that can't be guessed; ``choices`` hold the answer and three wrong ones in random order.
+
+    ``stem`` is the sentence up to its answer, for models that complete rather than answer.
+    """
 
     sentence: str
+    stem: str
     question: str
     answer: str
     choices: tuple[str, ...]
@@ -83,6 +87,7 @@ def draw_fact(rng: np.random.Generator) -> Fact:
     choices = tuple(answers[int(place)] for place in rng.permutation(len(answers)))
     return Fact(
         sentence=kind.sentence.format(answer=answers[0], **slots),
+        stem=kind.sentence.partition("{answer}")[0].format(**slots).strip(),
         question=kind.question.format(**slots),
         answer=answers[0],
         choices=choices,

@@ -57,9 +57,10 @@ class Probe:
     texts and pictures; ``options`` are the pictures offered as answers A, B, C ... behind it, which the null question
     keeps. ``evidence`` is empty where the right answer is that there is none. ``choices`` hold the texts that a model
     may be asked to choose from, the right ``answer`` among them; empty where the answer is free. ``accepted`` are other
-    wordings of the answer. ``context_length``
-    (tokens) is the condition that the probe counts for; ``depth`` is the share of the context in front of the needle,
-    0 to 1. ``labelled`` lays items as pages of a ranking ("Page 3: ..."), as :class:`Reranker` does.
+    wordings of the answer. ``context_length`` (tokens) is the condition that the probe counts for; ``depth`` is the
+    share of the context in front of the needle, 0 to 1. ``labelled`` lays items as pages of a ranking ("Page 3: ..."),
+    as :class:`Reranker` does. Where a probe ``continues``, the answer goes on with the question's own words instead of
+    opening a new turn.
 
     Raises:
         DataError: no items or question, evidence outside the items, an answer that is not among the choices.
@@ -77,6 +78,7 @@ class Probe:
     choices: tuple[str, ...] = ()
     labelled: bool = False
     accepted: tuple[str, ...] = ()
+    continues: bool = False
 
     def __post_init__(self) -> None:
         if not self.items or not self.question:
@@ -220,25 +222,35 @@ class ProbeBuilder:
         self._image_tokens: dict[int, int] = {}
 
     def build(
-        self, task: str, context_length: int, *, examples: int = 20, depths: int = 6, negatives: bool = False
+        self,
+        task: str,
+        context_length: int,
+        *,
+        examples: int = 20,
+        depths: int = 6,
+        negatives: bool = False,
+        cloze: bool = False,
     ) -> Iterator[Probe]:
         """Probes of a task at a context length: each example with its needle at each depth.
 
         The context with the question takes at most ``context_length`` tokens and falls short of it by about a
         sentence. Depths run evenly from 0 to 1 (one depth: 0.5). ``negatives`` adds, for ``identical_image``, a probe
-        without the needle for each one with it, whose answer is "no".
+        without the needle for each one with it, whose answer is "no". ``cloze`` asks with the needle sentence up to its
+        answer instead of a question, for models that complete texts and were not taught to answer.
 
         Raises:
             DataError: an unknown task, or a needle and question longer than the context.
         """
         if task not in TASKS:
             raise DataError(f"Unknown task {task!r}. Expected one of {', '.join(TASKS)}.")
+        if cloze and task not in ("text", "rendered_text"):
+            raise DataError(f"The task {task!r} has no sentence to complete; cloze fits text and rendered_text.")
         if examples < 1 or depths < 1:
             raise DataError(f"Probes need at least one example and one depth, got {examples} and {depths}.")
         shares = [0.5] if depths == 1 else [float(depth) for depth in np.linspace(0.0, 1.0, depths)]
         for example in range(examples):
             rng = np.random.default_rng([self.seed, TASKS.index(task), context_length, example])
-            needle = self._needle(task, rng)
+            needle = self._needle(task, rng, cloze=cloze)
             units = self._fill(self._room(task, needle, context_length), needle, rng)
             for depth in shares:
                 items, evidence = _placed(units, needle, depth)
@@ -253,6 +265,7 @@ class ProbeBuilder:
                     depth=depth,
                     options=needle.options,
                     choices=needle.choices,
+                    continues=cloze,
                 )
                 if negatives and task == "identical_image":
                     yield Probe(
@@ -267,13 +280,14 @@ class ProbeBuilder:
                         choices=needle.choices,
                     )
 
-    def _needle(self, task: str, rng: np.random.Generator) -> _Needle:
+    def _needle(self, task: str, rng: np.random.Generator, *, cloze: bool) -> _Needle:
         if task in ("text", "rendered_text"):
             fact: Fact = draw_fact(rng)
+            question = (fact.stem if cloze else fact.question,)
             if task == "text":
-                return _Needle(fact.sentence, None, (fact.question,), fact.answer, fact.choices)
+                return _Needle(fact.sentence, None, question, fact.answer, fact.choices)
             item = Page(image=RenderedText(fact.sentence), doc_id="needle")
-            return _Needle(None, item, (fact.question,), fact.answer, fact.choices)
+            return _Needle(None, item, question, fact.answer, fact.choices)
         if len(self.haystack.images) < 2:
             raise DataError(f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few.")
         drawn = [int(place) for place in rng.permutation(len(self.haystack.images))[:5]]

@@ -89,6 +89,22 @@ def test_likelihoods_equal_a_plain_full_pass(name: str) -> None:
         assert best == max(scores, key=lambda choice: scores[choice])
 
 
+def test_a_completion_follows_the_questions_own_words() -> None:
+    found = answerer(tiny("llama"), max_new_tokens=4)
+    probe = probe_for("llama", continues=True)
+    prompter = found.prompter.prompter(probe)
+    ids = prompt_of(found, probe)["input_ids"][0].tolist()
+    asked = prompter.lay_question("How did revenue change?").ids
+    assert ids[-len(asked) :] == asked
+    plain = tiny("llama").model
+    for choice in probe.choices:
+        more = prompter.plain(" " + choice)
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([[*ids, *more]])).logits[0, -len(more) - 1 : -1].float()
+        logs = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(more)[:, None])
+        assert found.choose(probe)[1][choice] == pytest.approx(float(logs.mean()), abs=2e-4)
+
+
 def test_answering_alone_is_masked_behind_an_unmasked_prompt() -> None:
     """``decode``: the prompt's keys come from the whole model, the answer's tokens from the masked one."""
     model = tiny("llama")

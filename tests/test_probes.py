@@ -93,6 +93,21 @@ def test_multiple_choice_options_are_pictures_of_which_one_was_pasted() -> None:
     assert 0.01 < (np.abs(difference).sum(axis=2) > 0).mean() < 0.4
 
 
+@pytest.mark.parametrize("task", ["text", "rendered_text"])
+def test_cloze_probes_ask_with_the_needles_beginning(task: str) -> None:
+    plain, cloze = (next(builder().build(task, 2000, examples=1, depths=1, cloze=cloze)) for cloze in (False, True))
+    assert (plain.continues, cloze.continues) == (False, True)
+    assert plain.question_text.endswith("?")
+    assert not cloze.question_text.endswith("?")
+    assert cloze.answer not in cloze.question_text
+    (span,) = cloze.evidence
+    item = cloze.items[span.item]
+    needle = item.text[span.start : span.stop] if task == "text" else item.image.text
+    assert needle.strip().startswith(f"{cloze.question_text} {cloze.answer}")
+    with pytest.raises(DataError, match="no sentence to complete"):
+        list(builder().build("image", 2000, cloze=True))
+
+
 def test_negatives_show_everything_but_the_needle() -> None:
     shown, absent = builder().build("identical_image", 3000, examples=1, depths=1, negatives=True)
     assert (shown.answer, absent.answer) == ("yes", "no")
