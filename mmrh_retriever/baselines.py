@@ -7,6 +7,7 @@ model's heads (all, or selected). At layout level a :class:`RegionRanker` does t
 from __future__ import annotations
 
 import importlib.util
+import logging
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -138,6 +139,7 @@ def bm25_scores(questions: Sequence[str], texts: Sequence[str]) -> Scores:
         bm25s = import_module("bm25s")
     except ImportError as error:
         raise ImportError("The BM25 baseline needs bm25s: pip install 'mmrh-retriever[eval]'.") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for debug messages
     scores = np.zeros((len(questions), len(texts)))
     words = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
     if not any(words):

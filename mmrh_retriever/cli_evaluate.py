@@ -25,6 +25,7 @@ from mmrh_retriever.evaluation_report import (
     group_rows,
     markdown_report,
     plot_comparison,
+    turned,
 )
 from mmrh_retriever.evaluation_rows import Level, Settings
 from mmrh_retriever.head_files import write_atomically
@@ -260,7 +261,8 @@ def _show(found: Evaluation, *, as_json: bool) -> None:
         return
     console = Console()
     questions = next(iter(found.summaries.values())).questions
-    console.print(as_rich(*comparison_rows(found), title=f"{questions} questions, {found.level} level, in percent"))
+    title = f"{questions} questions, {found.level} level, in percent"
+    console.print(as_rich(*turned(*comparison_rows(found)), title=title))
     for group in ("by_source", "by_domain"):
         heads, rows = group_rows(found, group)
         if len(rows) > 1:

@@ -41,6 +41,8 @@ from mmrh_retriever.mmdocir import MMDocIR
 
 _HASHED_BYTES = 64 * 1024 * 1024
 _TEXTS = (".md", ".txt")
+_MATTERS = {"bm25": ("kind",), "random": ("kind", "seed"), "embedding": ("kind", "model")}
+"""What the settings of a ranker hold, where it is not everything."""
 
 T = TypeVar("T")
 
@@ -236,7 +238,7 @@ def settings_of(
 def _described(ranker: object) -> dict[str, Any]:
     if not isinstance(ranker, RankerSpec):
         return {"class": type(ranker).__qualname__}
-    content = asdict(ranker)
+    content = {key: value for key, value in asdict(ranker).items() if key in _MATTERS.get(ranker.kind, (key,))}
     if ranker.kind == "heads":
         path, bundled = model_path(ranker.model)
         content["model"] = "bundled" if bundled else path

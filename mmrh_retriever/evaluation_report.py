@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from mmrh_retriever.evaluation import Evaluation
@@ -58,12 +59,18 @@ def group_rows(found: Evaluation, group: str, measure: str | None = None) -> tup
 
 def as_rich(heads: list[str], rows: list[list[str]], *, title: str | None = None) -> Table:
     """A table for the terminal."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def turned(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table with its rows as columns, intervals on lines of their own: narrow enough for a terminal."""
+    first, *others = zip(heads, *rows, strict=True)
+    return list(first), [[cell.replace(" (", "\n(").replace("), ", ")\n") for cell in line] for line in others]
 
 
 def as_markdown(heads: list[str], rows: list[list[str]]) -> str:

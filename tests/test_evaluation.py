@@ -17,7 +17,14 @@ from mmrh_retriever.baselines import RandomRanker, RankerSpec, Scores, listed_re
 from mmrh_retriever.errors import DataError, MMRHError
 from mmrh_retriever.evaluation import Evaluation, evaluate, settings_of
 from mmrh_retriever.evaluation_documents import Task, measure_document
-from mmrh_retriever.evaluation_report import as_rich, comparison_rows, group_rows, markdown_report, plot_comparison
+from mmrh_retriever.evaluation_report import (
+    as_rich,
+    comparison_rows,
+    group_rows,
+    markdown_report,
+    plot_comparison,
+    turned,
+)
 from mmrh_retriever.evaluation_rows import RunFolder, read_rows
 from mmrh_retriever.loading import HEADS_FILE
 from mmrh_retriever.mmdocir import MMDocIR
@@ -242,6 +249,8 @@ def test_settings_know_model_heads_and_versions(data: MMDocIR, tmp_path: Path) -
     changed = settings_of(data, {"selected": spec}, level="page").rankers["selected"]
     assert changed["model_fingerprint"] != about["model_fingerprint"]
     assert changed["heads_fingerprint"] == about["heads_fingerprint"]
+    bm25 = settings_of(data, {"bm25": RankerSpec("bm25", device="cuda")}, level="page").rankers["bm25"]
+    assert bm25 == {"kind": "bm25"}
     found = settings_of(data, {"x": Oracle()}, level="page")
     assert found.rankers == {"x": {"class": "Oracle"}}
     assert {"torch", "transformers", "mmrh_retriever", "python"} <= set(found.versions)
@@ -274,6 +283,9 @@ def test_tables_compare_rankers(found: Evaluation) -> None:
     assert rows[0][1] == "100.0 (100.0 to 100.0)"
     assert rows[0][-1] == ""
     assert "p = " in rows[1][-1]
+    names, lines = turned(heads, rows)
+    assert names == ["ranker", "oracle", "random"]
+    assert lines[0][:2] == ["micro R@1", "100.0\n(100.0 to 100.0)"]
     heads, rows = group_rows(found, "by_domain", "recall@3")
     assert heads == ["domain", "questions", "oracle R@3", "random R@3"]
     assert [row[:3] for row in rows] == [["Law", "5", "100.0"], ["News", "4", "100.0"]]
