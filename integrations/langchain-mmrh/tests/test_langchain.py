@@ -406,7 +406,7 @@ def test_files_that_cannot_be_read(pdf: Path, tmp_path: Path, stage: Any) -> Non
 
 
 def test_pages_too_long_for_the_model(pdf: Path) -> None:
-    scorer = real(token_budget=530)
+    scorer = real(token_budget=534)
     with pytest.raises(ContextOverflowError):
         MMRHRetriever(files=[pdf], reranker=scorer).invoke(QUESTION)
     assert MMRHRetriever(files=[pdf], reranker=scorer, on_error="drop").invoke(QUESTION) == []
