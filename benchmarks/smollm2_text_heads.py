@@ -26,6 +26,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, read_pdf
+from mmrh_retriever.causal import causal_rows, save_json, save_rows
+from mmrh_retriever.causal_report import plot_causal, summarise_causal
 from mmrh_retriever.detection import detect
 from mmrh_retriever.engine import Engine
 from mmrh_retriever.head_analysis import sparsity
@@ -135,11 +137,39 @@ def ranked(
         print(f"| {label} | " + " | ".join(f"{100 * np.mean(found[k]):.1f}" for k in (1, 3, 5)) + " |")
 
 
+def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argparse.Namespace) -> None:
+    """The causal test, on other probes than those of the detection."""
+    reranker = Reranker(model, tokenizer, heads="all")
+    builder = ProbeBuilder(token_counter(reranker.prompter), image_share=0.0, seed=args.seed + 1)
+    probes = list(builder.build(TASK, min(args.lengths), examples=args.causal, depths=args.depths))
+    for answering, phases in (("choices", ("all", "decode")), ("generate", ("all",))):
+        rows = causal_rows(
+            model,
+            tokenizer,
+            probes,
+            best,
+            answering=answering,
+            random_seeds=args.random_seeds,
+            phases=phases,
+            max_new_tokens=12,
+            progress=True,
+            total=len(probes),
+        )
+        summary = summarise_causal(save_rows(rows, args.out / f"causal-{answering}.rows.jsonl"))
+        save_json(summary, args.out / f"causal-{answering}.json")
+        plot_causal(summary, args.out / f"causal-{answering}.png")
+        print(f"\nmasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}")
+        print("| masked | while | heads | accuracy in % (95 %) |\n|---|---|---|---|")
+        for entry in summary["overall"]:
+            interval = f"{100 * entry['correct']:.0f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})"
+            print(f"| {entry['masked']} | {entry['phase']} | {entry['heads']} | {interval} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path)
-    parser.add_argument("--annotations", type=Path, required=True)
-    parser.add_argument("--documents", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, help="needed for the ranking")
+    parser.add_argument("--documents", type=Path, help="needed for the ranking")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--examples", type=int, default=10)
@@ -149,7 +179,12 @@ def main() -> None:
     parser.add_argument("--most-pages", type=int, default=25, help="skip longer documents")
     parser.add_argument("--limit", type=int, help="the first so many documents")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--causal", type=int, default=0, help="examples of the causal test; 0 leaves it out")
+    parser.add_argument("--random-seeds", type=int, default=3)
+    parser.add_argument("--no-ranking", action="store_true")
     args = parser.parse_args()
+    if not args.no_ranking and (args.annotations is None or args.documents is None):
+        parser.error("the ranking needs --annotations and --documents; leave it out with --no-ranking")
     args.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(args.gguf)
     table = detected(model, tokenizer, args)
@@ -157,6 +192,10 @@ def main() -> None:
     best = HeadSet.top(scores)
     by_recall = np.argsort(-scores.recall_at_1.ravel(), kind="stable")[: len(best)]
     layers, width = scores.values.shape
+    if args.causal:
+        masked(model, tokenizer, best, args)
+    if args.no_ranking:
+        return
     ranked(
         model,
         tokenizer,

@@ -45,9 +45,7 @@ class Sheet:
             self.page.insert_text((LEFT, 48), section, fontsize=10, fontname="helv", color=GREY)
             self.page.draw_line((LEFT, 56), (RIGHT, 56), color=TEAL, width=1)
             self.page.insert_text((LEFT, 812), TITLE, fontsize=9, fontname="helv", color=GREY)
-            self.page.insert_text(
-                (RIGHT - 12, 812), str(self.page.number + 1), fontsize=9, fontname="helv", color=GREY
-            )
+            self.page.insert_text((RIGHT - 12, 812), str(self.page.number + 1), fontsize=9, fontname="helv", color=GREY)
 
     def heading(self, text: str, size: float = 22, gap: float = 16) -> None:
         """Write a line of bold text; ``gap`` points stay free below it."""
@@ -287,9 +285,7 @@ def certificate(document: pymupdf.Document) -> None:
     with pymupdf.open() as drawn:
         page = drawn.new_page(width=WIDTH, height=HEIGHT)
         page.insert_text((70, 90), "ELLERY HARBOUR AUTHORITY", fontsize=19, fontname="tibo")
-        page.insert_text(
-            (70, 112), "Office of the Surveyor of Ships, Customs Quay 4", fontsize=12, fontname="tiro"
-        )
+        page.insert_text((70, 112), "Office of the Surveyor of Ships, Customs Quay 4", fontsize=12, fontname="tiro")
         page.draw_line((70, 122), (525, 122), width=1.2)
         body = (
             "12 March 2024",
@@ -342,9 +338,7 @@ def plan(document: pymupdf.Document) -> None:
     size = (720, 405)
     page = Sheet(document, "", size=size).page
     page.draw_rect((0, 0, size[0], 84), color=None, fill=NAVY)
-    page.insert_text(
-        (40, 54), "Plan 2030: three steps to silent crossings", fontsize=28, fontname="hebo", color=WHITE
-    )
+    page.insert_text((40, 54), "Plan 2030: three steps to silent crossings", fontsize=28, fontname="hebo", color=WHITE)
     steps = (
         ("1", "Batteries", "Four battery ferries on the short routes by 2030"),
         ("2", "Sun", "Solar roofs on all six terminals, 2.4 megawatts"),
@@ -356,9 +350,7 @@ def plan(document: pymupdf.Document) -> None:
         page.draw_circle((x + 34, 152), 20, color=None, fill=TEAL)
         page.insert_text((x + 27, 160), number, fontsize=22, fontname="hebo", color=WHITE)
         page.insert_text((x + 64, 160), name, fontsize=21, fontname="hebo", color=NAVY)
-        page.insert_textbox(
-            (x + 16, 190, x + 188, 315), text, fontsize=18, fontname="helv", lineheight=1.3, color=INK
-        )
+        page.insert_textbox((x + 16, 190, x + 188, 315), text, fontsize=18, fontname="helv", lineheight=1.3, color=INK)
     page.insert_text(
         (40, 356),
         "Investment: 73 million crowns, half of it from the climate fund",
@@ -374,8 +366,7 @@ def refunds(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "For passengers")
     sheet.heading("How to claim a refund for a late crossing")
     sheet.text(
-        "If your ferry arrives more than forty minutes late, you get money back. You need five minutes and "
-        "your ticket."
+        "If your ferry arrives more than forty minutes late, you get money back. You need five minutes and your ticket."
     )
     steps = (
         ("Keep your ticket.", "A photograph of it is enough. The number is printed below the bar code."),

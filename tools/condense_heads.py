@@ -74,8 +74,7 @@ def entry_of(path: Path) -> PublishedModelEntry:
         n_heads=content.n_heads,
         selectable_layers=None if facts.global_every == 1 else list(global_layers),
         scores={
-            task: {length: condensed(values) for length, values in lengths.items()}
-            for task, lengths in raw.items()
+            task: {length: condensed(values) for length, values in lengths.items()} for task, lengths in raw.items()
         },
     )
 
