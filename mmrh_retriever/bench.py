@@ -77,22 +77,7 @@ def sample_pages(count: int, *, side: tuple[int, int] = (510, 660), seed: int = 
     """Pages of drawn words, all different, ``side`` pixels wide and high."""
     rng = np.random.default_rng(seed)
     font = ImageFont.load_default(15)
-    words = np.array(
-        [
-            "harbour",
-            "revenue",
-            "emission",
-            "storm",
-            "ticket",
-            "vessel",
-            "crew",
-            "island",
-            "battery",
-            "refund",
-            "winter",
-            "north",
-        ]
-    )
+    words = np.array(_WORDS)
     pages = []
     for index in range(count):
         image = Image.new("RGB", side, "white")
