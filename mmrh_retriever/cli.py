@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 import mmrh_retriever
 from mmrh_retriever import cli_evaluate
@@ -58,6 +59,8 @@ DeviceOption = Annotated[
 def main(arguments: list[str] | None = None) -> None:
     """Run ``mmrh`` (on ``sys.argv``, if not told otherwise); failures that we know become a message and exit code 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    if not stderr.is_terminal:
+        transformers_logging.disable_progress_bar()
     try:
         app(arguments)
     except (MMRHError, OSError, ImportError) as error:  # an ImportError names the extra to install
