@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers")
 
 from tools.reader.dialogue import Layer, ShownPage, as_question  # noqa: E402
 from tools.reader.fonts import FIRST_FAMILIES, FontsMissingError, find_fonts  # noqa: E402
-from tools.reader.labels import CELL, MERGE, PATCH, crop, patches  # noqa: E402
+from tools.reader.labels import CELL, MERGE, PATCH, WINDOW_CELLS, crop, patches, sheet_windows, trim  # noqa: E402
 from tools.reader.pages import CHARACTERS, PageReader, ReadablePage, Typesetting, typeset  # noqa: E402
 from tools.reader.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
 
@@ -77,6 +77,26 @@ def test_labels_follow_the_crop(tokenizer, fonts: list[str]) -> None:
     assert shifted == {(cell // 8, cell % 8 + 8, piece) for cell, piece in part.pieces}
 
 
+def test_windows_of_a_sheet_carry_the_labels_of_its_crops(tokenizer, fonts: list[str]) -> None:
+    page = make_page(tokenizer, fonts)
+    side = WINDOW_CELLS * CELL
+    windows = sheet_windows(page, 1.0, (0, 0))
+    assert len(windows) == 9
+    for number, window in enumerate(windows):
+        row, column = divmod(number, 3)
+        same = crop(page, 1.0, (column * side, row * side), WINDOW_CELLS, WINDOW_CELLS)
+        assert np.array_equal(window.pixels, same.pixels)
+        assert {tuple(label) for label in window.pieces} == {tuple(label) for label in same.pieces}
+
+
+def test_a_trimmed_window_keeps_the_labels_of_its_cells(tokenizer, fonts: list[str]) -> None:
+    page = make_page(tokenizer, fonts)
+    whole, narrow = crop(page, 1.0, (0, 0), 8, 8), crop(page, 1.0, (0, 0), 3, 8)
+    trimmed = trim(whole, 3, 8)
+    assert np.array_equal(trimmed.pixels, narrow.pixels)
+    assert {tuple(label) for label in trimmed.pieces} == {tuple(label) for label in narrow.pieces}
+
+
 def test_first_word_is_labelled_letter_by_letter(tokenizer, fonts: list[str]) -> None:
     page = make_page(tokenizer, fonts)
     count = len(page.words[0].strip("."))
@@ -101,14 +121,13 @@ def test_patches_are_what_the_stock_processor_feeds(tokenizer, fonts: list[str])
 
 def test_questions_share_pages_but_not_positions(tokenizer) -> None:
     layer = Layer(tokenizer)
-    pages = [ShownPage(4, 2, np.zeros((0, 2), np.int64)), ShownPage(0, 0, None, ("the", "revenue"))]
+    pages = [ShownPage(4, 2), ShownPage(0, 0, ("the", "revenue"))]
     laid = layer.lay(pages, [("which quarter", 0), ("what revenue", 1)])
     alone = layer.lay(pages, [("what revenue", 1)])
     (begin, end), (start, stop) = laid.questions[1], alone.questions[0]
     assert np.array_equal(laid.ids[begin:end], alone.ids[start:stop])
     assert np.array_equal(laid.positions[:, begin:end], alone.positions[:, start:stop])
     assert set(laid.segments[begin:end]) == {2}
-    assert laid.n_cells == 8
     assert (laid.ids < 0).sum() == 8
 
 
@@ -117,3 +136,53 @@ def test_questions_keep_content_words() -> None:
         ["the", "revenue", "of", "the", "second", "quarter"], random.Random(1), frozenset({"the", "of"})
     )
     assert {"revenue", "second", "quarter"} & set(asked.split())
+
+
+def test_the_first_heads_look_for_what_pieces_say(tokenizer) -> None:
+    torch = pytest.importorskip("torch")
+    model = pytest.importorskip("tools.reader.model")
+    first_heads = pytest.importorskip("tools.reader.first_heads")
+    reader = model.new_reader(tokenizer)
+    text = reader.model.language_model
+    first_heads.scale_embedding(text)
+    embedding = text.embed_tokens.weight.detach()
+    generator = torch.Generator().manual_seed(0)
+    said = torch.randint(len(embedding), (60,), generator=generator)
+    found = first_heads.directions(tokenizer, embedding, embedding[said], 48, 128)
+    first_heads.start_heads(reader, found, 40.0)
+    visual = embedding[said] @ found.turn.T
+    asked = torch.tensor([int(said[7])])
+    states = torch.cat([visual, embedding[asked]])[None]
+    out = text.set_attn_implementation("eager") or text(
+        inputs_embeds=states,
+        position_ids=torch.cat([torch.zeros(60), torch.ones(1)]).long().expand(3, 1, 61),
+        output_attentions=True,
+    )
+    looked = out.attentions[0][0, first_heads.MATCHING_HEADS[1], -1]
+    assert int(looked.argmax()) in {place for place in range(60) if said[place] == said[7]}
+
+
+def test_the_independent_pass_is_the_stock_towers(tokenizer) -> None:
+    torch = pytest.importorskip("torch")
+    model = pytest.importorskip("tools.reader.model")
+    fast = pytest.importorskip("tools.reader.fast_independent")
+    reader = model.new_reader(tokenizer)
+    text = reader.model.language_model
+    laid = Layer(tokenizer).lay([ShownPage(4, 2)], [("which quarter had higher revenue", 0)])
+    visual = torch.randn(8, model.WIDTH, generator=torch.Generator().manual_seed(0))
+    ids = torch.from_numpy(np.maximum(laid.ids, 0))
+    embedded = text.embed_tokens(ids).masked_scatter(torch.from_numpy(laid.ids < 0)[:, None], visual)
+    positions = torch.from_numpy(laid.positions)
+    with torch.no_grad():
+        places = fast.Places.of(laid)
+        with torch.autocast("cpu", torch.bfloat16):
+            states, masses = fast.independent_states(text, embedded, positions, places)
+        stock = text.set_attn_implementation("eager") or text(
+            inputs_embeds=embedded[None], position_ids=positions[:, None], output_attentions=True
+        )
+    begin, end = laid.questions[0]
+    start, stop = laid.pages[0]
+    rows = stock.attentions[0][0, :, begin:end, start:stop].sum(-1).mean(-1)
+    torch.testing.assert_close(masses[0][0, :, 0], rows, atol=0.02, rtol=0.05)
+    own = torch.from_numpy(np.flatnonzero(laid.segments == 1))
+    torch.testing.assert_close(states[0, : len(own)].float(), stock.last_hidden_state[0, own], atol=0.1, rtol=0.1)

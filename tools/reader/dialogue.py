@@ -24,23 +24,20 @@ _LINKS = ("of", "the", "in", "for", "and", "with", "to", "on", "about", "from", 
 
 @dataclass(frozen=True, slots=True)
 class ShownPage:
-    """What one page shows: visual cells with their label sets, or text."""
+    """What one page shows: visual cells, or words where it is given as text."""
 
     columns: int
     rows: int
-    cells: np.ndarray | None  # (labels, 2) of (cell, piece); None where the page is given as text
-    text: tuple[str, ...] = ()
+    text: tuple[str, ...] | None = None
     shift: tuple[int, int] = (0, 0)  # rows and columns to the left of and above this part of a larger page
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One laid prompt. Tokens that are visual cells have id -1 and a place in `cells`."""
+    """One laid prompt. Tokens that are visual cells have id -1."""
 
     ids: np.ndarray  # (tokens,)
     positions: np.ndarray  # (3, tokens)
-    cells: np.ndarray  # (labels, 2): running number of the visual token, piece
-    n_cells: int
     questions: tuple[tuple[int, int], ...]
     golds: tuple[int, ...]  # each question's page
     pages: tuple[tuple[int, int], ...]
@@ -81,7 +78,7 @@ class Layer:
         ids: list[int] = list(self._head)
         positions: list[np.ndarray] = [np.tile(np.arange(len(ids)), (3, 1))]
         place = len(ids)
-        found, spans, n_cells = [], [], 0
+        spans = []
 
         def add(tokens: list[int]) -> None:
             nonlocal place
@@ -96,7 +93,7 @@ class Layer:
                 place = head_end
             add(self._labels[first + count - 1])
             begin = len(ids)
-            if page.cells is None:
+            if page.text is not None:
                 add(self.plain(" ".join(page.text)))
             else:
                 add([self.vision_start])
@@ -106,9 +103,6 @@ class Layer:
                 grid = np.stack([np.zeros(size, int), row + page.shift[0], column + page.shift[1]])
                 positions.append(place + grid)
                 place += max(page.rows + page.shift[0], page.columns + page.shift[1])
-                if len(page.cells):
-                    found.append(page.cells + np.array([n_cells, 0]))
-                n_cells += size
                 add([self.vision_end])
             spans.append((begin, len(ids)))
             segments.extend([-count if independent else 0] * (len(ids) - len(segments)))
@@ -126,12 +120,9 @@ class Layer:
             asked.append((begin, len(ids)))
             add([self.end])
             segments.extend([number] * (len(ids) - len(segments)))
-        cells = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
         return Example(
             np.array(ids),
             np.concatenate(positions, axis=1),
-            cells,
-            n_cells,
             tuple(asked),
             tuple(gold for _, gold in questions),
             tuple(spans),

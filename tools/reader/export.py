@@ -8,29 +8,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from tools.reader.model import image_processor, new_reader
+from tools.reader.model import image_processor
 
 logger = logging.getLogger(__name__)
-
-
-def load_reader(
-    tokenizer: PreTrainedTokenizerFast, vision: Path | None, text: Path | None
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A reader with the towers of these checkpoints."""
-    model = new_reader(tokenizer)
-    if text is not None:
-        model.model.language_model.load_state_dict(torch.load(text, weights_only=True)["text"])
-    if vision is not None:
-        saved = torch.load(vision, weights_only=True)["model"]
-        tower = {name[6:]: value for name, value in saved.items() if name.startswith("tower.")}
-        model.model.visual.load_state_dict(tower)
-    return model
 
 
 def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Save everything that `from_pretrained` needs; returns the folder's size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 3
+    model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 2
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)

@@ -11,7 +11,6 @@ from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tools.reader.dialogue import Example
-from tools.reader.fast_text import _norm, _rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,15 @@ class Places:
         )
 
 
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _norm(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return functional.rms_norm(hidden, (hidden.shape[-1],), weight.to(hidden.dtype), 1e-6)
+
+
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
     return states.unflatten(-1, (-1, size)).transpose(1, 2)  # (batch, heads, tokens, size)
 
@@ -104,8 +112,8 @@ def independent_states(
         own = (query @ own_key.transpose(2, 3)).float().masked_fill(later, float("-inf"))
         weights = torch.cat([(query @ seen_keys.transpose(1, 2)).float(), own], dim=-1).softmax(-1)
         on_pages, on_own = weights.split([len(places.seen), length], dim=-1)
-        per_word = torch.einsum("qhlk,ql->qhk", on_pages, words)
-        masses.append(per_word.float() @ places.page_of)
+        with torch.autocast("cpu", enabled=False):
+            masses.append(torch.einsum("qhlk,ql->qhk", on_pages, words) @ places.page_of)
         found = on_pages.to(dtype) @ seen_values + on_own.to(dtype) @ own_value
         pages = _block(layer, pages, mixed)
         questions = _block(layer, questions, found)
@@ -113,9 +121,9 @@ def independent_states(
 
 
 def independent_losses(
-    model: Qwen2_5_VLForConditionalGeneration, example: Example, visual: torch.Tensor, looking_layers: range
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of the questions' words, and the helper: cross-entropy of the gold page's share of the mass on pages."""
+    model: Qwen2_5_VLForConditionalGeneration, example: Example, visual: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss of the questions' words, and each layer's helper: cross-entropy of the gold page's share of the mass."""
     text = model.model.language_model
     places = Places.of(example)
     ids = torch.from_numpy(np.maximum(example.ids, 0))
@@ -126,8 +134,5 @@ def independent_losses(
         counted = places.asking[:, 1:] > 0
         logits = states[:, :-1][counted] @ text.embed_tokens.weight.T
     told = functional.cross_entropy(logits.float(), ids[places.questions[:, 1:]][counted])
-    looked = [
-        functional.nll_loss((mass / mass.sum(-1, keepdim=True)).log(), places.gold)
-        for mass in (masses[number].sum(1).clamp(min=1e-7) for number in looking_layers)
-    ]
-    return told, torch.stack(looked).mean()
+    sums = [mass.sum(1).clamp(min=1e-7) for mass in masses]
+    return told, [functional.nll_loss((sum_ / sum_.sum(-1, keepdim=True)).log(), places.gold) for sum_ in sums]

@@ -15,10 +15,11 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def window_positions(tower: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def window_positions(
+    tower: nn.Module, columns: int = WINDOW_CELLS, rows: int = WINDOW_CELLS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary cosines and sines of one window's patches, each (patches, head width)."""
-    side = WINDOW_CELLS * MERGE
-    ids = get_vision_position_ids(torch.tensor([[1, side, side]]), MERGE)
+    ids = get_vision_position_ids(torch.tensor([[1, rows * MERGE, columns * MERGE]]), MERGE)
     return tower.rotary_pos_emb(torch.zeros(1), ids)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ PATCH = 16
 MERGE = 2
 CELL = PATCH * MERGE  # a visual token covers CELL x CELL pixels
 WINDOW_CELLS = 8
+
+Spoiling = Callable[[np.ndarray], np.ndarray]
+"""Turns a page's pixels into what a scanner or a poor copy makes of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,41 @@ def crop(page: ReadablePage, zoom: float, origin: tuple[float, float], columns: 
     pixels[top : top + drawn.shape[0], start : start + drawn.shape[1]] = drawn
     labelled = [cell_labels(marks, zoom, (x, y), columns, rows) for marks in (page.pieces, page.characters, page.pairs)]
     return Crop(pixels, columns, rows, *labelled)
+
+
+def sheet_windows(page: ReadablePage, zoom: float, shift: tuple[int, int], spoil: Spoiling | None = None) -> list[Crop]:
+    """The whole page as crops of one window each; it starts `shift` pixels right of and below the first's corner."""
+    side = WINDOW_CELLS * CELL
+    matrix = pymupdf.Matrix(zoom, zoom)
+    pixmap = page.drawing.get_pixmap(matrix=matrix, alpha=0, colorspace=pymupdf.csRGB)
+    drawn = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)
+    if spoil is not None:
+        drawn = spoil(drawn)
+    height, width = drawn.shape[0] + shift[1], drawn.shape[1] + shift[0]
+    pixels = np.pad(drawn, ((shift[1], -height % side), (shift[0], -width % side), (0, 0)), mode="edge")
+    across, down = pixels.shape[1] // side, pixels.shape[0] // side
+    origin = (-float(shift[0]), -float(shift[1]))
+    tables = []
+    for marks in (page.pieces, page.characters, page.pairs):
+        found = cell_labels(marks, zoom, origin, across * WINDOW_CELLS, down * WINDOW_CELLS)
+        row, column = np.divmod(found[:, 0], across * WINDOW_CELLS)
+        window = row // WINDOW_CELLS * across + column // WINDOW_CELLS
+        cell = row % WINDOW_CELLS * WINDOW_CELLS + column % WINDOW_CELLS
+        order = np.argsort(window, kind="stable")
+        table = np.stack([cell[order], found[order, 1]], axis=1)
+        tables.append(np.split(table, np.searchsorted(window[order], np.arange(1, across * down))))
+    tiles = pixels.reshape(down, side, across, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
+    return [Crop(tile, WINDOW_CELLS, WINDOW_CELLS, *labels) for tile, *labels in zip(tiles, *tables, strict=True)]
+
+
+def trim(one: Crop, columns: int, rows: int) -> Crop:
+    """The window's first columns and rows: what a page's last, narrower windows are like."""
+    tables = []
+    for labels in (one.pieces, one.characters, one.pairs):
+        row, column = np.divmod(labels[:, 0], one.columns)
+        kept = (row < rows) & (column < columns)
+        tables.append(np.stack([row[kept] * columns + column[kept], labels[kept, 1]], axis=1))
+    return Crop(one.pixels[: rows * CELL, : columns * CELL], columns, rows, *tables)
 
 
 def random_origin(page: ReadablePage, zoom: float, columns: int, rows: int, rng: random.Random) -> tuple[float, float]:

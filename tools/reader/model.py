@@ -9,12 +9,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tools.reader.labels import CELL, MERGE, PATCH, WINDOW_CELLS
 
-WIDTH = 256
+TOWER_WIDTH = 256
+WIDTH = 512  # of the text tower, so of a visual token
 BLANK = 0  # the piece that says "nothing here": <|endoftext|>
 EMBEDDING_STD = 0.075
 FINAL_NORM = 0.8
-ROPE_THETA = 1e7  # with less, what a head matches fades with distance and the last pages win
-MAX_PIXELS = 1_150_000  # a Letter or A4 page at 110 dpi
+ROPE_THETA = 1e10  # with less, what a head matches fades with distance
+MAX_PIXELS = 1_500_000  # a Letter or A4 page at 125 dpi
 INK_SCALE = 96.0
 
 
@@ -24,7 +25,7 @@ def reader_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         vision_config={
             "depth": 5,
-            "hidden_size": WIDTH,
+            "hidden_size": TOWER_WIDTH,
             "intermediate_size": 640,
             "num_heads": 4,
             "in_channels": 3,
@@ -39,13 +40,13 @@ def reader_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": WIDTH,
-            "intermediate_size": 704,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 8,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 32768,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [6, 5, 5]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": [24, 20, 20]},
             "bos_token_id": token("<|endoftext|>"),
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
@@ -85,27 +86,6 @@ def initialise(model: nn.Module, residual_scale: float) -> None:
             module.weight.normal_(0.0, EMBEDDING_STD)
 
 
-@torch.no_grad()
-def match_content(text: nn.Module) -> None:
-    """Start every head as one that looks at tokens like its own.
-
-    Queries and keys share one orthogonal projection of what embeddings do not have in common.
-    Untrained, layer 0 then finds a snippet's page among six two times in three.
-    """
-    shared = text.embed_tokens.weight.mean(0)
-    direction = shared / shared.norm().clamp(min=1e-6)
-    without = torch.eye(len(direction)) - torch.outer(direction, direction)
-    for layer in text.layers:
-        attention = layer.self_attn
-        size = attention.head_dim
-        for number in range(attention.k_proj.out_features // size):
-            projection = torch.linalg.qr(torch.randn(len(direction), size))[0].T @ without
-            attention.k_proj.weight[number * size : (number + 1) * size] = projection
-            for query in range(attention.num_key_value_groups):
-                start = (number * attention.num_key_value_groups + query) * size
-                attention.q_proj.weight[start : start + size] = projection
-
-
 def new_reader(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """An untrained reader with tied sub-word embeddings."""
     torch.manual_seed(seed)
@@ -113,7 +93,6 @@ def new_reader(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2_5_VLF
     # The text tower writes little at first: what a token says must stay legible through its layers.
     initialise(model.model.visual, residual_scale=0.5)
     initialise(model.model.language_model, residual_scale=0.1)
-    match_content(model.model.language_model)
     model.tie_weights()
     with torch.no_grad():
         model.model.language_model.norm.weight.fill_(FINAL_NORM)

@@ -13,6 +13,7 @@ import pymupdf
 from transformers import PreTrainedTokenizerFast
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORD_REACH = 2.0  # letter sizes: a piece counts this far to its left and right inside its own word
 _CHARACTER_IDS = {character: index for index, character in enumerate(CHARACTERS)}
 
 
@@ -80,7 +81,9 @@ class PageReader:
                     words.append(word)
                     sizes.append(size)
                     for piece, start, end in self.word_pieces(word):
-                        pieces.append((piece, boxes[start][0], boxes[min(end, len(boxes)) - 1][1], middle))
+                        left = max(boxes[0][0], boxes[start][0] - WORD_REACH * size)
+                        right = min(boxes[-1][1], boxes[min(end, len(boxes)) - 1][1] + WORD_REACH * size)
+                        pieces.append((piece, left, right, middle))
                     previous = -1
                     for character, (left, right) in zip(word.lower(), boxes, strict=False):
                         index = _CHARACTER_IDS.get(character, -1)

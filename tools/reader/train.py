@@ -13,16 +13,15 @@ import pymupdf
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from tools.reader.choose_heads import choose_heads
 from tools.reader.corpus import TextDocument, find_pdfs, is_held_out, load_documents
-from tools.reader.dialogue import Layer
-from tools.reader.export import export, load_reader
-from tools.reader.join_stage import JoinSettings, RenderedTokens, train_joined
+from tools.reader.examples import ExampleMaker
+from tools.reader.export import export
+from tools.reader.first_heads import directions, scale_embedding, scale_visual, start_heads
 from tools.reader.language_stage import LanguageSettings, train_language
 from tools.reader.model import new_reader
-from tools.reader.pages import PageReader
-from tools.reader.shown_pages import DocumentPool, ExampleMaker
+from tools.reader.shelf import Shelf
 from tools.reader.tokenizer import load_tokenizer, train_tokenizer
-from tools.reader.validate import HeldOut, validate
 from tools.reader.vision_stage import PageSource, VisionReader, VisionSettings, train_vision
 from tools.reader.words import common_words
 
@@ -31,6 +30,8 @@ logger = logging.getLogger(__name__)
 SEED = 20
 PARAGRAPHS_A_DOCUMENT = 1500  # of the longest documents, so that no dictionary drowns the rest
 LARGEST_PDF = 2_500_000  # bytes; larger ones take too long to open
+SAMPLE_PAGES = 60  # whose visual tokens say how the text tower's heads start
+CONTENT_RANK = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,34 +68,40 @@ def gather(folders: Sequence[Path], work: Path) -> Material:
 
 
 def run_vision(material: Material, work: Path, seconds: float, *, compiled: bool) -> None:
-    """Stage 1, towards the text tower's embedding, which no stage changes."""
-    rng = random.Random(SEED)
-    source = PageSource(material.tokenizer, material.texts, material.words, material.pdfs, rng)
+    """Stage 1: reading."""
+    source = PageSource(material.tokenizer, material.texts, material.words, material.pdfs, random.Random(SEED))
     model = VisionReader(material.tokenizer, SEED, compiled=compiled)
-    meanings = new_reader(material.tokenizer, SEED).model.language_model.embed_tokens.weight
-    train_vision(model, source, VisionSettings(seconds), work, meanings)
+    train_vision(model, source, VisionSettings(seconds), work)
 
 
-def run_language(material: Material, work: Path, seconds: float, looking_weight: float) -> None:
-    """Stage 2, on simulated visual tokens."""
-    pool = DocumentPool(material.tokenizer, material.documents, material.words, material.pdfs, random.Random(SEED))
-    model = new_reader(material.tokenizer, SEED)
-    train_language(
-        model, ExampleMaker(pool), LanguageSettings(seconds, looking_weight=looking_weight), work, train_embedding=False
-    )
-
-
-def run_join(
+def run_language(
     material: Material, work: Path, seconds: float, looking_weight: float
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Stage 3, on rendered pages."""
-    model = load_reader(material.tokenizer, work / "vision.pt", work / "language.pt")
-    rng = random.Random(SEED)
-    pool = DocumentPool(
-        material.tokenizer, material.documents, material.words, material.pdfs, rng, size=150, drawn=True
+    """Stage 2: looking, on pages that stage 1's tower reads."""
+    model = new_reader(material.tokenizer, SEED)
+    saved = torch.load(work / "vision.pt", weights_only=True)["model"]
+    model.model.visual.load_state_dict({name[6:]: value for name, value in saved.items() if name.startswith("tower.")})
+    text = model.model.language_model
+    text.embed_tokens.weight.data.copy_(saved["embedding.weight"])
+    scale_embedding(text)
+    shelf = Shelf(
+        model.model.visual, material.tokenizer, material.documents, material.words, material.pdfs, random.Random(SEED)
     )
-    settings = JoinSettings(seconds, looking_weight=2 * looking_weight)
-    train_joined(model, ExampleMaker(pool), RenderedTokens(model.model.visual, rng), settings, work)
+    start = work / "start.pt"
+    if start.exists():  # the towers as they were when stage 2 began
+        model.load_state_dict(torch.load(start, weights_only=True))
+    else:
+        while sum(map(len, shelf.documents)) < SAMPLE_PAGES:
+            shelf.renew()
+        sample = torch.cat([page.tokens for document in shelf.documents for page in document]).float()[::17]
+        shelf.documents.clear()  # encoded before the tower's output was turned
+        sample = scale_visual(model.model.visual, sample)
+        size = text.layers[0].self_attn.head_dim
+        found = directions(material.tokenizer, text.embed_tokens.weight.detach(), sample, CONTENT_RANK, size)
+        start_heads(model, found, float(saved["sharpness"].exp()))
+        torch.save(model.state_dict(), start)
+    settings = LanguageSettings(seconds, looking_weight=looking_weight)
+    train_language(model, ExampleMaker(shelf), settings, work)
     return model
 
 
@@ -107,11 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--documents", type=Path, nargs="+", default=[Path("/usr/share/doc")], help="text and PDF folders"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
-    parser.add_argument("--vision-seconds", type=float, default=6000)
+    parser.add_argument("--vision-seconds", type=float, default=10_000)
     parser.add_argument("--language-seconds", type=float, default=2400)
-    parser.add_argument("--join-seconds", type=float, default=3600)
     parser.add_argument(
-        "--looking-weight", type=float, default=1.0, help="of the helper loss on attention; 0 is without"
+        "--looking-weight", type=float, default=2.0, help="of the helper loss on attention; 0 is without"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile the tower; needs a C++ compiler")
@@ -127,15 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     material = gather(chosen.documents, work)
     run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
-    run_language(material, work, chosen.language_seconds, chosen.looking_weight)
-    model = run_join(material, work, chosen.join_seconds, chosen.looking_weight)
-
-    layer = Layer(material.tokenizer)
-    common = frozenset(material.words[:150])
-    held_out = HeldOut(material.held_out_pdfs, layer, PageReader(material.tokenizer), common, SEED)
-    validate(model, held_out, layer, held_out.cases(24, 10)).save(work / "head_scores.json")
+    model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
     size = export(model, material.tokenizer, chosen.out)
-    logger.info("done: %.1f MB in %s; head scores in %s", size / 1e6, chosen.out, work / "head_scores.json")
+    heads = choose_heads(chosen.out, material.held_out_pdfs, frozenset(material.words[:150]), SEED)
+    logger.info("done: %.1f MB in %s; heads %s", size / 1e6, chosen.out, ", ".join(map(str, heads)))
 
 
 if __name__ == "__main__":

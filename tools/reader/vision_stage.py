@@ -6,21 +6,22 @@ import io
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from tools.reader.fast_tower import window_features, window_positions
 from tools.reader.fonts import COMMON_FAMILIES, FIRST_FAMILIES, FOUR_FAMILIES, find_fonts
-from tools.reader.labels import CELL, MERGE, Crop, crop, patches, random_origin
-from tools.reader.model import BLANK, WIDTH, new_reader
+from tools.reader.labels import CELL, WINDOW_CELLS, Crop, patches, sheet_windows, trim
+from tools.reader.model import BLANK, MAX_PIXELS, new_reader
 from tools.reader.pages import CHARACTERS, PageReader, ReadablePage, Typesetting, open_pdf, typeset
 
 logger = logging.getLogger(__name__)
@@ -29,41 +30,43 @@ LAST_LEVEL = 7
 RAISE_AT = 0.62
 POOL_PAGES = 160
 BLANK_WEIGHT = 0.1
-BLANK_SCALE = 0.8
-SUM_WEIGHT = 1.0
+FIRST_SHARPNESS = 30.0  # of the cosines, as an inverse temperature
+WAITING_WINDOWS = 600
+NORM_WEIGHT = 0.3
+SEEN_BATCHES = 8
 
 
 class VisionReader(nn.Module):
-    """The tower of a reader with the heads that its dense labels need."""
+    """The tower of a reader with what its dense labels need.
+
+    Pieces are read off as attention will look for them: by the cosine of a visual token and a piece's embedding.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int = 0, *, compiled: bool = False) -> None:
         super().__init__()
         reader = new_reader(tokenizer, seed)
         self.tower = reader.model.visual
         self.embedding = reader.model.language_model.embed_tokens
-        self.characters = nn.Linear(WIDTH, len(CHARACTERS))
-        self.pairs = nn.Linear(WIDTH, len(CHARACTERS) ** 2)
-        last = self.tower.merger.mlp[2]
-        self.spelling = nn.Linear(last.in_features, WIDTH)  # what the labels are read from, for training alone
-        self.spelling.load_state_dict(last.state_dict())
-        self.meanings: torch.Tensor | None = None  # the text tower's embedding, once there is one
-        self._rotary = window_positions(self.tower)
+        features = self.tower.merger.mlp[2].in_features
+        self.characters = nn.Linear(features, len(CHARACTERS))
+        self.pairs = nn.Linear(features, len(CHARACTERS) ** 2)
+        self.sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS).log())
+        self.frequency = nn.Parameter(torch.zeros(self.embedding.num_embeddings))
+        self._rotary = {(WINDOW_CELLS, WINDOW_CELLS): window_positions(self.tower)}
         self._run = torch.compile(window_features) if compiled else window_features
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def features(self, pixel_values: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
         """(windows, patches, pixels) to (windows * cells, features of the tower's last linear map)."""
-        return self._run(self.tower, pixel_values, *self._rotary).flatten(0, 1)
+        if (columns, rows) not in self._rotary:
+            self._rotary[columns, rows] = window_positions(self.tower, columns, rows)
+        run = self._run if columns == rows == WINDOW_CELLS else window_features
+        return run(self.tower, pixel_values, *self._rotary[columns, rows]).flatten(0, 1)
 
-    def sums(self, batch: Batch) -> torch.Tensor:
-        """What every visual token should be for the text tower: the sum of its pieces' embeddings, (cells, WIDTH)."""
-        if self.meanings is None:
-            raise RuntimeError(
-                "got no embedding to aim at; expected `meanings` to be set: give train_vision an embedding"
-            )
-        cells = batch.pixel_values.shape[0] * batch.pixel_values.shape[1] // MERGE**2
-        empty = torch.ones(cells).index_fill_(0, batch.pieces[:, 0], 0.0)
-        start = empty[:, None] * self.meanings[BLANK] * BLANK_SCALE
-        return start.index_add(0, batch.pieces[:, 0], self.meanings[batch.pieces[:, 1]])
+    def piece_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(cells, WIDTH) visual tokens to (cells, pieces)."""
+        known = functional.normalize(self.embedding.weight, dim=-1)
+        cosines = functional.normalize(tokens.float(), dim=-1).to(tokens.dtype) @ known.to(tokens.dtype).T
+        return cosines.float() * self.sharpness.exp() + self.frequency
 
 
 def set_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -73,6 +76,41 @@ def set_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     counts = torch.bincount(cells, minlength=len(logits)).clamp(min=1)
     losses = -log_probabilities[cells, labels[:, 1]] / counts[cells]
     return losses.sum() / len(torch.unique(cells))
+
+
+class Seen:
+    """Cells of earlier batches with their pieces: what a piece must not be mistaken for."""
+
+    def __init__(self, batches: int = SEEN_BATCHES) -> None:
+        self._batches: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=batches)
+
+    def add(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+        """tokens: (cells, WIDTH); labels: (labels, 2) of (cell, piece)."""
+        self._batches.append((functional.normalize(tokens.detach().float(), dim=-1), labels))
+
+    def logits(self, model: VisionReader, pieces: torch.Tensor) -> torch.Tensor:
+        """(cells, pieces), minus infinity where a cell does say the piece. pieces: (pieces,), sorted."""
+        known = functional.normalize(model.embedding.weight[pieces], dim=-1)
+        parts = []
+        for tokens, labels in self._batches:
+            with torch.autocast("cpu", torch.bfloat16):
+                cosines = tokens @ known.T
+            place = torch.searchsorted(pieces, labels[:, 1]).clamp(max=len(pieces) - 1)
+            same = pieces[place] == labels[:, 1]
+            said = torch.zeros(cosines.shape, dtype=torch.bool)
+            said[labels[same, 0], place[same]] = True
+            logits = cosines.float() * model.sharpness.exp() + model.frequency[pieces]
+            parts.append(logits.masked_fill(said, float("-inf")))
+        return torch.cat(parts) if parts else torch.zeros(0, len(pieces))
+
+
+def finding_loss(logits: torch.Tensor, labels: torch.Tensor, model: VisionReader, seen: Seen) -> torch.Tensor:
+    """Cross-entropy the other way round: of each piece in the batch, the share that its own cells get among all."""
+    present, column = torch.unique(labels[:, 1], return_inverse=True)
+    shares = functional.log_softmax(torch.cat([logits[:, present], seen.logits(model, present)]), dim=0)
+    own = torch.full((len(logits), len(present)), float("-inf"))
+    own[labels[:, 0], column] = shares[labels[:, 0], column]
+    return -own.logsumexp(0).mean()
 
 
 def top_one(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -92,6 +130,7 @@ class PageSource:
     pdfs: list[Path]
     rng: random.Random
     pools: dict[int, list[ReadablePage]] = field(default_factory=dict)
+    waiting: list[tuple[int, Crop]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._reader = PageReader(self.tokenizer)
@@ -100,7 +139,7 @@ class PageSource:
         self._many = find_fonts(COMMON_FAMILIES)
 
     def _new_page(self, level: int) -> ReadablePage:
-        real_share = (0.0, 0.0, 0.0, 0.0, 0.2, 0.4, 0.4, 0.4)[level]
+        real_share = (0.0, 0.0, 0.0, 0.0, 0.2, 0.4, 0.4, 0.5)[level]
         if self.pdfs and self.rng.random() < real_share:
             page = self._real_page()
             if page is not None:
@@ -112,7 +151,7 @@ class PageSource:
         elif level == 4:
             how = Typesetting(self._four, (16, 20), (1.05, 1.8), 0.4)
         else:
-            how = Typesetting(self._many, (13, 22), (1.0, 1.8), 0.4, colours=level >= 7)
+            how = Typesetting(self._many, (12, 44 if level >= 7 else 22), (1.0, 1.8), 0.4, colours=level >= 7)
         words = self.words[:1500] if level < 4 else self.words
         with typeset(self.texts, words, how, self.rng) as document:
             return self._reader.read(document[0])
@@ -133,46 +172,69 @@ class PageSource:
         if len(pool) < 24 or (len(pool) < POOL_PAGES and self.rng.random() < 0.2):
             pool.append(self._new_page(level))
             return pool[-1]
-        if self.rng.random() < 0.02:
+        if self.rng.random() < 0.25:
             pool[self.rng.randrange(len(pool))] = self._new_page(level)
         return self.rng.choice(pool)
 
-    def crop(self, level: int, columns: int = 8, rows: int = 8) -> Crop:
-        """A random crop of whole windows at this level of difficulty."""
+    def windows(self, level: int) -> list[Crop]:
+        """A page of this level, cut into windows; most of those that say nothing are left out."""
         rng = self.rng
         page = self.page(level)
-        real = page.width != page.height
-        if real:
-            zoom = rng.uniform(100, 122) / 72
-            if rng.random() < 0.3:
+        if page.width != page.height:  # a real one
+            zoom = (MAX_PIXELS / (page.width * page.height)) ** 0.5 * rng.uniform(0.88, 1.08)
+            if rng.random() < 0.25:
                 zoom = rng.uniform(13, 20) / min(max(page.size, 6), 16)
         else:
             zoom = 1.0 if level < 2 else rng.uniform(0.89, 1.11)
-        x, y = random_origin(page, zoom, columns, rows, rng)
-        if level == 0:
-            y = round(y / CELL) * CELL
-        made = crop(page, zoom, (x, y), columns, rows)
-        if level >= 6 and rng.random() < 0.5:
-            made = Crop(spoil(made.pixels, rng), *(getattr(made, name) for name in Crop.__slots__[1:]))
-        return made
+        side = WINDOW_CELLS * CELL
+        shift = (rng.randrange(side), rng.randrange(side) if level else 0)
+        spoiling = partial(spoil, rng=rng) if level >= 6 and rng.random() < 0.5 else None
+        found = sheet_windows(page, zoom, shift, spoiling)
+        return [one for one in found if len(one.pieces) >= 4 or rng.random() < 0.08]
+
+    def batch(self, level: int, count: int) -> list[Crop]:
+        """Windows of many pages, each used once; now and then all cut to what a page's edge leaves of them."""
+        rng = self.rng
+        while len(self.waiting) < WAITING_WINDOWS:
+            self.waiting.extend((level, one) for one in self.windows(_mixed_level(level, rng)))
+        rng.shuffle(self.waiting)
+        taken = [self.waiting.pop()[1] for _ in range(count)]
+        if level >= 5 and rng.random() < 0.1:
+            size = rng.randrange(1, WINDOW_CELLS)
+            columns, rows = (size, WINDOW_CELLS) if rng.random() < 0.7 else (WINDOW_CELLS, size)
+            taken = [trim(one, columns, rows) for one in taken]
+        return taken
 
 
 def spoil(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Blur from resampling, JPEG artefacts and sensor noise."""
+    """What copying and scanning does: turning, blur, fading, JPEG artefacts, noise, black and white."""
     image = Image.fromarray(pixels)
+    if rng.random() < 0.3:
+        image = image.rotate(rng.uniform(-0.4, 0.4), Image.Resampling.BICUBIC, fillcolor=image.getpixel((1, 1)))
     if rng.random() < 0.5:
-        scale = rng.uniform(0.75, 1.3)
+        scale = rng.uniform(0.7, 1.2)
         small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         image = small.resize(image.size, Image.Resampling.BICUBIC)
+    if rng.random() < 0.2:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.9)))
+    if rng.random() < 0.15:
+        limit = rng.randint(110, 190)
+        image = image.convert("L").point([255 * (grey > limit) for grey in range(256)]).convert("RGB")
+    if rng.random() < 0.4:
+        low, high = rng.uniform(0, 70), rng.uniform(185, 255)
+        image = image.point([round(low + (high - low) * grey / 255) for grey in range(256)] * 3)
     if rng.random() < 0.5:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=rng.randint(25, 85))
         image = Image.open(buffer)
-    spoilt = np.asarray(image, dtype=np.float32)
+    spoilt = np.asarray(image)
     if rng.random() < 0.3:
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 14), spoilt.shape)
-        spoilt = spoilt + noise
-    return spoilt.clip(0, 255).astype(np.uint8)
+        generator = np.random.default_rng(rng.getrandbits(32))
+        tile = generator.normal(0, rng.uniform(2, 14), (256, 256, 1)).astype(np.float32)
+        repeats = (-(-spoilt.shape[0] // 256), -(-spoilt.shape[1] // 256), 1)
+        noise = np.tile(tile, repeats)[: spoilt.shape[0], : spoilt.shape[1]]
+        spoilt = (spoilt + noise).clip(0, 255).astype(np.uint8)
+    return spoilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +242,8 @@ class Batch:
     """Crops of one window each, labels numbered over all their cells."""
 
     pixel_values: torch.Tensor  # (windows, patches, pixels)
+    columns: int
+    rows: int
     pieces: torch.Tensor
     characters: torch.Tensor
     pairs: torch.Tensor
@@ -194,51 +258,35 @@ def collate(crops: list[Crop]) -> Batch:
     ]
     return Batch(
         torch.from_numpy(np.stack([patches(one.pixels) for one in crops])),
+        crops[0].columns,
+        crops[0].rows,
         *(torch.from_numpy(table) for table in labels),
     )
 
 
-def vision_loss(model: VisionReader, batch: Batch) -> tuple[torch.Tensor, float]:
+def vision_loss(model: VisionReader, batch: Batch, seen: Seen) -> tuple[torch.Tensor, float]:
     """Stage 1's loss, and top-1-in-cell over pieces.
 
-    Loss over pieces plus half of the letters' and the pairs' losses, plus, once the text tower's embedding is known,
-    the squared distance of the visual tokens from their pieces' sums.
+    Pieces of a cell, cells of a piece, and half of the letters' and the pairs' losses. Logits are held near log
+    probabilities (Devlin et al. 2014, "Fast and robust neural network joint models", section 2.3): attention compares
+    them between cells and has no normaliser for each.
     """
     with torch.autocast("cpu", torch.bfloat16):
-        features = model.features(batch.pixel_values)
-        tokens = model.spelling(features)
-        logits = tokens @ model.embedding.weight.T
-        characters, pairs = model.characters(tokens), model.pairs(tokens)
+        features = model.features(batch.pixel_values, batch.columns, batch.rows)
+        tokens = model.tower.merger.mlp[2](features)
+        logits = model.piece_logits(tokens)
+        characters, pairs = model.characters(features), model.pairs(features)
     blank = torch.ones(len(tokens), dtype=torch.bool).index_fill_(0, batch.pieces[:, 0], False)
     loss = (
         set_cross_entropy(logits, batch.pieces)
-        - BLANK_WEIGHT
-        * functional.log_softmax(logits[blank].float(), dim=-1)[:, BLANK].sum()
-        / max(int(blank.sum()), 1)
+        + finding_loss(logits, batch.pieces, model, seen)
+        + NORM_WEIGHT * logits.logsumexp(-1).pow(2).mean()
+        - BLANK_WEIGHT * functional.log_softmax(logits[blank], dim=-1)[:, BLANK].sum() / max(int(blank.sum()), 1)
         + 0.5 * set_cross_entropy(characters, batch.characters)
         + 0.5 * set_cross_entropy(pairs, batch.pairs)
     )
-    if model.meanings is not None:
-        with torch.autocast("cpu", torch.bfloat16):
-            made = model.tower.merger.mlp[2](features)
-        loss = loss + SUM_WEIGHT * (made.float() - model.sums(batch)).pow(2).mean() / model.meanings.var()
+    seen.add(tokens, batch.pieces)
     return loss, top_one(logits.detach(), batch.pieces)
-
-
-@torch.no_grad()
-def fit_sums(model: VisionReader, batches: Iterable[Batch], ridge: float = 1.0) -> None:
-    """Set the tower's last linear map by ridge regression from its features to the pieces' sums."""
-    gram, target = 0.0, 0.0
-    for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16):
-            features = model.features(batch.pixel_values).float()
-        features = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-        gram = gram + features.T @ features
-        target = target + features.T @ model.sums(batch).double()
-    solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), target).float()
-    last = model.tower.merger.mlp[2]
-    last.weight.copy_(solved[:-1].T)
-    last.bias.copy_(solved[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +294,13 @@ class VisionSettings:
     """How stage 1 runs."""
 
     seconds: float
-    crops: int = 8
+    crops: int = 16
     peak_rate: float = 1.0e-3
     decay_share: float = 0.2  # of the time, at the end
     warmup_steps: int = 100
     checkpoint_seconds: float = 150.0
     log_steps: int = 40
-    train_embedding: bool = True
+    train_embedding: bool = True  # not once a text tower has been trained with it
 
 
 def train_vision(
@@ -260,33 +308,24 @@ def train_vision(
     source: PageSource,
     settings: VisionSettings,
     folder: Path,
-    meanings: torch.Tensor | None = None,
 ) -> None:
-    """Run stage 1 until the given seconds of training, from the checkpoint in `folder` where there is one.
-
-    `meanings` is the text tower's embedding, once that is trained: the tower then learns to give its sums, too.
-    """
-    model.embedding.weight.requires_grad_(settings.train_embedding)
-    parameters = list(model.parameters())  # a frozen embedding stays in, so that checkpoints fit each other
+    """Run stage 1 until the given seconds of training, from the checkpoint in `folder` where there is one."""
+    model.embedding.requires_grad_(settings.train_embedding)
+    parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state = {"step": 0, "level": 0, "seconds": 0.0, "average": 0.0}
     checkpoint = folder / "vision.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"], strict=False)
+        model.load_state_dict(saved["model"])
         state = saved["state"]
-        model.meanings = saved.get("meanings")
         if "optimiser" in saved:
             optimiser.load_state_dict(saved["optimiser"])
         logger.info("vision: resumed at %s", state)
-    if meanings is not None and model.meanings is None:
-        model.meanings = meanings.detach().clone()
-        fit_sums(model, (collate([source.crop(state["level"]) for _ in range(settings.crops)]) for _ in range(60)))
-        optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        logger.info("vision: aims at the text tower's embedding from step %d", state["step"])
     started = last_save = time.monotonic()
     before = state["seconds"]
     level_step, losses = state["step"], []
+    seen = Seen()
     while state["seconds"] < settings.seconds:
         left = 1 - state["seconds"] / settings.seconds
         rate = settings.peak_rate * min(
@@ -295,8 +334,8 @@ def train_vision(
         for group in optimiser.param_groups:
             group["lr"] = rate
         level = state["level"]
-        batch = collate([source.crop(_mixed_level(level, source.rng)) for _ in range(settings.crops)])
-        loss, accuracy = vision_loss(model, batch)
+        batch = collate(source.batch(level, settings.crops))
+        loss, accuracy = vision_loss(model, batch, seen)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -318,8 +357,6 @@ def train_vision(
         if time.monotonic() - last_save > settings.checkpoint_seconds or state["seconds"] >= settings.seconds:
             last_save = time.monotonic()
             everything = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "state": state}
-            if model.meanings is not None:
-                everything["meanings"] = model.meanings
             torch.save(everything, checkpoint)
 
 

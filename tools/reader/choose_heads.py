@@ -1,0 +1,117 @@
+"""Detect the reader's heads on manuals that training never saw, and keep the best beside the weights."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmrh_retriever import HeadSet, Page
+from mmrh_retriever.detection import Detection, detect
+from mmrh_retriever.loading import HEADS_FILE, load_model
+from mmrh_retriever.probes import Probe, page_probes
+from tools.reader.dialogue import as_question
+from tools.reader.model import MAX_PIXELS
+from tools.reader.pages import open_pdf
+
+logger = logging.getLogger(__name__)
+
+TASK = "page"
+PAGES = 20
+MOST_HEADS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Pages of a few documents, and questions with the place of the page that each is about."""
+
+    pages: tuple[Page, ...]
+    questions: tuple[tuple[str, int], ...]
+
+
+def groups(
+    pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int, questions: int = 10, pages_each: int = 10
+) -> Iterator[Group]:
+    """`count` groups of PAGES image pages (their text is used for the questions alone)."""
+    import pymupdf
+
+    rng = random.Random(seed)
+    paths = list(pdfs)
+    rng.shuffle(paths)
+    waiting: list[tuple[Page, list[str]]] = []
+    made = 0
+    for path in paths:
+        try:
+            document = open_pdf(path)
+        except Exception as error:  # noqa: BLE001  # a broken manual must not end the run
+            logger.warning("skipped %s: %s", path, error)
+            continue
+        with document:
+            for number in rng.sample(range(len(document)), min(pages_each, len(document))):
+                page = document[number]
+                words = [word[4] for word in page.get_text("words")]
+                if not 60 <= len(words) <= 1500:
+                    continue
+                zoom = (MAX_PIXELS / (page.rect.width * page.rect.height)) ** 0.5
+                pixmap = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), alpha=False)
+                waiting.append((Page(len(waiting) + 1, image=pixmap.pil_image()), words))
+                if len(waiting) == PAGES:
+                    yield _group(waiting, rng, common, questions)
+                    waiting.clear()
+                    made += 1
+                    if made == count:
+                        return
+    raise ValueError(
+        f"got {made} groups of {PAGES} pages out of {len(paths)} held-out PDFs; expected {count}: give more --documents"
+    )
+
+
+def _group(pages: list[tuple[Page, list[str]]], rng: random.Random, common: frozenset[str], count: int) -> Group:
+    asked: list[tuple[str, int]] = []
+    while len(asked) < count:
+        gold = rng.randrange(len(pages))
+        words = pages[gold][1]
+        start = rng.randrange(len(words) - 14)
+        question = as_question(words[start : start + rng.randint(8, 14)], rng, common)
+        long = [word for word in question.split() if len(word) > 3 and word.isalpha() and word not in common]
+        if len(long) >= 3:
+            asked.append((question, gold))
+    return Group(tuple(page for page, _ in pages), tuple(asked))
+
+
+def probes(found: Sequence[Group]) -> Iterator[Probe]:
+    """Every question of every group as one probe for detection."""
+    for number, group in enumerate(found):
+        yield from page_probes(group.pages, group.questions, context_length=32768, task=TASK, name=f"group-{number}")
+
+
+def choose(run: Detection) -> HeadSet:
+    """The best heads by mean score: as many as find the most pages alone, at most MOST_HEADS."""
+    scores = run.table.at(TASK, 32768)
+    recall = scores.recall_at_1
+    if recall is None:
+        raise ValueError("got scores without recall; expected a detection run's own table")
+    best = HeadSet.top(scores, count=MOST_HEADS)
+    highest = float(np.nanmax(recall))
+    kept = [head for head in best if recall[head.layer, head.head] >= 0.85 * highest]
+    logger.info(
+        "heads %s with recall@1 %s; all heads' %s",
+        [str(head) for head in kept], [round(float(recall[head.layer, head.head]), 2) for head in kept],
+        np.round(recall, 2).tolist(),
+    )  # fmt: skip
+    return HeadSet.top(scores, count=max(len(kept), 1))
+
+
+def choose_heads(folder: Path, pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int = 8) -> HeadSet:
+    """Detect on `count` groups of held-out pages; writes the head set and the whole table into the model's folder."""
+    model, processors = load_model(str(folder))
+    found = list(groups(pdfs, common, seed, count))
+    run = detect(model, processors, probes(found), model_id="mmrh-reader", progress=True)
+    run.table.save(folder.parent / "reader_scores.json")
+    heads = choose(run)
+    heads.save(folder / HEADS_FILE)
+    return heads

@@ -1,0 +1,85 @@
+"""Examples of the language stage: parts of a few pages, and questions made of what one of them says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tools.reader.dialogue import Example, Layer, ShownPage, as_question
+from tools.reader.shelf import Shelf, View
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large an example is: pages, cells of each, and how many questions share the pages."""
+
+    pages: int
+    columns: int
+    rows: int
+    questions: int = 16
+
+
+def shape_at(progress: float, rng: random.Random) -> Shape:
+    """From parts of pages to nearly whole ones."""
+    small = ((8, 12, 12), (12, 12, 8), (6, 24, 10), (10, 16, 8))
+    large = ((6, 24, 20), (12, 16, 16), (5, 40, 24), (16, 16, 12), (8, 24, 24))
+    return Shape(*rng.choice(large if rng.random() < 0.3 + progress else small))
+
+
+class ExampleMaker:
+    """Prompts with questions about the pages of a shelf."""
+
+    def __init__(self, shelf: Shelf, question_share: float = 0.7, text_share: float = 0.1) -> None:
+        self.shelf = shelf
+        self.layer = Layer(shelf.tokenizer)
+        self.common = frozenset(shelf.words[:150])
+        self._question_share = question_share
+        self._text_share = text_share
+
+    def snippet(self, view: View, shortest: int = 5, longest: int = 16) -> list[str] | None:
+        """A run of words of the page that follow each other inside the view."""
+        inside = view.words_inside()
+        rng = self.shelf.rng
+        runs = np.split(inside, np.flatnonzero(np.diff(inside) != 1) + 1)
+        runs = [run for run in runs if len(run) >= shortest]
+        if not runs:
+            return None
+        run = rng.choices(runs, weights=[len(run) for run in runs])[0]
+        length = rng.randint(shortest, longest)
+        start = rng.randrange(max(len(run) - length + 1, 1))
+        return [view.page.words[index] for index in run[start : start + length]]
+
+    def question(self, views: Sequence[View]) -> tuple[str, int] | None:
+        """A snippet of one of the views, and which one; None where that has too little text."""
+        rng = self.shelf.rng
+        gold = rng.randrange(len(views))
+        words = self.snippet(views[gold])
+        if words is None:
+            return None
+        question = as_question(words, rng, self.common) if rng.random() < self._question_share else " ".join(words)
+        long = [word for word in question.split() if len(word) > 3 and word.isalpha() and word not in self.common]
+        return (question, gold) if len(long) >= 2 else None
+
+    def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
+        """One example and the visual tokens that it shows, in order: (cells, width)."""
+        rng = self.shelf.rng
+        while True:
+            views = [self.shelf.view(page, shape.columns, shape.rows) for page in self.shelf.pages(shape.pages)]
+            questions = [asked for _ in range(shape.questions) if (asked := self.question(views)) is not None]
+            if not questions:
+                continue
+            shown, tokens = [], []
+            for view in views:
+                if rng.random() < self._text_share:
+                    text = tuple(view.page.words[index] for index in view.words_inside())
+                    shown.append(ShownPage(0, 0, text))
+                else:
+                    shown.append(ShownPage(view.columns, view.rows, shift=(view.row, view.column)))
+                    tokens.append(view.tokens())
+            first = rng.randrange(1, 30) if rng.random() < 0.3 else 1
+            if tokens:
+                return self.layer.lay(shown, questions, rng, first), torch.cat(tokens)
