@@ -36,6 +36,8 @@ def directions(
     known, seen = functional.normalize(embedding, dim=-1), functional.normalize(visual, dim=-1)
     content = torch.linalg.svd(seen - seen.mean(0), full_matrices=False).Vh[:rank]
     pieces = torch.linalg.svd(known - known.mean(0), full_matrices=False).Vh[: 2 * head_width]
+    start = known[tokenizer.convert_tokens_to_ids("<|vision_start|>")]  # what visual tokens have before them
+    pieces = pieces - torch.outer(pieces @ start, start)
     turn = torch.linalg.qr(torch.randn(len(content.T), len(content.T)))[0]
     begins = [str(tokenizer.convert_ids_to_tokens(number)).startswith("Ġ") for number in range(len(embedding))]
     wanted = torch.cat([torch.tensor(begins).float() * 2 - 1, -torch.ones(len(seen))])

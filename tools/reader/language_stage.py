@@ -17,13 +17,16 @@ from tools.reader.fast_independent import independent_losses
 
 logger = logging.getLogger(__name__)
 
+LOOKING = ("q_proj", "k_proj", "norm")
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageSettings:
     """How stage 2 runs."""
 
     seconds: float
-    peak_rate: float = 5e-4
+    peak_rate: float = 1.5e-4  # of queries, keys and norms
+    other_share: float = 0.3  # of that rate, for everything else: what cells say must stay legible
     decay_share: float = 0.4
     warmup_steps: int = 30
     looking_weight: float = 2.0  # of the helper loss on attention; 0 is without
@@ -49,7 +52,13 @@ def train_language(
     text = model.model.language_model
     text.embed_tokens.weight.requires_grad_(False)
     parameters = list(text.parameters())
-    optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    looking = [value for name, value in text.named_parameters() if any(part in name for part in LOOKING)]
+    chosen = {id(value) for value in looking}
+    others = [value for value in parameters if id(value) not in chosen]
+    optimiser = torch.optim.AdamW(
+        [{"params": looking, "share": 1.0}, {"params": others, "share": settings.other_share}],
+        lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01,
+    )  # fmt: skip
     state = {"step": 0, "seconds": 0.0}
     checkpoint = folder / "language.pt"
     if checkpoint.exists():
@@ -67,7 +76,7 @@ def train_language(
         progress = state["seconds"] / settings.seconds
         rate = min(1.0, (state["step"] + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share + 0.02)
         for group in optimiser.param_groups:
-            group["lr"] = rate * settings.peak_rate
+            group["lr"] = rate * settings.peak_rate * group["share"]
         if state["step"] % settings.renew_steps == 0:
             maker.shelf.renew()
         shape = shape_at(progress, maker.shelf.rng)

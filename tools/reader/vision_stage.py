@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import random
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,7 @@ POOL_PAGES = 160
 BLANK_WEIGHT = 0.1
 FIRST_SHARPNESS = 30.0  # of the cosines, as an inverse temperature
 WAITING_WINDOWS = 600
-NORM_WEIGHT = 0.3
-SEEN_BATCHES = 8
+LINEAR_FROM = 1.0
 
 
 class VisionReader(nn.Module):
@@ -78,39 +77,15 @@ def set_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return losses.sum() / len(torch.unique(cells))
 
 
-class Seen:
-    """Cells of earlier batches with their pieces: what a piece must not be mistaken for."""
+def saying_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Poisson loss of every piece in every cell, summed over pieces: a logit's exponential becomes a probability.
 
-    def __init__(self, batches: int = SEEN_BATCHES) -> None:
-        self._batches: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=batches)
-
-    def add(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
-        """tokens: (cells, WIDTH); labels: (labels, 2) of (cell, piece)."""
-        self._batches.append((functional.normalize(tokens.detach().float(), dim=-1), labels))
-
-    def logits(self, model: VisionReader, pieces: torch.Tensor) -> torch.Tensor:
-        """(cells, pieces), minus infinity where a cell does say the piece. pieces: (pieces,), sorted."""
-        known = functional.normalize(model.embedding.weight[pieces], dim=-1)
-        parts = []
-        for tokens, labels in self._batches:
-            with torch.autocast("cpu", torch.bfloat16):
-                cosines = tokens @ known.T
-            place = torch.searchsorted(pieces, labels[:, 1]).clamp(max=len(pieces) - 1)
-            same = pieces[place] == labels[:, 1]
-            said = torch.zeros(cosines.shape, dtype=torch.bool)
-            said[labels[same, 0], place[same]] = True
-            logits = cosines.float() * model.sharpness.exp() + model.frequency[pieces]
-            parts.append(logits.masked_fill(said, float("-inf")))
-        return torch.cat(parts) if parts else torch.zeros(0, len(pieces))
-
-
-def finding_loss(logits: torch.Tensor, labels: torch.Tensor, model: VisionReader, seen: Seen) -> torch.Tensor:
-    """Cross-entropy the other way round: of each piece in the batch, the share that its own cells get among all."""
-    present, column = torch.unique(labels[:, 1], return_inverse=True)
-    shares = functional.log_softmax(torch.cat([logits[:, present], seen.logits(model, present)]), dim=0)
-    own = torch.full((len(logits), len(present)), float("-inf"))
-    own[labels[:, 0], column] = shares[labels[:, 0], column]
-    return -own.logsumexp(0).mean()
+    Attention weighs cells by these exponentials, one against another and without a normaliser for each. Above
+    LINEAR_FROM the exponential goes on as a straight line.
+    """
+    said = logits[labels[:, 0], labels[:, 1]].sum()
+    expected = logits.clamp(max=LINEAR_FROM).exp() + math.exp(LINEAR_FROM) * functional.relu(logits - LINEAR_FROM)
+    return (expected.sum() - said) / len(logits)
 
 
 def top_one(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -264,12 +239,10 @@ def collate(crops: list[Crop]) -> Batch:
     )
 
 
-def vision_loss(model: VisionReader, batch: Batch, seen: Seen) -> tuple[torch.Tensor, float]:
+def vision_loss(model: VisionReader, batch: Batch) -> tuple[torch.Tensor, float]:
     """Stage 1's loss, and top-1-in-cell over pieces.
 
-    Pieces of a cell, cells of a piece, and half of the letters' and the pairs' losses. Logits are held near log
-    probabilities (Devlin et al. 2014, "Fast and robust neural network joint models", section 2.3): attention compares
-    them between cells and has no normaliser for each.
+    Which pieces a cell says, among all pieces and each for itself; half of the letters' and the pairs' losses.
     """
     with torch.autocast("cpu", torch.bfloat16):
         features = model.features(batch.pixel_values, batch.columns, batch.rows)
@@ -279,13 +252,11 @@ def vision_loss(model: VisionReader, batch: Batch, seen: Seen) -> tuple[torch.Te
     blank = torch.ones(len(tokens), dtype=torch.bool).index_fill_(0, batch.pieces[:, 0], False)
     loss = (
         set_cross_entropy(logits, batch.pieces)
-        + finding_loss(logits, batch.pieces, model, seen)
-        + NORM_WEIGHT * logits.logsumexp(-1).pow(2).mean()
+        + saying_loss(logits, batch.pieces)
         - BLANK_WEIGHT * functional.log_softmax(logits[blank], dim=-1)[:, BLANK].sum() / max(int(blank.sum()), 1)
         + 0.5 * set_cross_entropy(characters, batch.characters)
         + 0.5 * set_cross_entropy(pairs, batch.pairs)
     )
-    seen.add(tokens, batch.pieces)
     return loss, top_one(logits.detach(), batch.pieces)
 
 
@@ -325,7 +296,6 @@ def train_vision(
     started = last_save = time.monotonic()
     before = state["seconds"]
     level_step, losses = state["step"], []
-    seen = Seen()
     while state["seconds"] < settings.seconds:
         left = 1 - state["seconds"] / settings.seconds
         rate = settings.peak_rate * min(
@@ -335,7 +305,7 @@ def train_vision(
             group["lr"] = rate
         level = state["level"]
         batch = collate(source.batch(level, settings.crops))
-        loss, accuracy = vision_loss(model, batch, seen)
+        loss, accuracy = vision_loss(model, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
