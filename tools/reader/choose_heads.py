@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 TASK = "page"
 PAGES = 20
 MOST_HEADS = 6
+CLEARLY_FEWER = 0.9
+CONTEXT = 32768  # tokens of PAGES pages, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +88,23 @@ def _group(pages: list[tuple[Page, list[str]]], rng: random.Random, common: froz
 def probes(found: Sequence[Group]) -> Iterator[Probe]:
     """Every question of every group as one probe for detection."""
     for number, group in enumerate(found):
-        yield from page_probes(group.pages, group.questions, context_length=32768, task=TASK, name=f"group-{number}")
+        yield from page_probes(group.pages, group.questions, context_length=CONTEXT, task=TASK, name=f"group-{number}")
 
 
 def choose(run: Detection) -> HeadSet:
-    """The best heads by mean score: as many as find the most pages alone, at most MOST_HEADS."""
-    scores = run.table.at(TASK, 32768)
+    """The best heads by mean score, down to the first that finds clearly fewer pages; at most MOST_HEADS."""
+    scores = run.table.at(TASK, CONTEXT)
     recall = scores.recall_at_1
     if recall is None:
         raise ValueError("got scores without recall; expected a detection run's own table")
     best = HeadSet.top(scores, count=MOST_HEADS)
-    highest = float(np.nanmax(recall))
-    kept = [head for head in best if recall[head.layer, head.head] >= 0.85 * highest]
+    found = [float(recall[head.layer, head.head]) for head in best]
+    count = next((place for place, share in enumerate(found) if share < CLEARLY_FEWER * max(found)), len(found))
     logger.info(
-        "heads %s with recall@1 %s; all heads' %s",
-        [str(head) for head in kept], [round(float(recall[head.layer, head.head]), 2) for head in kept],
-        np.round(recall, 2).tolist(),
+        "recall@1 of the best heads %s %s: the first %d are kept; of all heads %s",
+        [str(head) for head in best], np.round(found, 2).tolist(), max(count, 1), np.round(recall, 2).tolist(),
     )  # fmt: skip
-    return HeadSet.top(scores, count=max(len(kept), 1))
+    return HeadSet.top(scores, count=max(count, 1))
 
 
 def choose_heads(folder: Path, pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int = 8) -> HeadSet:
