@@ -79,16 +79,29 @@ def test_baselines_run_beside_the_model(pdfs: list[object], tiny: list[Any], fol
                "--plot", folder / "plot.png")  # fmt: skip
     assert done.exit_code == 0, done.output
     found = {line["ranker"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert list(found) == ["selected", "bm25", "random", "all-heads"]
+    assert list(found) == ["selected", "all-heads", "bm25", "random"]
     assert found["bm25"]["micro"]["recall@1"] == 1
     assert found["selected"]["micro"] == found["all-heads"]["micro"]  # the tiny model's heads are all its heads
     assert len(tiny) == 1  # one model for both
-    assert "bm25" in (folder / "out" / "report.md").read_text()
+    assert "BM25" in (folder / "out" / "report.md").read_text()
     assert (folder / "plot.png").stat().st_size > 1000
-    table = run(*pdfs, "--model", "m", "--baseline", "bm25", "--resume")
+    table = run(*pdfs, "--model", "m", "--baseline", "bm25", "--baseline", "all-heads", "--resume")
     assert table.exit_code == 0, table.output
-    assert "micro" in table.stdout
+    assert "Page level: 2 questions about 2 documents" in table.stdout
+    assert "points below BM25 in R@1" in table.stdout
     assert "Law" in table.stdout
+    assert "…" not in table.stdout
+    assert "\x1b" not in table.stdout
+    again = CliRunner().invoke(app, ["report", str(folder / "out")])
+    assert again.stdout == table.stdout
+    markdown = CliRunner().invoke(app, ["report", str(folder / "out"), "--markdown"])
+    assert markdown.stdout == (folder / "out" / "report.md").read_text()
+    lines = CliRunner().invoke(app, ["report", str(folder / "out"), "--json"]).stdout.splitlines()
+    assert [json.loads(line)["ranker"] for line in lines] == ["selected", "all-heads", "bm25"]
+    missing = CliRunner().invoke(app, ["report", str(folder / "none")])
+    assert missing.exit_code == 1
+    assert "none" in missing.stderr
+    assert missing.stdout == ""
 
 
 def test_baselines_alone_load_no_model(pdfs: list[object], tiny: list[Any]) -> None:
@@ -128,6 +141,7 @@ def test_layout_level(pdfs: list[object]) -> None:
         ["--documents", ".", "--limit", "0"],
         ["--documents", ".", "--baseline", "tfidf"],
         ["--documents", ".", "--level", "word"],
+        ["--documents", ".", "--json", "--markdown"],
     ],
 )
 def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
