@@ -30,6 +30,7 @@ from mmrh_retriever.regions import DEFAULT_AGGREGATE
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
 
 _PIPED_WIDTH = 100
+_ROOM = 10_000
 SELECTED = "selected"
 """How results call the model with the heads that were asked for."""
 
@@ -290,7 +291,8 @@ def _show(found: Evaluation, *, as_json: bool, as_markdown: bool) -> None:
     console = Console()
     first, *others = map(as_rich, result_tables(found))
     if not console.is_terminal:  # nobody can widen a file: nothing is cut there
-        console.width = max([_PIPED_WIDTH, *(console.measure(table).maximum for table in (first, *others))])
+        room = console.options.update(width=_ROOM)
+        console.width = max(_PIPED_WIDTH, *(console.measure(table, options=room).maximum for table in (first, *others)))
     console.print(first)
     for line in notes(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

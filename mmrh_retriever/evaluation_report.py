@@ -126,7 +126,7 @@ def comparisons(found: Evaluation) -> list[str]:
 def notes(found: Evaluation) -> list[str]:
     """What stands below the tables: comparisons, how to read them, and what has no result."""
     lines = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in comparisons(found)]
-    lines.append("Brackets: 95 % bootstrap intervals; they and the differences draw whole documents.")
+    lines.append("In brackets 95 % bootstrap intervals; they and the differences draw whole documents.")
     if found.failed:
         lines.append("Without result, counted as zero: " + ", ".join(sorted(found.failed)) + ".")
     return lines
@@ -217,7 +217,7 @@ def _percents(values: Sequence[float]) -> Iterator[str]:
 
 def _bracketed(found: Interval) -> str:
     low, high = _percents([found.low, found.high])
-    return f" [{low}, {high}]"
+    return f" ({low}–{high})"
 
 
 def _short(measure: str) -> str:

@@ -334,7 +334,7 @@ def test_the_table_of_all_rankers(found: Evaluation) -> None:
     assert table.heads[:2] == ("", "micro R@1")
     assert table.heads[-1] == "macro R@5"
     oracle, random = table.rows
-    assert [cell.text for cell in oracle[:3]] == ["oracle", "100.0 [100.0, 100.0]", "100.0 [100.0, 100.0]"]
+    assert [cell.text for cell in oracle[:3]] == ["oracle", "100.0 (100.0–100.0)", "100.0 (100.0–100.0)"]
     assert oracle[1].best
     assert not random[1].best
     assert {oracle[3].best, random[3].best} == {False}  # both find all within five pages
@@ -345,7 +345,7 @@ def test_documents_with_and_without_text_stand_apart(found: Evaluation) -> None:
     table = source_table(found)
     assert table.title == "By text layer, micro: text layer 6 questions, scan 3 questions"
     assert table.heads[1:5:3] == ("text layer R@1", "scan R@1")
-    assert [cell.text for cell in table.rows[0][4:]] == ["100.0 [100.0, 100.0]", "100.0", "100.0"]
+    assert [cell.text for cell in table.rows[0][4:]] == ["100.0 (100.0–100.0)", "100.0", "100.0"]
 
 
 def test_groups_are_rows(found: Evaluation) -> None:
@@ -374,10 +374,10 @@ def test_tables_in_the_terminal_and_in_markdown(found: Evaluation) -> None:
         assert console.measure(shown).maximum <= 100
         console.print(shown)
     text = console.file.getvalue()
-    assert "100.0 [100.0, 100.0]*" in text
+    assert "100.0 (100.0–100.0)*" in text
     assert "…" not in text
     report = markdown_report(found)
-    assert "| oracle | **100.0 [100.0, 100.0]** |" in report
+    assert "| oracle | **100.0 (100.0–100.0)** |" in report
     assert "Page level: 9 questions" in report
     assert f"- {notes(found)[0]}" in report
     assert found.as_dict("oracle")["by_domain"]["Law"]["recall@1"] == 1
