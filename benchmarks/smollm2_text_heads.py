@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, read_pdf
 from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import plot_causal, summarise_causal
+from mmrh_retriever.causal_report import causal_markdown, plot_causal, summarise_causal
 from mmrh_retriever.detection import detect
 from mmrh_retriever.engine import Engine
 from mmrh_retriever.head_analysis import sparsity
@@ -208,11 +208,8 @@ def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argpa
         summary = summarise_causal(save_rows(rows, args.out / f"causal-{answering}.rows.jsonl"))
         save_json(summary, args.out / f"causal-{answering}.json")
         plot_causal(summary, args.out / f"causal-{answering}.png")
-        print(f"\nmasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}")
-        print("| masked | while | heads | accuracy in % (95 %) |\n|---|---|---|---|")
-        for entry in summary["overall"]:
-            interval = f"{100 * entry['correct']:.0f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})"
-            print(f"| {entry['masked']} | {entry['phase']} | {entry['heads']} | {interval} |", flush=True)
+        print(f"\nMasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}\n")
+        print(causal_markdown(summary), flush=True)
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from mmrh_retriever.attention import AblationPhase
 from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import causal_table, plot_causal, summarise_causal
+from mmrh_retriever.causal_report import causal_markdown, causal_table, plot_causal, summarise_causal
 from mmrh_retriever.cli_probes import ProbeOptions, load, parsed_lengths, parsed_tasks, rounded
+from mmrh_retriever.head_files import write_atomically
 from mmrh_retriever.long_documents import DOCUMENT_PROMPT, read_long_documents
 from mmrh_retriever.probe_prompts import ProbePrompt
 from mmrh_retriever.probes import Probe
@@ -42,7 +43,7 @@ class PhaseName(str, Enum):
 def causal_command(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a model, or 'bundled'.")],
     heads: Annotated[str, typer.Option(help="The heads to mask: a head set or scores file, or 'published'.")],
-    out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, summary.json and causal.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, summary.json, report.md and causal.png.")],
     random_seeds: Annotated[int, typer.Option(min=1, help="Draws of each random control.")] = 5,
     task: Annotated[list[str] | None, typer.Option(help="As for detect; repeatable.")] = None,
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192",
@@ -115,6 +116,7 @@ def causal_command(
     save_json(
         {"model": loaded.name, "heads": heads, "probes_from": options.settings(loaded), **summary}, out / "summary.json"
     )
+    write_atomically(out / "report.md", causal_markdown(summary).encode())
     try:
         plot_causal(summary, out / "causal.png")
     except ImportError as error:

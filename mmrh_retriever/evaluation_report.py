@@ -72,7 +72,8 @@ def source_table(found: Evaluation) -> ResultTable:
     """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
     shown = SHOWN_MEASURES[found.level]
     counts = next(iter(found.summaries.values())).counts["by_source"]
-    heads, columns = [""], []
+    heads = [""]
+    columns: list[list[Cell]] = []
     for source in sorted(counts, reverse=True):
         heads += [f"{source} {_short(name)}" for name in shown]
         columns.append(_marked([found.interval(ranker, shown[0], source=source) for ranker in found.summaries]))

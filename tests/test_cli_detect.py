@@ -103,4 +103,5 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
     assert summary["probes"] == 2
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 14
     assert (tmp_path / "out" / "causal.png").is_file()
+    assert "| unmasked |" in (tmp_path / "out" / "report.md").read_text()
     assert "Causal test on 2 probes" in call(*arguments, "--phase", "all")
