@@ -78,7 +78,7 @@ def properties(run: Detection, top: float) -> str:
         best = HeadSet.top(scores, count=1).heads[0]
         recall = scores.recall_at_1
         half = f"{100 * sparsity(scores.values):.1f}" if (scores.values > 0).any() else "–"
-        stable = f"{100 * run.stability(task, length, share=top).mean:.0f}" if len(run.probes) > 1 else "–"
+        stable = f"{100 * run.stability(task, length, share=top).mean:.0f}" if (scores.n_examples or 0) > 1 else "–"
         rows.append([
             task, str(length), half, f"{scores[best]:.3f} ({best})", f"{100 * np.nanmax(recall):.0f}",
             f"{100 * np.nanmean(recall):.0f}", stable,
