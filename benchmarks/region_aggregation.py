@@ -134,10 +134,11 @@ def table(results: dict[str, list[Measured]]) -> str:
             for name in names:
                 value = getattr(summaries[way], average)[name]
                 cell = f"{100 * value:.1f}"
+                is_best = cell == f"{100 * best[average, name]:.1f}"
                 if average == "micro":
                     interval = bootstrap_interval([item.values[name] for item in items], clusters=documents)
                     cell += f" ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
-                cells.append(f"**{cell}**" if value == best[average, name] else cell)
+                cells.append(f"**{cell}**" if is_best else cell)
         pairs = ([item.values[names[1]] for item in run] for run in (items, base))
         apart = paired_bootstrap(*pairs, clusters=documents)
         cells.append("" if way == DEFAULT_AGGREGATE else f"{100 * apart.difference:+.1f}, p = {apart.p:.2g}")
