@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, read_pdf
 from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import plot_causal, summarise_causal
+from mmrh_retriever.causal_report import causal_markdown, plot_causal, summarise_causal
 from mmrh_retriever.detection import detect
 from mmrh_retriever.engine import Engine
 from mmrh_retriever.head_analysis import sparsity
+from mmrh_retriever.metrics import PAGE_CUTS as CUTS
+from mmrh_retriever.metrics import bootstrap_interval, page_recall, paired_bootstrap
 from mmrh_retriever.probe_prompts import token_counter
 from mmrh_retriever.probes import ProbeBuilder
 
@@ -67,19 +70,24 @@ def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace
     seconds = time.perf_counter() - started
     table = run.table
     table.save(args.out / "scores.json")
+    print(f"detection took {seconds:.0f} s, less what an earlier run had done\n")
+    print("| tokens | probes | heads for half of the mass | best heads (score) | recall@1 best / median | stability |")
+    print("|---|---|---|---|---|---|")
     for length in args.lengths:
         scores = table.at(TASK, length)
         best = HeadSet.top(scores)
-        recall = np.sort(scores.recall_at_1.ravel())[::-1]
-        print(f"\n{length} tokens, {scores.n_examples} probes (all lengths took {seconds:.0f} s)")
-        print(f"  heads for half of the positive mass: {100 * sparsity(scores.values):.1f} %")
-        print(f"  best {len(best)} heads: {', '.join(f'{head} ({scores[head]:.3f})' for head in best)}")
-        print(f"  best recall@1: {recall[:5].round(2)}; median {np.median(recall):.2f}")
+        shown = ", ".join(f"{head} ({scores[head]:.2f})" for head in best.heads[:3])
+        recall = scores.recall_at_1
         stable = run.stability(TASK, length)
-        print(f"  overlap of the best heads of disjoint halves: {stable.mean:.2f} (lowest {stable.lowest:.2f})")
+        print(
+            f"| {length} | {scores.n_examples} | {100 * sparsity(scores.values):.1f} % | {shown} | "
+            f"{np.max(recall):.2f} / {np.median(recall):.2f} | {stable.mean:.2f} |",
+            flush=True,
+        )
     if len(args.lengths) > 1:
         short, long = (HeadSet.top(table.at(TASK, length)) for length in (min(args.lengths), max(args.lengths)))
-        print(f"\noverlap of the best heads at {min(args.lengths)} and {max(args.lengths)}: {short.overlap(long):.2f}")
+        lengths = f"{min(args.lengths)} and {max(args.lengths)} tokens"
+        print(f"\nbest {len(long)} heads in common between {lengths}: {100 * short.overlap(long):.0f} %")
     return table
 
 
@@ -100,41 +108,83 @@ def cut(page: Page, tokenizer: object, tokens: int) -> Page:
     return Page(text=tokenizer.decode(ids) or "(no text)", index=page.index)
 
 
+def page_mass(engine: Engine, pages: list[Page], questions: list[str], window_pages: int) -> np.ndarray:
+    """Calibrated attention ``(questions, heads, pages)`` of every head."""
+    prompter = engine.prompter
+    laid = [*map(prompter.lay_question, questions), prompter.lay_null_question()]
+    mass = np.zeros((len(questions), engine.heads.count, len(pages)))
+    numbers = [place + 1 for place in range(len(pages))]
+    for start in range(0, len(pages), window_pages):
+        places = range(start, min(start + window_pages, len(pages)))
+        for window in engine.windows([(place, pages[place]) for place in places], numbers=numbers):
+            paid = engine.ask(window, laid).mass.double().numpy()
+            mass[:, :, window.members] = paid[:-1] - paid[-1:]
+    return mass
+
+
+def recalls(mass: np.ndarray, gold: list[list[int]], columns: list[list[int]]) -> list[list[float]]:
+    """Recall at each cut-off of each question, the mean over head sets (given by their places in ``mass``)."""
+    found = [
+        [[page_recall(row, wanted, k) for k in CUTS] for row, wanted in zip(scores, gold, strict=True)]
+        for scores in (mass[:, chosen].mean(axis=1) for chosen in columns)
+    ]
+    return np.mean(found, axis=0).tolist()  # (questions, cut-offs)
+
+
 def ranked(
     model: PreTrainedModel, tokenizer: object, heads: dict[str, list[HeadSet]], args: argparse.Namespace
 ) -> None:
+    """Rank text layers; each document's figures are written at once, and a run that was cut off goes on."""
     reranker = Reranker(model, tokenizer, heads="all")
     every = [HeadId(*head) for head in reranker.heads]
     engine = Engine(reranker.prompter, every, 8192)
     column = {head: place for place, head in enumerate(every)}
-    hits: dict[str, dict[int, list[float]]] = {name: {k: [] for k in (1, 3, 5)} for name in heads}
-    asked = 0
-    for name, pages, questions in documents(args):
-        if not questions or len(pages) > args.most_pages:
-            continue
-        pages = [cut(page, tokenizer, args.page_tokens) for page in pages]
-        laid = [reranker.prompter.lay_question(text) for text, _ in questions]
-        mass = np.zeros((len(questions), len(every), len(pages)))
-        for start in range(0, len(pages), args.window_pages):
-            places = list(range(start, min(start + args.window_pages, len(pages))))
-            numbers = [place + 1 for place in range(len(pages))]
-            for window in engine.windows([(place, pages[place]) for place in places], numbers=numbers):
-                paid = engine.ask(window, [*laid, reranker.prompter.lay_null_question()]).mass.double().numpy()
-                mass[:, :, window.members] = paid[:-1] - paid[-1:]
-        asked += len(questions)
-        for label, sets in heads.items():
-            for chosen in sets:
-                scores = mass[:, [column[head] for head in chosen]].mean(axis=1)  # (questions, pages)
-                for row, (_, gold) in zip(scores, questions, strict=True):
-                    order = np.argsort(-row, kind="stable")
-                    for k in hits[label]:
-                        hits[label][k].append(len(set(order[:k].tolist()) & set(gold)) / len(set(gold)))
-        shown = "  ".join(f"{label} {np.mean(found[1]):.2f}" for label, found in hits.items())
-        print(f"{name}: {len(pages)} pages, {asked} questions so far, R@1 {shown}", file=sys.stderr, flush=True)
-    print(f"\n{asked} questions, {args.page_tokens} tokens a page, windows of {args.window_pages}; recall in %")
-    print("| heads | R@1 | R@3 | R@5 |\n|---|---|---|---|")
-    for label, found in hits.items():
-        print(f"| {label} | " + " | ".join(f"{100 * np.mean(found[k]):.1f}" for k in (1, 3, 5)) + " |")
+    columns = {label: [[column[head] for head in chosen] for chosen in sets] for label, sets in heads.items()}
+    settings = {"page_tokens": args.page_tokens, "window_pages": args.window_pages, "columns": columns}
+    path = args.out / "ranking.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if lines and json.loads(lines[0]) != settings:
+        sys.exit(f"{path} was begun with other heads or settings. Choose another --out, or delete the file.")
+    done = {record["document"]: record for record in map(json.loads, lines[1:])}
+    with path.open("a") as stream:
+        if not lines:
+            stream.write(json.dumps(settings) + "\n")
+        for name, pages, questions in documents(args):
+            if name in done or not questions or len(pages) > args.most_pages:
+                continue
+            short = [cut(page, tokenizer, args.page_tokens) for page in pages]
+            mass = page_mass(engine, short, [text for text, _ in questions], args.window_pages)
+            gold = [pages for _, pages in questions]
+            found = {label: recalls(mass, gold, sets) for label, sets in columns.items()}
+            done[name] = {"document": name, "pages": len(pages), "recalls": found}
+            stream.write(json.dumps(done[name]) + "\n")
+            stream.flush()
+            shown = "  ".join(f"{label} {np.mean(values, axis=0)[0]:.2f}" for label, values in found.items())
+            print(f"{name}: {len(pages)} pages, {len(questions)} questions, R@1 {shown}", file=sys.stderr, flush=True)
+    print(ranking_table(list(done.values()), args))
+
+
+def ranking_table(records: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Recall in percent with 95 % intervals, and how far the first row is above each other one."""
+    clusters = [record["document"] for record in records for _ in next(iter(record["recalls"].values()))]
+    by_label = {
+        label: np.concatenate([record["recalls"][label] for record in records])  # (questions, cut-offs)
+        for label in records[0]["recalls"]
+    }
+    first, *_ = by_label.values()
+    lines = [
+        f"\n{len(records)} documents, {sum(record['pages'] for record in records)} pages, {len(clusters)} questions, "
+        f"{args.page_tokens} tokens a page, windows of {args.window_pages} pages; recall in %\n",
+        "| heads | R@1 (95 %) | R@3 | R@5 | the first row above this, R@1 |\n|---|---|---|---|---|",
+    ]
+    for label, values in by_label.items():
+        cells = [f"{100 * value:.1f}" for value in values.mean(axis=0)]
+        interval = bootstrap_interval(values[:, 0], clusters=clusters)
+        cells[0] += f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+        found = paired_bootstrap(first[:, 0], values[:, 0], clusters=clusters)
+        apart = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p = {found.p:.2g}"
+        lines.append(f"| {label} | {' | '.join(cells)} | {'' if values is first else apart} |")
+    return "\n".join(lines)
 
 
 def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argparse.Namespace) -> None:
@@ -158,11 +208,8 @@ def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argpa
         summary = summarise_causal(save_rows(rows, args.out / f"causal-{answering}.rows.jsonl"))
         save_json(summary, args.out / f"causal-{answering}.json")
         plot_causal(summary, args.out / f"causal-{answering}.png")
-        print(f"\nmasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}")
-        print("| masked | while | heads | accuracy in % (95 %) |\n|---|---|---|---|")
-        for entry in summary["overall"]:
-            interval = f"{100 * entry['correct']:.0f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})"
-            print(f"| {entry['masked']} | {entry['phase']} | {entry['heads']} | {interval} |", flush=True)
+        print(f"\nMasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}\n")
+        print(causal_markdown(summary), flush=True)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +136,7 @@ def causal_rows(
     prompt: ProbePrompt | None = None,
     lead_in: str = LEAD_IN,
     max_new_tokens: int = 32,
+    finished: Collection[str] = (),
     progress: bool = False,
     total: int | None = None,
 ) -> Iterator[CausalRow]:
@@ -154,6 +155,7 @@ def causal_rows(
         prompt: how probes are worded.
         lead_in: what the answer is begun with.
         max_new_tokens: the longest free answer.
+        finished: names of probes that are passed over, such as those of a run that is resumed.
         progress: show a bar on stderr, if that is a terminal.
         total: how many probes there are, for the bar.
 
@@ -178,6 +180,8 @@ def causal_rows(
     )
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     for probe in bar:
+        if probe.name in finished:
+            continue
         if not probe.answer:
             raise DataError(f"Probe {probe.name!r} has no answer to compare with. Use probes with answers.")
         how: Answering = answering or ("choices" if len(probe.choices) > 1 else "generate")

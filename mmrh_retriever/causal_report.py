@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from mmrh_retriever.metrics import bootstrap_interval, paired_bootstrap
 
 MEASURES = ("correct", "exact", "contains", "anls", "fuzzy")
 _SAMPLES = 2000
+_HEADS = ["task", "masked", "while", "heads", "accuracy", "change", "ANLS"]
+_TEXT_COLUMNS = 3
 _ENDINGS = (".png", ".svg", ".pdf")
 
 
@@ -96,20 +98,31 @@ def _by_probe(rows: Iterable[CausalRow], probes: Sequence[str], name: str) -> np
 def causal_table(summary: dict[str, Any]) -> Table:
     """The overall figures as a table for a terminal, in percent."""
     table = Table(title=f"Causal test on {summary['probes']} probes, accuracy in % (95 % interval over probes)")
-    for name in ("task", "masked", "phase", "heads", "accuracy", "change", "ANLS"):
-        table.add_column(name, justify="left" if name in ("task", "masked", "phase") else "right")
+    for place, name in enumerate(_HEADS):
+        table.add_column(name, justify="left" if place < _TEXT_COLUMNS else "right")
+    for cells in _cells(summary):
+        table.add_row(*cells)
+    return table
+
+
+def causal_markdown(summary: dict[str, Any]) -> str:
+    """The overall figures as a table in Markdown, in percent."""
+    rule = ["---"] * _TEXT_COLUMNS + ["---:"] * (len(_HEADS) - _TEXT_COLUMNS)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (_HEADS, rule, *_cells(summary)))
+
+
+def _cells(summary: dict[str, Any]) -> Iterator[list[str]]:
     for entry in summary["overall"]:
         change = entry.get("change")
-        table.add_row(
+        yield [
             entry["task"],
             entry["masked"],
             {"all": "read + answer", "decode": "answer"}.get(entry["phase"], ""),
             str(entry["heads"]),
-            f"{100 * entry['correct']:.1f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})",
-            f"{100 * change['mean']:+.1f} (p {change['p']:.3f})" if change else "",
+            f"{100 * entry['correct']:.1f} ({100 * entry['low']:.0f}–{100 * entry['high']:.0f})",
+            f"{100 * change['mean']:+.1f} (p = {change['p']:.2g})" if change else "",
             f"{100 * entry['anls']:.1f}",
-        )
-    return table
+        ]
 
 
 def plot_causal(summary: dict[str, Any], path: str | Path) -> None:

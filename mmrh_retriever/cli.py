@@ -22,9 +22,17 @@ import mmrh_retriever
 from mmrh_retriever import cli_evaluate
 from mmrh_retriever.cli_causal import causal_command
 from mmrh_retriever.cli_detect import detect_command
-from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.errors import HeadSetError, MMRHError
 from mmrh_retriever.explain import full_colour, save_heat_map
-from mmrh_retriever.head_report import head_report, report_tables, scores_from
+from mmrh_retriever.head_report import (
+    head_report,
+    head_set_report,
+    head_set_tables,
+    heads_from,
+    report_tables,
+    scores_from,
+)
+from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.loading import model_path
 from mmrh_retriever.pdf import read_pdf
 from mmrh_retriever.reranker import Reranker
@@ -129,7 +137,10 @@ def rank(
 @app.command("heads")
 def heads_command(
     source: Annotated[
-        str, typer.Argument(metavar="SCORES_OR_MODEL", help="A scores file, or a published model's name.")
+        str,
+        typer.Argument(
+            metavar="SCORES_OR_MODEL", help="A scores or head set file, a published model's name, or 'bundled'."
+        ),
     ],
     top: Annotated[str, typer.Option("--top", help="Share of all heads that is selected, such as '5%'.")] = "5%",
     plot: Annotated[
@@ -141,18 +152,28 @@ def heads_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's retrieval heads: sparsity, overlaps, depth, the best heads."""
-    table = scores_from(source)
-    report = head_report(table, share=_share(top), compare=None if compare is None else scores_from(compare))
+    table = heads_from(source)
+    if isinstance(table, HeadSet):
+        if plot is not None or compare is not None:
+            raise HeadSetError(
+                f"{source} is a head set: it names the best heads and says nothing of the others. For --plot and "
+                "--compare give a scores file, as `mmrh detect` writes."
+            )
+        report = head_set_report(table)
+        shown = head_set_tables(report)
+    else:
+        report = head_report(table, share=_share(top), compare=None if compare is None else scores_from(compare))
+        shown = report_tables(report)
+        if plot is not None:
+            from mmrh_retriever.head_plots import plot_overview
+
+            plot_overview(table, plot)
+            stderr.print(f"Plot: {plot}", highlight=False)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
-    else:
-        for part in report_tables(report):
-            stdout.print(part)
-    if plot is not None:
-        from mmrh_retriever.head_plots import plot_overview
-
-        plot_overview(table, plot)
-        stderr.print(f"Plot: {plot}", highlight=False)
+        return
+    for part in shown:
+        stdout.print(part)
 
 
 @app.command()

@@ -7,15 +7,18 @@ import logging
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mmrh_retriever.attention import AblationPhase
-from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import causal_table, plot_causal, summarise_causal
+from mmrh_retriever.causal import causal_rows, save_json
+from mmrh_retriever.causal_journal import CausalFolder
+from mmrh_retriever.causal_report import causal_markdown, causal_table, plot_causal, summarise_causal
 from mmrh_retriever.cli_probes import ProbeOptions, load, parsed_lengths, parsed_tasks, rounded
+from mmrh_retriever.head_files import write_atomically
+from mmrh_retriever.loading import resolve_heads
 from mmrh_retriever.long_documents import DOCUMENT_PROMPT, read_long_documents
 from mmrh_retriever.probe_prompts import ProbePrompt
 from mmrh_retriever.probes import Probe
@@ -42,7 +45,7 @@ class PhaseName(str, Enum):
 def causal_command(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a model, or 'bundled'.")],
     heads: Annotated[str, typer.Option(help="The heads to mask: a head set or scores file, or 'published'.")],
-    out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, summary.json and causal.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, summary.json, report.md and causal.png.")],
     random_seeds: Annotated[int, typer.Option(min=1, help="Draws of each random control.")] = 5,
     task: Annotated[list[str] | None, typer.Option(help="As for detect; repeatable.")] = None,
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192",
@@ -69,6 +72,7 @@ def causal_command(
         PhaseName.both
     ),
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest free answer.")] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu ...; the best there is if left out.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32.")] = None,
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels a picture, for models of any size.")] = None,
@@ -97,24 +101,38 @@ def causal_command(
     if questions is not None and documents is not None:
         probes = read_long_documents(questions, documents, loaded.count, limit=limit, max_pages=max_pages)
         prompt, total = DOCUMENT_PROMPT, limit
-    out.mkdir(parents=True, exist_ok=True)
+    selected = resolve_heads(heads, loaded.backbone)
+    settings: dict[str, Any] = {
+        "model": loaded.name,
+        "heads": [str(head) for head in selected],
+        "probes": options.settings(loaded),
+        "questions": None if questions is None else {"file": questions.name, "limit": limit, "max_pages": max_pages},
+        "answering": answering.value,
+        "phases": list(phases),
+        "random_seeds": random_seeds,
+        "max_new_tokens": max_new_tokens,
+    }
+    answers = 1 + len(phases) * (1 + 2 * random_seeds)  # unmasked; selected heads and two random controls
+    folder = CausalFolder(out, settings, answers=answers, resume=resume)
     rows = causal_rows(
         loaded.model,
         loaded.processors,
         probes,
-        heads,
+        selected,
         answering=None if answering is AnsweringName.auto else answering.value,
         random_seeds=random_seeds,
         phases=phases,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
+        finished=folder.finished,
         progress=True,
         total=total,
     )
-    summary = summarise_causal(save_rows(rows, out / "rows.jsonl"))
+    summary = summarise_causal(folder.keep(rows))
     save_json(
         {"model": loaded.name, "heads": heads, "probes_from": options.settings(loaded), **summary}, out / "summary.json"
     )
+    write_atomically(out / "report.md", causal_markdown(summary).encode())
     try:
         plot_causal(summary, out / "causal.png")
     except ImportError as error:

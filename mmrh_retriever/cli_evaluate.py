@@ -18,15 +18,8 @@ from rich.console import Console
 
 from mmrh_retriever.baselines import RankerSpec
 from mmrh_retriever.errors import HeadSetError, MMRHError
-from mmrh_retriever.evaluation import Engine, Evaluation, evaluate, settings_of
-from mmrh_retriever.evaluation_report import (
-    as_rich,
-    comparison_rows,
-    group_rows,
-    markdown_report,
-    plot_comparison,
-    turned,
-)
+from mmrh_retriever.evaluation import Engine, Evaluation, evaluate, read_run, settings_of
+from mmrh_retriever.evaluation_report import as_rich, markdown_report, notes, plot_comparison, result_tables
 from mmrh_retriever.evaluation_rows import Level, Settings
 from mmrh_retriever.head_files import write_atomically
 from mmrh_retriever.mmdocir import MMDocIR
@@ -36,6 +29,8 @@ from mmrh_retriever.regions import DEFAULT_AGGREGATE
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
 
+_PIPED_WIDTH = 100
+_ROOM = 10_000
 SELECTED = "selected"
 """How results call the model with the heads that were asked for."""
 
@@ -48,12 +43,12 @@ class LevelName(str, Enum):
 
 
 class BaselineName(str, Enum):
-    """What the model is compared with."""
+    """What the model is compared with, in the order of the tables."""
 
-    bm25 = "bm25"
     all_heads = "all-heads"
-    random = "random"
+    bm25 = "bm25"
     embedding = "embedding"
+    random = "random"
 
 
 class AggregateName(str, Enum):
@@ -80,6 +75,10 @@ class EngineName(str, Enum):
 
     local = "local"
     ray = "ray"
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line and ranker on stdout.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The tables in Markdown on stdout.")]
 
 
 @app.callback()
@@ -129,14 +128,17 @@ def mmdocir(
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster; a local one if left out.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the comparison to this file.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything up to loading the model.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line and ranker on stdout.")] = False,
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
 ) -> None:
     """Page or layout recall on MMDocIR, micro and macro over the domains.
 
     The paper's table: --pages MMDocIR_pages.parquet --layouts MMDocIR_layouts.parquet
     --model Qwen/Qwen3-VL-8B-Instruct --heads published --token-budget 131072
     """
-    _check_arguments(documents, pages, layouts, level, baseline, baselines_only, engine, workers, ray_address)
+    _check_arguments(
+        documents, pages, layouts, level, baseline, baselines_only, engine, workers, ray_address, as_json, as_markdown
+    )
     shared = RankerSpec(
         "heads",
         model=model,
@@ -179,7 +181,27 @@ def mmdocir(
     except (MMRHError, OSError, ImportError) as error:
         _say(f"Error: {type(error).__name__}: {error}")
         raise typer.Exit(1) from error
-    _show(found, as_json=as_json)
+    _show(found, as_json=as_json, as_markdown=as_markdown)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs (--out).")],
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
+) -> None:
+    """Show the tables of finished runs again, without running anything."""
+    if as_json and as_markdown:
+        raise typer.BadParameter("give one of --json and --markdown", param_hint="--markdown")
+    try:
+        found = [read_run(folder) for folder in runs]
+    except MMRHError as error:
+        _say(f"Error: {type(error).__name__}: {error}")
+        raise typer.Exit(1) from error
+    for place, evaluation in enumerate(found):
+        if place and not as_json:
+            sys.stdout.write("\n")
+        _show(evaluation, as_json=as_json, as_markdown=as_markdown)
 
 
 def _check_arguments(
@@ -192,6 +214,8 @@ def _check_arguments(
     engine: EngineName,
     workers: int | None,
     ray_address: str | None,
+    as_json: bool,
+    as_markdown: bool,
 ) -> None:
     """Refuse what can't be meant, with exit code 2."""
     if (documents is None) == (pages is None):
@@ -201,6 +225,8 @@ def _check_arguments(
         raise typer.BadParameter("goes with --pages; boxes of PDFs are found in the PDFs", param_hint="--layouts")
     if level is LevelName.layout and pages is not None and layouts is None:
         raise typer.BadParameter("layout level with --pages needs --layouts", param_hint="--layouts")
+    if as_json and as_markdown:
+        raise typer.BadParameter("give one of --json and --markdown", param_hint="--markdown")
     if baselines_only and not baseline:
         raise typer.BadParameter("leaves nothing to run; name a --baseline", param_hint="--baselines-only")
     if engine is EngineName.local and (workers is not None or ray_address is not None):
@@ -217,7 +243,7 @@ def _rankers(
         BaselineName.all_heads: replace(shared, heads="all"),
     }
     found = {} if baselines_only else {SELECTED: shared}
-    found |= {name.value: made[name] for name in baselines}
+    found |= {name.value: made[name] for name in BaselineName if name in baselines}
     if any(spec.needs_model for spec in found.values()) and shared.model is None:
         _say("Using the small bundled model; name a larger one with --model.")
     return found
@@ -252,21 +278,26 @@ def _dry_run(settings: Settings) -> None:
     sys.stdout.write(json.dumps(plan) + "\n")
 
 
-def _show(found: Evaluation, *, as_json: bool) -> None:
+def _show(found: Evaluation, *, as_json: bool, as_markdown: bool) -> None:
     for name, reason in found.failed.items():
         _say(f"{name} counts as zero: {reason}")
     if as_json:
         for ranker in found.summaries:
             sys.stdout.write(json.dumps(found.as_dict(ranker)) + "\n")
         return
+    if as_markdown:
+        sys.stdout.write(markdown_report(found))
+        return
     console = Console()
-    questions = next(iter(found.summaries.values())).questions
-    title = f"{questions} questions, {found.level} level, in percent"
-    console.print(as_rich(*turned(*comparison_rows(found)), title=title))
-    for group in ("by_source", "by_domain"):
-        heads, rows = group_rows(found, group)
-        if len(rows) > 1:
-            console.print(as_rich(heads, rows))
+    first, *others = map(as_rich, result_tables(found))
+    if not console.is_terminal:  # nobody can widen a file: nothing is cut there
+        room = console.options.update(width=_ROOM)
+        console.width = max(_PIPED_WIDTH, *(console.measure(table, options=room).maximum for table in (first, *others)))
+    console.print(first)
+    for line in notes(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for table in others:
+        console.print("", table)
 
 
 def _say(text: str) -> None:

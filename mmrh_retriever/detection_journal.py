@@ -154,18 +154,18 @@ class Journal:
         )
 
     def _compare(self, found: Mapping[str, Any]) -> None:
-        differences = list(_differences(found, self._settings))
-        if differences:
+        apart = list(differences(found, self._settings))
+        if apart:
             raise DataError(
-                f"{self.path}: was begun with other settings; a run can't be mixed. {'; '.join(differences)}. Give the "
+                f"{self.path}: was begun with other settings; a run can't be mixed. {'; '.join(apart)}. Give the "
                 "same settings again, or write to another file."
             )
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+def differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
     """``a.b: the file has X, this run Y`` for each value that differs."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
-            yield from _differences(found.get(key, _MISSING), wanted.get(key, _MISSING), f"{name}.{key}".strip("."))
+            yield from differences(found.get(key, _MISSING), wanted.get(key, _MISSING), f"{name}.{key}".strip("."))
     elif found != wanted:
         yield f"{name}: the file has {found!r}, this run {wanted!r}"

@@ -27,7 +27,7 @@ import mmrh_retriever
 from mmrh_retriever.baselines import PageRanker, RankerSpec, RegionRanker, build_rankers
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation_documents import Rankers, Task, failed_part, measure_document
-from mmrh_retriever.evaluation_rows import Level, Part, RunFolder, Settings
+from mmrh_retriever.evaluation_rows import Level, Part, RunFolder, Settings, read_parts
 from mmrh_retriever.loading import HEADS_FILE, model_path
 from mmrh_retriever.metrics import (
     Interval,
@@ -177,6 +177,17 @@ def collect(dataset: MMDocIR, done: Mapping[tuple[str, str], Part], rankers: Seq
         for name in rankers
     }
     summaries = {name: summarise([row.measured() for part in parts[name] for row in part.rows]) for name in rankers}
+    return Evaluation(level, parts, summaries)
+
+
+def read_run(path: str | Path) -> Evaluation:
+    """What a finished run found, from its folder.
+
+    Raises:
+        DataError: no run, one that was not finished, or files that are not ours.
+    """
+    level, parts = read_parts(path)
+    summaries = {name: summarise([row.measured() for part in parts[name] for row in part.rows]) for name in parts}
     return Evaluation(level, parts, summaries)
 
 

@@ -12,6 +12,7 @@ document it was at; the others are not run again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.head_files import FileModel, Finite, parse_as, read_text, write_atomically, write_model
+from mmrh_retriever.head_files import (
+    FileModel,
+    Finite,
+    leftovers,
+    parse_as,
+    read_text,
+    write_atomically,
+    write_model,
+)
 from mmrh_retriever.metrics import Measured
 
 Level = Literal["page", "layout"]
@@ -105,15 +114,17 @@ class RunFolder:
                 raise DataError(f"{path} holds a run already. Go on with it (--resume), or choose another folder.")
             _check_same(before, settings, path)
             self.settings = settings.model_copy(update={"rankers": {**before.rankers, **settings.rankers}})
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and any(item not in leftovers(path) for item in path.iterdir()):
             raise DataError(f"{path} is not empty and holds no run. Choose another folder.")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for item in leftovers(path):
+                item.unlink()
+            write_model(file, self.settings)  # first of all: without it, the folder is not known as ours
             for name in settings.rankers:
                 (path / "parts" / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{path}: can't be made ({error}). Choose another folder.") from error
-        write_model(file, self.settings)
 
     def save(self, part: Part) -> None:
         """Keep a document's rows."""
@@ -157,6 +168,30 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     file = file / "rows.jsonl" if file.is_dir() else file
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         yield parse_as(Row, line, name=f"{file}, line {number}")
+
+
+def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
+    """The level of a finished run, and its documents by ranker, in order.
+
+    Raises:
+        DataError: no run, one that was not finished, or files that are not ours.
+    """
+    folder = Path(path)
+    level = parse_as(Settings, read_text(folder / "settings.json"), name=str(folder / "settings.json")).level
+    if not (folder / "rows.jsonl").is_file():
+        raise DataError(f"{folder}: the run was not finished. Go on with it (mmrh evaluate mmdocir ... --resume).")
+    rows = Counter(row.ranker for row in read_rows(folder))
+    found: dict[str, list[Part]] = {}
+    for ranker, expected in rows.items():
+        files = sorted((folder / "parts" / ranker).glob("[0-9]*.json"))
+        found[ranker] = [parse_as(Part, read_text(file), name=str(file)) for file in files]
+        got = sum(len(part.rows) for part in found[ranker])
+        if got != expected:
+            raise DataError(
+                f"{folder / 'parts' / ranker}: holds {got} rows, expected the {expected} of rows.jsonl. Run the "
+                "evaluation again with --resume, which runs what is missing."
+            )
+    return level, found
 
 
 def _check_same(before: Settings, now: Settings, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from mmrh_retriever.errors import DataError
 SCORES_FORMAT = "mmrh-head-scores"
 SET_FORMAT = "mmrh-head-set"
 _SHOWN_PROBLEMS = 3
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -148,6 +150,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: can't be written ({error}). Check that its folder exists.") from error
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that a kill in the middle of :func:`write_atomically` left in a folder or below it."""
+    return [item for item in folder.rglob(".*.tmp") if _LEFTOVER.fullmatch(item.name)]
 
 
 def write_model(path: Path, model: BaseModel) -> None:

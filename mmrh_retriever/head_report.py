@@ -24,7 +24,9 @@ from mmrh_retriever.head_analysis import (
     sparsity,
     task_overlap,
 )
+from mmrh_retriever.head_files import SET_FORMAT, format_of, read_text
 from mmrh_retriever.heads import PAPER_SHARE, HeadScoresTable, HeadSet
+from mmrh_retriever.loading import BUNDLED, BUNDLED_FOLDER, HEADS_FILE
 from mmrh_retriever.published_heads import published_head_scores
 from mmrh_retriever.types import FloatArray
 
@@ -43,6 +45,50 @@ def scores_from(source: str | Path) -> HeadScoresTable:
     if path.is_file() or path.suffix in _SCORE_FILES:
         return HeadScoresTable.load(path)
     return published_head_scores(str(source))
+
+
+def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
+    """What a source tells of a model's heads: scores, or a bare head set (a file, a folder with one, ``bundled``).
+
+    Raises:
+        DataError: the file is missing or malformed.
+        HeadSetError: no such file, and nothing published under this name.
+    """
+    path = BUNDLED_FOLDER if str(source) == BUNDLED else Path(source)
+    path = path / HEADS_FILE if (path / HEADS_FILE).is_file() else path
+    if path.is_file() and format_of(read_text(path), name=str(path)) == SET_FORMAT:
+        return HeadSet.load(path)
+    return scores_from(source)
+
+
+def head_set_report(heads: HeadSet) -> dict[str, Any]:
+    """What a bare head set says, ready for ``json.dumps``: no scores of other heads, so no shares and overlaps."""
+    return {
+        "model": heads.model_id,
+        "source": heads.source,
+        "n_layers": heads.n_layers,
+        "n_heads": heads.n_heads,
+        "tasks": list(heads.tasks),
+        "context_length": heads.context_length,
+        "size": len(heads),
+        "deepest_layer": heads.deepest_layer,
+        "by_layer": [int(count) for count in layer_spread(heads)] if heads.n_layers is not None else None,
+        "heads": [str(head) for head in heads],
+        "scores": None if heads.scores is None else [round(score, _DECIMALS) for score in heads.scores],
+    }
+
+
+def head_set_tables(report: dict[str, Any]) -> list[RenderableType]:
+    """A report of :func:`head_set_report` for a terminal."""
+    scores = report["scores"] or [None] * report["size"]
+    table = _grid("rank", ["head", "score"])
+    for place, (head, score) in enumerate(zip(report["heads"], scores, strict=True), start=1):
+        table.add_row(str(place), head, "–" if score is None else f"{score:.3f}")
+    size = "" if report["n_layers"] is None else f" of {report['n_layers']} x {report['n_heads']}"
+    notes = [report["source"]] if report["source"] else []
+    if report["context_length"]:
+        notes.append(f"Tasks: {', '.join(report['tasks']) or 'not told'}, at {report['context_length']:,} tokens.")
+    return [_titled(f"{report['model'] or 'Head set'}: {report['size']} heads{size} (layer-head)", table, notes)]
 
 
 def head_report(

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BUNDLED = "bundled"
 """The name of the small model inside the package."""
+BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
+"""Where that model lies, if the package was installed with it."""
 HEADS_FILE = "mmrh_heads.json"
 """A head set beside a local model's weights; ``heads="published"`` takes it before any other."""
 
@@ -78,7 +80,7 @@ def model_path(model: str | Path | None) -> tuple[str, bool]:
     """
     if model is not None and str(model) != BUNDLED:
         return str(model), False
-    folder = Path(str(files("mmrh_retriever") / "data" / "reader"))
+    folder = BUNDLED_FOLDER
     if not (folder / "config.json").is_file():
         raise UnsupportedModelError(
             "The bundled model is missing from this installation. Install the package from its wheel, or name a model: "

@@ -15,6 +15,7 @@ from PIL import Image
 import mmrh_retriever
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain import RAMP, draw_regions, full_colour, heat_map
+from mmrh_retriever.loading import BUNDLED_FOLDER
 from mmrh_retriever.question_attention import QuestionAttention
 from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.types import ScoredPage, ScoredRegion
@@ -226,6 +227,8 @@ def _settings(reranker: Reranker | None, more: Mapping[str, object]) -> list[tup
 
 def _model_name(reranker: Reranker) -> str:
     name = str(getattr(reranker.backbone.config, "_name_or_path", "") or reranker.heads.model_id or "")
+    if Path(name) == BUNDLED_FOLDER:
+        return "bundled model"
     return (Path(name).name if Path(name).is_dir() else name) or type(reranker.backbone.model).__name__
 
 

@@ -10,7 +10,7 @@ from factories import Tiny, tiny
 
 from mmrh_retriever import HeadId, HeadSet, Page
 from mmrh_retriever.causal import CausalRow, causal_rows, maskings, save_json, save_rows
-from mmrh_retriever.causal_report import causal_table, plot_causal, summarise_causal
+from mmrh_retriever.causal_report import causal_markdown, causal_table, plot_causal, summarise_causal
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.probes import Evidence, Probe
 
@@ -140,6 +140,10 @@ def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:
     assert {entry["context_length"] for entry in summary["by_length"]} == {512, 1024}
     assert {entry["depth"] for entry in summary["by_depth"]} == {0.0, 0.5, 1.0}
     assert causal_table(summary).row_count == 2
+    heads, _, unmasked, selected = causal_markdown(summary).splitlines()
+    assert heads.startswith("| task | masked | while | heads | accuracy |")
+    assert "| 100.0 (100–100) |  |" in unmasked
+    assert "| selected | read + answer |" in selected
     plot_causal(summary, tmp_path / "causal.png")
     assert (tmp_path / "causal.png").stat().st_size > 5000
     with pytest.raises(DataError, match="saved as"):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from factories import page_image, tiny
 
-from mmrh_retriever import HeadSet
+from mmrh_retriever import HeadId, HeadSet
 from mmrh_retriever.cli import main
-from mmrh_retriever.loading import HEADS_FILE
+from mmrh_retriever.loading import BUNDLED_FOLDER, HEADS_FILE
 
 QUESTION = "How did revenue change?"
 
@@ -114,6 +114,31 @@ def test_heads_of_a_published_model(mmrh: Callable[..., Done]) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["model"] == "Qwen/Qwen3-VL-8B-Instruct"
+
+
+def test_heads_of_a_head_set(mmrh: Callable[..., Done], tmp_path: Path) -> None:
+    heads = HeadSet((HeadId(2, 1), HeadId(0, 3)), scores=(0.5, 0.25), model_id="some/model", n_layers=3, n_heads=4)
+    heads.save(tmp_path / HEADS_FILE)
+    for source in (tmp_path, tmp_path / HEADS_FILE):  # a model's folder, or the file
+        done = mmrh("heads", source, "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["heads"], report["scores"], report["by_layer"]) == (["2-1", "0-3"], [0.5, 0.25], [1, 0, 1])
+    shown = mmrh("heads", tmp_path)
+    assert "some/model: 2 heads of 3 x 4" in shown.stdout
+    assert "0.250" in shown.stdout
+    for option in ("--plot", "--compare"):
+        refused = mmrh("heads", tmp_path, option, tmp_path / "x.png")
+        assert refused.returncode == 1
+        assert "give a scores file" in refused.stderr
+
+
+def test_heads_of_the_bundled_model(mmrh: Callable[..., Done]) -> None:
+    if not (BUNDLED_FOLDER / HEADS_FILE).is_file():
+        pytest.skip("the bundled model is not installed")
+    done = mmrh("heads", "bundled", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["size"] >= 1
 
 
 def test_the_installed_command_runs() -> None:

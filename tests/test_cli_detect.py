@@ -10,7 +10,7 @@ import typer
 from factories import TEXT_ONLY, tiny
 from typer.testing import CliRunner
 
-from mmrh_retriever import HeadScoresTable, HeadSet
+from mmrh_retriever import HeadScoresTable, HeadSet, causal
 from mmrh_retriever.cli_causal import causal_command
 from mmrh_retriever.cli_detect import detect_command
 from mmrh_retriever.errors import ContextOverflowError, DataError
@@ -103,4 +103,33 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
     assert summary["probes"] == 2
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 14
     assert (tmp_path / "out" / "causal.png").is_file()
-    assert "Causal test on 2 probes" in call(*arguments, "--phase", "all")
+    assert "| unmasked |" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(DataError, match="holds a causal test already"):
+        call(*arguments)
+    with pytest.raises(DataError, match=r"phases: the file has \['all', 'decode'\], this run \['all'\]"):
+        call(*arguments, "--resume", "--phase", "all")
+
+
+def test_a_killed_causal_test_goes_on(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HeadSet.parse("0-1, 2-3", n_layers=3, n_heads=4).save(tmp_path / "heads.json")
+    few = ("--lengths", 500, "--examples", 1, "--depths", 3, "--random-seeds", 1, "--phase", "all", "--device", "cpu")
+    arguments = ("causal", folders["llama"], "--heads", tmp_path / "heads.json", *few)
+    whole = call(*arguments, "--out", tmp_path / "whole")
+    assert "Causal test on 3 probes" in whole
+    lines = (tmp_path / "whole" / "rows.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 12
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "settings.json").write_bytes((tmp_path / "whole" / "settings.json").read_bytes())
+    (killed / "rows.jsonl").write_text("".join(lines[:6]) + lines[6][:20])  # in the middle of the second probe
+    asked: list[str] = []
+    plain = causal._row
+    monkeypatch.setattr(causal, "_row", lambda *given: asked.append(given[1].name) or plain(*given))
+    assert call(*arguments, "--out", killed, "--resume") == whole
+    assert len(asked) == 8
+    assert (killed / "rows.jsonl").read_text() == "".join(lines)
+    (killed / "rows.jsonl").write_text("{}\n" + lines[0])
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: not an answer"):
+        call(*arguments, "--out", killed, "--resume")

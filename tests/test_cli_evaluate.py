@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 from mmrh_retriever import Reranker, loading
 from mmrh_retriever.cli_evaluate import app
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: object) -> Result:
@@ -79,16 +83,29 @@ def test_baselines_run_beside_the_model(pdfs: list[object], tiny: list[Any], fol
                "--plot", folder / "plot.png")  # fmt: skip
     assert done.exit_code == 0, done.output
     found = {line["ranker"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert list(found) == ["selected", "bm25", "random", "all-heads"]
+    assert list(found) == ["selected", "all-heads", "bm25", "random"]
     assert found["bm25"]["micro"]["recall@1"] == 1
     assert found["selected"]["micro"] == found["all-heads"]["micro"]  # the tiny model's heads are all its heads
     assert len(tiny) == 1  # one model for both
-    assert "bm25" in (folder / "out" / "report.md").read_text()
+    assert "BM25" in (folder / "out" / "report.md").read_text()
     assert (folder / "plot.png").stat().st_size > 1000
-    table = run(*pdfs, "--model", "m", "--baseline", "bm25", "--resume")
+    table = run(*pdfs, "--model", "m", "--baseline", "bm25", "--baseline", "all-heads", "--resume")
     assert table.exit_code == 0, table.output
-    assert "micro" in table.stdout
+    assert "Page level: 2 questions about 2 documents" in table.stdout
+    assert "points below BM25 in R@1" in table.stdout
     assert "Law" in table.stdout
+    assert "…" not in table.stdout
+    assert "\x1b" not in table.stdout
+    again = CliRunner().invoke(app, ["report", str(folder / "out")])
+    assert again.stdout == table.stdout
+    markdown = CliRunner().invoke(app, ["report", str(folder / "out"), "--markdown"])
+    assert markdown.stdout == (folder / "out" / "report.md").read_text()
+    lines = CliRunner().invoke(app, ["report", str(folder / "out"), "--json"]).stdout.splitlines()
+    assert [json.loads(line)["ranker"] for line in lines] == ["selected", "all-heads", "bm25"]
+    missing = CliRunner().invoke(app, ["report", str(folder / "none")])
+    assert missing.exit_code == 1
+    assert "none" in missing.stderr
+    assert missing.stdout == ""
 
 
 def test_baselines_alone_load_no_model(pdfs: list[object], tiny: list[Any]) -> None:
@@ -128,6 +145,7 @@ def test_layout_level(pdfs: list[object]) -> None:
         ["--documents", ".", "--limit", "0"],
         ["--documents", ".", "--baseline", "tfidf"],
         ["--documents", ".", "--level", "word"],
+        ["--documents", ".", "--json", "--markdown"],
     ],
 )
 def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
@@ -207,3 +225,45 @@ def test_the_papers_command_up_to_the_weights(official: list[object], monkeypatc
     done = run(*official, "--dtype", "bfloat16", "--attn-implementation", "sdpa")
     assert isinstance(done.exception, WeightsAsked)
     assert asked == [("Qwen/Qwen3-VL-8B-Instruct", {"dtype": "bfloat16", "attn_implementation": "sdpa"})]
+
+
+def commands_of(file: str) -> list[list[str]]:
+    """The arguments of the commands that evaluate the paper's model, as a document has them."""
+    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("mmrh evaluate mmdocir")]
+    return [arguments[3:] for arguments in found if "Qwen/Qwen3-VL-8B-Instruct" in arguments]
+
+
+@pytest.mark.parametrize(("file", "levels"), [("README.md", ["page", "layout"]), ("docs/evaluation.md", ["page"])])
+def test_the_documented_commands_run_up_to_the_weights(
+    official: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, levels: list[str]
+) -> None:
+    """The paper's table, word for word, in a folder where the official files stand."""
+    assert official
+    (folder / "mmdocir").mkdir()
+    for name in ("MMDocIR_pages.parquet", "MMDocIR_layouts.parquet"):
+        (folder / name).rename(folder / "mmdocir" / name)
+    (folder / "annotations.jsonl").rename(folder / "mmdocir" / "MMDocIR_annotations.jsonl")
+    monkeypatch.chdir(folder)
+    asked: list[str] = []
+
+    class WeightsAsked(Exception):  # noqa: N818
+        pass
+
+    def load_model(model: str, **options: Any) -> Any:
+        asked.append(model)
+        raise WeightsAsked
+
+    monkeypatch.setattr("mmrh_retriever.reranker.load_model", load_model)
+    found = commands_of(file)
+    assert len(found) == len(levels)
+    for arguments, level in zip(found, levels, strict=True):
+        plan = run(*arguments, "--dry-run")
+        assert plan.exit_code == 0, plan.output
+        assert json.loads(plan.stdout)["level"] == level
+        assert json.loads(plan.stdout)["heads"] == {"selected": 112}
+        done = run(*arguments)
+        assert isinstance(done.exception, WeightsAsked), done.output
+        assert (folder / arguments[arguments.index("--out") + 1] / "settings.json").is_file()
+    assert asked == ["Qwen/Qwen3-VL-8B-Instruct"] * len(levels)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +15,24 @@ from typing import Any
 import numpy as np
 import pymupdf
 import pytest
+from rich.console import Console
 
 from mmrh_retriever import Page
 from mmrh_retriever.baselines import RandomRanker, RankerSpec, Scores, listed_regions
 from mmrh_retriever.errors import DataError, MMRHError
-from mmrh_retriever.evaluation import Evaluation, evaluate, settings_of
+from mmrh_retriever.evaluation import Evaluation, evaluate, read_run, settings_of
 from mmrh_retriever.evaluation_documents import Task, measure_document
 from mmrh_retriever.evaluation_report import (
     as_rich,
-    comparison_rows,
-    group_rows,
+    comparisons,
+    group_table,
+    label,
     markdown_report,
+    notes,
+    overall_table,
     plot_comparison,
-    turned,
+    result_tables,
+    source_table,
 )
 from mmrh_retriever.evaluation_rows import RunFolder, read_rows
 from mmrh_retriever.loading import HEADS_FILE
@@ -182,6 +191,49 @@ def test_a_killed_run_ends_with_the_same_rows(data: MMDocIR, tmp_path: Path, bef
         assert path.read_bytes() == content
 
 
+def _dies_at(step: int, run: Callable[[], object]) -> bool:
+    """Whether a process of its own, sent SIGKILL when it touches the disk for the ``step``-th time, was killed."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WIFSIGNALED(status)
+    left = itertools.count(step, -1)
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    try:
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir"), (Path, "unlink")):
+            setattr(owner, name, watched(getattr(owner, name)))
+        run()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, to kill a process at an exact moment")
+def test_a_process_killed_at_any_moment_ends_with_the_same_rows(data: MMDocIR, tmp_path: Path) -> None:
+    rankers = {"oracle": Oracle(), "random": RandomRanker()}
+    evaluate(data, rankers, tmp_path / "whole")
+    names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*"))
+    steps = 0
+    for steps in itertools.count():
+        out = tmp_path / str(steps)
+        if not _dies_at(steps, lambda out=out: evaluate(data, rankers, out)):
+            break
+        kept = {path: path.read_bytes() for path in out.rglob("0*.json")}
+        evaluate(data, rankers, out, resume=True)
+        assert (out / "rows.jsonl").read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
+        assert sorted(path.relative_to(out) for path in out.rglob("*")) == names  # nothing half written is left
+        assert all(path.read_bytes() == content for path, content in kept.items())
+    assert steps > 30  # nine files are written and moved, and their folders made
+
+
 def test_an_unfinished_write_is_no_result(data: MMDocIR, tmp_path: Path) -> None:
     evaluate(data, {"oracle": Oracle()}, tmp_path / "out")
     torn = tmp_path / "out" / "parts" / "oracle"
@@ -276,24 +328,79 @@ def found(data: MMDocIR, tmp_path: Path) -> Evaluation:
     return evaluate(data, {"oracle": Oracle(), "random": RankerSpec("random")}, tmp_path / "out")
 
 
-def test_tables_compare_rankers(found: Evaluation) -> None:
-    heads, rows = comparison_rows(found)
-    assert heads[:3] == ["ranker", "micro R@1", "micro R@3"]
-    assert heads[-1] == "oracle above it, R@1"
-    assert rows[0][1] == "100.0 (100.0 to 100.0)"
-    assert rows[0][-1] == ""
-    assert "p = " in rows[1][-1]
-    names, lines = turned(heads, rows)
-    assert names == ["ranker", "oracle", "random"]
-    assert lines[0][:2] == ["micro R@1", "100.0\n(100.0 to 100.0)"]
-    heads, rows = group_rows(found, "by_domain", "recall@3")
-    assert heads == ["domain", "questions", "oracle R@3", "random R@3"]
-    assert [row[:3] for row in rows] == [["Law", "5", "100.0"], ["News", "4", "100.0"]]
-    assert as_rich(heads, rows).row_count == 2
+def test_the_table_of_all_rankers(found: Evaluation) -> None:
+    table = overall_table(found)
+    assert table.title == "Page level: 9 questions about 3 documents, in %"
+    assert table.heads[:2] == ("", "micro R@1")
+    assert table.heads[-1] == "macro R@5"
+    oracle, random = table.rows
+    assert [cell.text for cell in oracle[:3]] == ["oracle", "100.0 (100.0–100.0)", "100.0 (100.0–100.0)"]
+    assert oracle[1].best
+    assert not random[1].best
+    assert {oracle[3].best, random[3].best} == {False}  # both find all within five pages
+    assert random[4].text == f"{100 * found.summaries['random'].macro['recall@1']:.1f}"
+
+
+def test_documents_with_and_without_text_stand_apart(found: Evaluation) -> None:
+    table = source_table(found)
+    assert table.title == "By text layer, micro: text layer 6 questions, scan 3 questions"
+    assert table.heads[1:5:3] == ("text layer R@1", "scan R@1")
+    assert [cell.text for cell in table.rows[0][4:]] == ["100.0 (100.0–100.0)", "100.0", "100.0"]
+
+
+def test_groups_are_rows(found: Evaluation) -> None:
+    table = group_table(found, "by_domain", "recall@3")
+    assert table.heads == ("domain", "questions", "oracle", "random")
+    assert [[cell.text for cell in row[:3]] for row in table.rows] == [["Law", "5", "100.0"], ["News", "4", "100.0"]]
+    assert group_table(found, "by_type").title == "R@1 by evidence, in %"
+    assert len(result_tables(found)) == 4
+
+
+def test_differences_are_told_in_words(found: Evaluation) -> None:
+    (sentence,) = comparisons(found)
+    apart = found.compare("oracle", "random", "recall@1")
+    assert sentence.startswith(f"oracle {100 * apart.difference:.1f} points above random in R@1 (95 % +")
+    assert sentence.endswith("significant at 5 %)")
+    turned = Evaluation("page", dict(reversed(found.parts.items())), dict(reversed(found.summaries.items())))
+    assert "points below oracle" in comparisons(turned)[0]
+    assert label("bm25") == "BM25"
+
+
+def test_tables_in_the_terminal_and_in_markdown(found: Evaluation) -> None:
+    console = Console(width=100, file=io.StringIO())
+    for table in result_tables(found):
+        shown = as_rich(table)
+        assert shown.row_count == len(table.rows)
+        assert console.measure(shown).maximum <= 100
+        console.print(shown)
+    text = console.file.getvalue()
+    assert "100.0 (100.0–100.0)*" in text
+    assert "…" not in text
     report = markdown_report(found)
-    assert "| scan | 3 | 100.0 |" in report
-    assert "9 questions, page level" in report
+    assert "| oracle | **100.0 (100.0–100.0)** |" in report
+    assert "Page level: 9 questions" in report
+    assert f"- {notes(found)[0]}" in report
     assert found.as_dict("oracle")["by_domain"]["Law"]["recall@1"] == 1
+
+
+def test_one_ranker_alone_is_not_the_best(data: MMDocIR, tmp_path: Path) -> None:
+    alone = evaluate(data, {"oracle": Oracle()}, tmp_path / "alone")
+    assert not any(cell.best for table in result_tables(alone) for row in table.rows for cell in row)
+    assert comparisons(alone) == []
+
+
+def test_finished_runs_are_read_back(found: Evaluation, tmp_path: Path) -> None:
+    again = read_run(tmp_path / "out")
+    assert again == found
+    assert list(again.parts) == ["oracle", "random"]
+    (tmp_path / "out" / "parts" / "random" / "00002.json").unlink()
+    with pytest.raises(DataError, match="holds 7 rows, expected the 9"):
+        read_run(tmp_path / "out")
+    (tmp_path / "out" / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match="was not finished"):
+        read_run(tmp_path / "out")
+    with pytest.raises(DataError, match=r"settings\.json"):
+        read_run(tmp_path)
 
 
 def test_intervals_by_source(found: Evaluation) -> None:
