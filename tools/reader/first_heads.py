@@ -106,10 +106,10 @@ def scale_embedding(text: nn.Module) -> None:
         text.embed_tokens.weight.copy_(functional.normalize(text.embed_tokens.weight, dim=-1))
 
 
-def scale_visual(tower: nn.Module, sample: torch.Tensor) -> torch.Tensor:
-    """Make visual tokens as long as pieces, on average over a sample of them; returns the sample so scaled."""
+def scale_visual(tower: nn.Module, sample: torch.Tensor) -> float:
+    """Make visual tokens as long as pieces, on average over a sample of them, (cells, width); returns the factor."""
     factor = 1.0 / float(sample.norm(dim=-1).mean())
     with torch.no_grad():
         tower.merger.mlp[2].weight.mul_(factor)
         tower.merger.mlp[2].bias.mul_(factor)
-    return sample * factor
+    return factor

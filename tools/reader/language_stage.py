@@ -41,7 +41,7 @@ def train_language(
     maker: ExampleMaker,
     settings: LanguageSettings,
     folder: Path,
-    evaluate: Callable[[], str] | None = None,
+    evaluate: Callable[[Qwen2_5_VLForConditionalGeneration], str] | None = None,
     evaluate_steps: int = 150,
 ) -> None:
     """Train the text tower for the given seconds, from the checkpoint in `folder` where there is one.
@@ -100,7 +100,7 @@ def train_language(
             told_sum = 0.0
             looked_sum.clear()
         if evaluate is not None and state["step"] % evaluate_steps == 0:
-            logger.info("language step %d: %s", state["step"], evaluate())
+            logger.info("language step %d: %s", state["step"], evaluate(model))
         if time.monotonic() - last_save > settings.checkpoint_seconds or state["seconds"] >= settings.seconds:
             last_save = time.monotonic()
             torch.save({"text": text.state_dict(), "optimiser": optimiser.state_dict(), "state": state}, checkpoint)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +141,13 @@ class Shelf:
             self.documents.append(pages)
         else:
             self.documents[self.rng.randrange(self.size)] = pages
+
+    def change(self, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Change the visual tokens of every page, (cells, width), as the tower's last map has been changed."""
+        self.documents = [
+            [replace(page, tokens=how(page.tokens.float()).to(torch.bfloat16)) for page in document]
+            for document in self.documents
+        ]
 
     def pages(self, count: int) -> list[KeptPage]:
         """Different pages, half of the time all of one document as far as it goes."""

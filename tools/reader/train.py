@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SEED = 20
 PARAGRAPHS_A_DOCUMENT = 1500  # of the longest documents, so that no dictionary drowns the rest
 LARGEST_PDF = 2_500_000  # bytes; larger ones take too long to open
-SAMPLE_PAGES = 60  # whose visual tokens say how the text tower's heads start
+SAMPLE_DOCUMENTS = 25  # whose visual tokens say how the text tower's heads start
 CONTENT_RANK = 96
 
 
@@ -75,7 +75,11 @@ def run_vision(material: Material, work: Path, seconds: float, *, compiled: bool
 
 
 def run_language(
-    material: Material, work: Path, seconds: float, looking_weight: float
+    material: Material,
+    work: Path,
+    seconds: float,
+    looking_weight: float,
+    evaluate: Callable[[Qwen2_5_VLForConditionalGeneration], str] | None = None,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Stage 2: looking, on pages that stage 1's tower reads."""
     model = new_reader(material.tokenizer, SEED)
@@ -91,17 +95,17 @@ def run_language(
     if start.exists():  # the towers as they were when stage 2 began
         model.load_state_dict(torch.load(start, weights_only=True))
     else:
-        while sum(map(len, shelf.documents)) < SAMPLE_PAGES:
+        while len(shelf.documents) < SAMPLE_DOCUMENTS:
             shelf.renew()
         sample = torch.cat([page.tokens for document in shelf.documents for page in document]).float()[::17]
-        shelf.documents.clear()  # encoded before the tower's output was turned
-        sample = scale_visual(model.model.visual, sample)
+        factor = scale_visual(model.model.visual, sample)
         size = text.layers[0].self_attn.head_dim
         found = directions(material.tokenizer, text.embed_tokens.weight.detach(), sample, CONTENT_RANK, size)
-        start_heads(model, found, float(saved["sharpness"].exp()))
+        start_heads(model, found, float(saved["sharpness"].detach().exp()))
+        shelf.change(lambda tokens: factor * tokens @ found.turn.T)
         torch.save(model.state_dict(), start)
     settings = LanguageSettings(seconds, looking_weight=looking_weight)
-    train_language(model, ExampleMaker(shelf), settings, work)
+    train_language(model, ExampleMaker(shelf), settings, work, evaluate)
     return model
 
 
