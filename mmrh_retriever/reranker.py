@@ -340,8 +340,9 @@ class Reranker:
         return Heat(engine, windows, pages, self.page_numbers(pages), self.final_heat, self.null_questions())
 
     def page_numbers(self, pages: Sequence[Page]) -> list[int]:
-        """The numbers on the pages' labels; independent pages have their own whatever stands beside them."""
-        return [page.number for page in pages] if self.independent else page_numbers(pages)
+        """The numbers on the pages' labels; independent pages in a store have their own, to be found again."""
+        own = self.independent and self.store is not None
+        return [page.number for page in pages] if own else page_numbers(pages)
 
     def _check_attention(self) -> None:
         """Check the seam on a short text, once a model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from factories import tiny
@@ -10,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 from mmrh_retriever import Reranker
 from mmrh_retriever.bench import PlainProcedure, Ratio, run_benchmark, sample_pages, sample_questions
 from mmrh_retriever.bench_models import SHAPES, Shape, _config, random_reranker
+from mmrh_retriever.cli import main
 
 
 def test_both_sides_give_the_same_scores() -> None:
@@ -60,6 +63,17 @@ def test_the_random_model_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = reranker.rank(sample_questions(3)[2], sample_pages(2, side=(96, 128)))
     assert [scored.rank for scored in ranked] == [1, 2]
     assert len(set(sample_questions(16))) == 16
+
+
+def test_the_command_measures_a_random_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(SHAPES, "random", Shape(64, 96, 3, 4, 2, 32, 32, 48, 2, 2, (0, 1)))
+    few = ["--pages", "1", "--questions", "2", "--rounds", "1", "--device", "cpu", "--max-layer", "1", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--model", "random", *few])
+    assert not ended.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["deepest"], told["layers"], told["heads"]) == (1, 3, 2)
+    assert len(told["ratios"]) == 6
 
 
 def test_sample_pages_differ() -> None:

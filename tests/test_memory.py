@@ -45,7 +45,7 @@ def test_the_largest_tensor_is_bounded_for_any_number_of_heads_and_questions(mon
     backbone = Backbone.of(model.model)
     prompter = Prompter(backbone, model.tokenizer)
     every = [HeadId(layer, head) for layer in range(3) for head in range(4)]
-    pages = [Page(text=f"Revenue grew by {number} percent. " * 8, index=number) for number in range(6)]
+    pages = [Page(text=f"Revenue grew by {number} percent. " * 3, index=number) for number in range(6)]
     asked = [prompter.lay_question(f"How did revenue change in {year}?") for year in range(2000, 2040)]
     found: dict[tuple[int, int], int] = {}
     masses = {}

@@ -57,6 +57,15 @@ def test_any_selection_of_pages_seen_before_costs_the_question_alone(name: str, 
         assert grid is None or (grid.boxes == same.boxes).all()
 
 
+def test_pages_of_several_documents_are_found_in_any_company() -> None:
+    store = PageStore()
+    reranker = reranker_for(independent=True, store=store)
+    pages = [Page(image=page_image(seed), doc_id=name, index=3) for seed, name in ((1, "a.pdf"), (2, "b.pdf"))]
+    both = scores(reranker, pages)
+    assert scores(reranker, pages[::-1]) == pytest.approx(both[::-1], abs=1e-6)
+    assert (store.hits, store.misses) == (2, 2)
+
+
 def test_pages_read_together_are_found_behind_the_same_pages_only() -> None:
     store = PageStore()
     pages = some_pages()
