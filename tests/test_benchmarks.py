@@ -12,6 +12,7 @@ import torch
 from factories import tiny
 
 from mmrh_retriever import Reranker
+from mmrh_retriever.bench import sample_pages
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -65,3 +66,21 @@ def test_memory_is_measured_on_the_real_path() -> None:
     assert found["held_mib"] == pytest.approx(2 * 8 * 620 * 128 * 4 / 2**20)
     assert found["above_mib"] >= 0
     assert 0.9 < found["mean_mass"] <= 1, "random keys: nearly all attention lies on the kept ones"
+
+
+def test_cost_is_measured_and_drawn(tmp_path: Path) -> None:
+    names = script("pages_and_questions")
+    inside = names["by_pages"].__globals__
+    inside["sample_pages"] = lambda count: sample_pages(count, side=(96, 128))
+    model = tiny("qwen3_vl")
+    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), "all", token_budget=620)
+    pages = names["by_pages"](reranker, [1, 2], 1, 1)
+    assert [("plain" in row, row["first"] > 0, row["further"] > 0) for row in pages] == [
+        (True, True, True),
+        (False, True, True),
+    ]
+    questions = names["by_questions"](reranker, 2, [1, 3], 1)
+    assert [row["questions"] for row in questions] == [1, 3]
+    assert names["linear"](reranker, 4, 2, 1)["whole_against_parts"] > 0
+    names["plot"](pages, questions, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
