@@ -90,6 +90,12 @@ class PassPlan:
             self.masks[window, device] = self._make_mask(window, device)
         return self.masks[window, device]
 
+    def hiding_from(self, rows: Tensor, window: int | None) -> Tensor:
+        """Some rows of :meth:`hiding`; a plain pass never lays the whole of it."""
+        if self.is_plain(window):
+            return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
+        return self.hiding(window, rows.device)[rows]
+
     def additive(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass."""
         if (window, dtype, device) not in self.additives:
@@ -309,11 +315,12 @@ class AttentionSeam:
             if chosen.dtype is not torch.bool:
                 return chosen.float()
         elif plan is None:
-            chosen = PassPlan(keys - tokens, tokens).mask(self.windows[layer], query.device)[rows]
+            chosen = PassPlan(keys - tokens, tokens).hiding_from(rows, self.windows[layer])
             if attention_mask is not None:  # (1, keys), as flash attention is given it: padding
-                chosen = chosen & attention_mask[:1, :keys].bool()
+                unhidden = torch.ones(len(rows), keys - chosen.shape[1], dtype=torch.bool, device=rows.device)
+                chosen = torch.cat([unhidden, chosen], dim=1) & attention_mask[:1, :keys].bool()
         else:
-            chosen = plan.hiding(self.windows[layer], query.device)[rows]
+            chosen = plan.hiding_from(rows, self.windows[layer])
         return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
 
     def _run_base(
