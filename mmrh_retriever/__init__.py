@@ -21,6 +21,7 @@ from mmrh_retriever.errors import (
     UnsupportedModelError,
 )
 from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.page_store import PageStore
 from mmrh_retriever.pdf import iter_pdf, read_pdf
 from mmrh_retriever.prompts import PromptOptions
 from mmrh_retriever.reranker import EncodedPages, Reranker
@@ -42,6 +43,7 @@ __all__ = [
     "MMRHError",
     "Page",
     "PageError",
+    "PageStore",
     "PatchGrid",
     "PromptOptions",
     "QuestionError",

@@ -19,7 +19,8 @@ from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, Qu
 from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.page_sources import DEFAULT_MAX_BYTES, PageClues, PageSource
 from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS
-from mmrh_retriever.reranker import Reranker, page_numbers
+from mmrh_retriever.rankings import page_numbers
+from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.shared import shared_reranker
 from mmrh_retriever.types import MAX_IMAGE_PIXELS, Page, Region, ScoredRegion, grid_boxes
 

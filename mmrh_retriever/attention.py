@@ -60,6 +60,7 @@ class PassPlan:
     places: Tensor | None = None
     start: int | None = None
     masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
+    additives: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
@@ -78,9 +79,31 @@ class PassPlan:
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
         """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
+        hiding = self.hiding(window, device)
+        if hiding.shape[1] > self.length:
+            return hiding
+        return torch.cat([torch.ones(self.length, self.seen, dtype=torch.bool, device=device), hiding], dim=1)
+
+    def hiding(self, window: int | None, device: torch.device) -> Tensor:
+        """The last columns of :meth:`mask`, those that hide something: the pass's own tokens, or all."""
         if (window, device) not in self.masks:
             self.masks[window, device] = self._make_mask(window, device)
         return self.masks[window, device]
+
+    def hiding_from(self, rows: Tensor, window: int | None) -> Tensor:
+        """Some rows of :meth:`hiding`; a plain pass never lays the whole of it."""
+        if self.is_plain(window):
+            return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
+        return self.hiding(window, rows.device)[rows]
+
+    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass."""
+        if (window, dtype, device) not in self.additives:
+            hiding = self.hiding(window, device)
+            laid = torch.zeros(self.length, self.seen + self.length, dtype=dtype, device=device)
+            laid[:, laid.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
+            self.additives[window, dtype, device] = laid
+        return self.additives[window, dtype, device]
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         local = torch.arange(self.length, device=device)
@@ -92,13 +115,12 @@ class PassPlan:
             own &= local[:, None] - local[None, :] < window
         for span in self.twosided:  # also beyond the window, as transformers lays it
             own[span.start : span.stop, span.start : span.stop] = True
-        seen = torch.ones(self.length, self.seen, dtype=torch.bool, device=device)
-        if window is not None:
-            start = self.seen if self.start is None else self.start
-            place = start + local - first  # where the token would stand if its question were alone
-            kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
-            seen &= place[:, None] - kept[None, : self.seen] < window
-        return torch.cat([seen, own], dim=1)
+        if window is None:
+            return own
+        start = self.seen if self.start is None else self.start
+        place = start + local - first  # where the token would stand if its question were alone
+        kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
+        return torch.cat([place[:, None] - kept[None, : self.seen] < window, own], dim=1)
 
 
 class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
@@ -283,9 +305,9 @@ class AttentionSeam:
         query: Tensor,
         key: Tensor,
     ) -> Tensor:
-        """``(recorded rows, keys)`` additive float32 mask."""
+        """``(recorded rows, last keys)`` additive float32 mask; the keys before these are seen by every row."""
         tokens, keys = query.shape[2], key.shape[2]
-        rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
+        rows = recording.laid_on(query.device).rows
         if query.shape[0] != 1:
             raise AttentionCaptureError(f"Recording takes one sequence at a time, got a batch of {query.shape[0]}.")
         if plan is None and attention_mask is not None and attention_mask.dim() == 4:
@@ -293,11 +315,12 @@ class AttentionSeam:
             if chosen.dtype is not torch.bool:
                 return chosen.float()
         elif plan is None:
-            chosen = PassPlan(keys - tokens, tokens).mask(self.windows[layer], query.device)[rows]
+            chosen = PassPlan(keys - tokens, tokens).hiding_from(rows, self.windows[layer])
             if attention_mask is not None:  # (1, keys), as flash attention is given it: padding
-                chosen = chosen & attention_mask[:1, :keys].bool()
+                unhidden = torch.ones(len(rows), keys - chosen.shape[1], dtype=torch.bool, device=rows.device)
+                chosen = torch.cat([unhidden, chosen], dim=1) & attention_mask[:1, :keys].bool()
         else:
-            chosen = plan.mask(self.windows[layer], query.device)[rows]
+            chosen = plan.hiding_from(rows, self.windows[layer])
         return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
 
     def _run_base(
@@ -314,10 +337,10 @@ class AttentionSeam:
         if plan is not None:
             plain = plan.is_plain(self.windows[layer])
             if base == "eager" or not plain or (base == "sdpa" and plan.seen and plan.length > 1):
-                mask = plan.mask(self.windows[layer], query.device)[None, None]
+                mask = plan.additive(self.windows[layer], query.device, query.dtype)[None, None]
                 if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
                     return _masked_attention(query, key, value, mask, kwargs.get("scaling")), None
-                base, attention_mask = "eager", _additive(mask, query.dtype)
+                base, attention_mask = "eager", mask
             else:
                 attention_mask = None
         if base == "eager":
@@ -472,7 +495,3 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
             rows, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
         ).view(1, heads, tokens, value.shape[3])
     return output.transpose(1, 2).contiguous()
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

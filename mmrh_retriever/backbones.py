@@ -25,6 +25,8 @@ class Family:
     ``decoder`` is the attribute of the base model that holds the text decoder, ``None`` where the base model
     is the decoder itself (text-only families, which take pages' text alone). ``layout`` lays an image into
     tokens, ``None`` for text-only families. ``three_axes`` says that positions are M-RoPE's (time, row, column).
+    ``listed`` says that the vision tower gives a list with one tensor an image, rather than one tensor of all
+    tiles; ``images_along`` is the axis along which several images' inputs join.
     """
 
     name: str
@@ -32,17 +34,19 @@ class Family:
     decoder: str | None
     layout: Layout | None
     three_axes: bool = False
+    listed: bool = False
+    images_along: int = 0
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_layouts.qwen_vl, three_axes=True),
-    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_layouts.qwen_vl, three_axes=True),
-    Family("Qwen3-VL", ("qwen3_vl",), "language_model", image_layouts.qwen_vl, three_axes=True),
+    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
+    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
+    Family("Qwen3-VL", ("qwen3_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
     Family("Gemma3", ("gemma3",), "language_model", image_layouts.gemma3),
     Family("InternVL", ("internvl",), "language_model", image_layouts.internvl),
-    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_layouts.llava_onevision),
-    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_layouts.idefics3),
-    Family("Mistral3", ("mistral3",), "language_model", image_layouts.mistral3),
+    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_layouts.llava_onevision, listed=True),
+    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_layouts.idefics3, images_along=1),
+    Family("Mistral3", ("mistral3",), "language_model", image_layouts.mistral3, listed=True),
     Family("Llama (text pages)", ("llama",), None, None),
     Family("Qwen3 (text pages)", ("qwen3",), None, None),
 )

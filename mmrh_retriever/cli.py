@@ -178,30 +178,53 @@ def heads_command(
 
 @app.command()
 def bench(
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model, or 'random' or 'random-8b': random weights of real shapes."),
+    ] = None,
     heads: HeadsOption = "published",
     pages: Annotated[int, typer.Option("--pages", min=1, help="Page images to rank.")] = 20,
     questions: Annotated[int, typer.Option("--questions", min=1, help="Questions asked together and singly.")] = 16,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each pair is measured.")] = 3,
+    max_layer: Annotated[
+        int | None, typer.Option("--max-layer", min=0, help="Use no heads beyond this layer (counted from 0).")
+    ] = None,
+    attention: Annotated[str | None, typer.Option("--attention", help="sdpa, eager or flash_attention_2.")] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure our speed against the paper's procedure on plain transformers, both in one run."""
     from mmrh_retriever.bench import run_benchmark
+    from mmrh_retriever.bench_models import SHAPES, random_reranker
 
-    reranker = load(model, heads, device=device)
+    if model is not None and model in SHAPES:
+        reranker = random_reranker(model, device=device, attention=attention or "sdpa")
+    else:
+        reranker = load(model, heads, device=device, attn_implementation=attention)
+    if max_layer is not None:
+        reranker = reranker.with_heads(reranker.heads.up_to_layer(max_layer))
     with stderr.status("Measuring ..."):
         measured = run_benchmark(reranker, pages=pages, questions=questions, rounds=rounds)
     if as_json:
         sys.stdout.write(json.dumps(measured.as_dict()) + "\n")
         return
-    table = Table(title=f"{measured.pages} pages, {measured.tokens} tokens, {measured.device}", title_justify="left")
-    for column in ("", "times faster", "spread", "ours, s"):
+    title = (
+        f"{measured.pages} pages, {measured.tokens} tokens, {measured.device}; {measured.heads} heads, layers 0 to "
+        f"{measured.deepest} of {measured.layers}; {measured.tokens_per_second:,.0f} tokens a second"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("", "times", "spread", "seconds"):
         table.add_column(column, justify="left" if not column else "right")
     for ratio in measured.ratios:
-        spread = f"{ratio.low:.1f} to {ratio.high:.1f}"
-        table.add_row(ratio.name, f"{ratio.median:.1f}", spread, f"{ratio.seconds:.3f}")
+        spread = f"{_times(ratio.low)} to {_times(ratio.high)}"
+        table.add_row(ratio.name, _times(ratio.median), spread, f"{ratio.seconds:.3f}")
     stdout.print(table)
+    if measured.peak_bytes:
+        stdout.print(f"Peak memory {measured.peak_bytes / 1024**3:.1f} GiB")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.3f}"
 
 
 def load(model: str | None, heads: str, **settings: Any) -> Reranker:

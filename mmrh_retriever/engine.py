@@ -7,8 +7,9 @@ then run alone on the kept keys, several questions at once under a mask that hid
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from mmrh_retriever.attention import PassPlan
 from mmrh_retriever.backbones import Backbone
-from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError, PageError
+from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError
 from mmrh_retriever.heads import HeadId
 from mmrh_retriever.kv_cache import PageCache
+from mmrh_retriever.page_feed import LaidPage, PageFeed, no_memory
+from mmrh_retriever.page_store import ModelPages, StoredPage
 from mmrh_retriever.prompts import LaidPiece, Prompter
 from mmrh_retriever.scoring import HeadsByLayer, Recording
 from mmrh_retriever.types import Page, PatchGrid, TokenSpan
+from mmrh_retriever.vision import Features, Vision
 
 TAIL_CELLS = 32 * 1024 * 1024
 """Question tokens times keys in one tail pass; more questions are split over several passes."""
@@ -43,19 +47,21 @@ class LaidPlace:
 class Window:
     """Pages that were encoded together.
 
-    ``members`` are the pages' places in the caller's list; ``owner`` gives for each token the place in
-    ``members`` of the page that it counts for, or -1. ``standing`` says where each token stands in its own context
-    (all before it, or the head and its page alone); the question stands at ``next_standing``, at the rotary position
-    ``next_position``.
+    ``members`` are the pages' places in the caller's list and ``lengths`` their tokens; ``owner`` gives for each token
+    the place in ``members`` of the page that it counts for, or -1. ``standing`` says where each token stands in its own
+    context (all before it, or the head and its page alone); the question stands at ``next_standing``, at the rotary
+    position ``next_position``. ``chain`` is a digest of the pages so far.
     """
 
     members: list[int] = field(default_factory=list)
     places: list[LaidPlace] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     cache: PageCache | None = None
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     standing: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     next_standing: int = 0
     next_position: int = 0
+    chain: bytes = b""
 
     def __len__(self) -> int:
         return int(self.owner.numel())
@@ -82,23 +88,40 @@ class Engine:
         token_budget: the longest window, in tokens; at most the model's context, unless pages are independent.
         independent: encode each page as if it stood alone behind the head of the prompt. Every page then starts at the
             same position, costs the same whatever stands beside it, and a question attends to all of them at once.
+        vision: the model's vision tower with its memory; one of our own if ``None``.
+        kept: where pages encoded before are found; nowhere if ``None``.
     """
 
     def __init__(
-        self, prompter: Prompter, heads: Sequence[HeadId], token_budget: int, *, independent: bool = False
+        self,
+        prompter: Prompter,
+        heads: Sequence[HeadId],
+        token_budget: int,
+        *,
+        independent: bool = False,
+        vision: Vision | None = None,
+        kept: ModelPages | None = None,
     ) -> None:
         self.prompter = prompter
         self.backbone: Backbone = prompter.backbone
         self.heads = HeadsByLayer.of(heads)
         self.independent = independent
         self.token_budget = token_budget if independent else min(token_budget, self.backbone.context)
+        self.vision = Vision(prompter.backbone) if vision is None else vision
+        self.kept = kept
         self._head = prompter.lay_head()
+        limit = min(self.token_budget, self.backbone.context)
+        self._feed = PageFeed(prompter, self.vision, kept, limit - TAIL_ROOM - len(self._head), ahead=independent)
+
+    @property
+    def room(self) -> int:
+        """Tokens of pages that one window takes."""
+        return self.token_budget - TAIL_ROOM - len(self._head)
 
     def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int]) -> Iterator[Window]:
         """Encode pages in their order and give each window once it is full.
 
-        A page is rendered, laid and run before the next one is looked at, so that one page's pixels are held
-        at a time.
+        Pages are rendered and laid as far ahead as the vision tower takes several at once, and no further.
 
         Args:
             pages: places in the caller's list and the pages.
@@ -109,24 +132,13 @@ class Engine:
             ContextOverflowError: a single page longer than a window.
         """
         window: Window | None = None
-        for place, page in pages:
-            piece = self.prompter.lay_page(page, numbers[place])
-            limit = min(self.token_budget, self.backbone.context)
-            room = limit - TAIL_ROOM - len(self._head)
-            if len(piece) > room:
-                raise ContextOverflowError(
-                    f"{page.name} takes {len(piece)} tokens; a window has room for {room} "
-                    f"(token_budget={self.token_budget}, the model's context is {self.backbone.context}). Render it "
-                    "smaller (max_pixels), shorten its text, or raise token_budget up to the model's context.",
-                    tokens=len(piece),
-                    allowed=room,
-                )
-            if window is not None and len(window) + len(piece) > self.token_budget - TAIL_ROOM:
+        for laid in self._feed.pages(pages, numbers):
+            if window is not None and len(window) + len(laid.piece) > self.token_budget - TAIL_ROOM:
                 yield window
                 window = None
             if window is None:
                 window = self._open_window()
-            self._append(window, piece, place, page)
+            self._append(window, laid)
         if window is not None:
             yield window
 
@@ -165,7 +177,13 @@ class Engine:
         for piece in pieces:
             self._check_room(window, len(window), len(piece))
             plan = self._tail_plan(window, len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest)
-            self._run(window.cache, piece.ids, piece.all_positions() + window.next_position, plan, inputs=piece.inputs)
+            self._run(
+                window.cache,
+                piece.ids,
+                piece.all_positions() + window.next_position,
+                plan,
+                inputs=self.vision.model_inputs(piece),
+            )
             window.owner = torch.cat([window.owner, torch.full((len(piece),), -1, dtype=torch.long)])
             window.standing = torch.cat([window.standing, torch.arange(len(piece)) + window.next_standing])
             window.next_standing += len(piece)
@@ -226,7 +244,8 @@ class Engine:
                         window, past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest
                     )
                     places = piece.all_positions() + position
-                    self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=piece.inputs)
+                    inputs = self.vision.model_inputs(piece)
+                    self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=inputs)
                     if recording is not None:
                         share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
                         mass[0] += torch.einsum("s,shm->hm", share, recording.mass)
@@ -279,17 +298,27 @@ class Engine:
         window.next_standing = len(self._head)
         return window
 
-    def _append(self, window: Window, piece: LaidPiece, place: int, page: Page) -> None:
+    def _append(self, window: Window, laid: LaidPage) -> None:
+        piece, stored, digest = laid.piece, laid.stored, laid.digest
+        if self.kept is not None and not self.independent:
+            digest = hashlib.blake2b(window.chain + digest, digest_size=16).digest()
+            stored = self.kept.get(digest)
         try:
-            self._run_piece(window, piece)
+            if stored is not None and window.cache is not None:
+                window.cache.append(stored.keys, stored.values)
+            else:
+                self._run_piece(window, piece, laid.features)
+                self._keep(window, piece, digest)
         except torch.OutOfMemoryError as error:
-            raise PageError(
-                f"{page.name} ({len(piece)} tokens) does not fit in memory beside the {len(window)} tokens before it. "
-                "Lower token_budget or max_pixels.",
-                source=page.doc_id,
-                page=page.index,
-            ) from error
-        self._take_in(window, piece, place)
+            raise no_memory(laid, len(window)) from error
+        window.chain = digest
+        self._take_in(window, piece, laid.place)
+
+    def _keep(self, window: Window, piece: LaidPiece, digest: bytes) -> None:
+        """Put the page that a pass has just put behind the window into the store."""
+        if self.kept is not None and window.cache is not None:
+            keys, values = window.cache.part(len(window), len(window) + len(piece))
+            self.kept.put(digest, StoredPage(replace(piece, inputs={}), keys, values))
 
     def _take_in(self, window: Window, piece: LaidPiece, place: int) -> None:
         """Note whom the tokens count for that a pass has just put behind the window."""
@@ -301,6 +330,7 @@ class Engine:
         window.places.append(LaidPlace(tuple(token + shift for token in piece.visual), piece.grid))
         window.owner = torch.cat([window.owner, own])
         window.members.append(place)
+        window.lengths.append(len(piece))
         window.standing = torch.cat([window.standing, torch.arange(len(piece)) + start])
         window.next_standing = max(window.next_standing, start + len(piece))
         window.next_position = max(window.next_position, position + piece.extent)
@@ -317,14 +347,15 @@ class Engine:
         places = torch.cat([window.standing, behind])
         return PassPlan(past, length, places=places, start=window.next_standing + len(behind), **options)
 
-    def _run_piece(self, window: Window, piece: LaidPiece) -> None:
+    def _run_piece(self, window: Window, piece: LaidPiece, features: Features | None = None) -> None:
         start, position = self._next_page(window)
         plan = PassPlan(
             len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest, visible=start, start=start
         )
         positions = piece.all_positions() + position
+        inputs = self.vision.model_inputs(piece) if features is None else self.vision.as_inputs(features)
         try:
-            self._run(window.cache, piece.ids, positions, plan, inputs=piece.inputs)
+            self._run(window.cache, piece.ids, positions, plan, inputs=inputs)
         except BaseException:
             if window.cache is not None:
                 window.cache.crop_to(len(window))
@@ -338,15 +369,12 @@ class Engine:
         plan: PassPlan,
         *,
         recording: Recording | None = None,
-        inputs: Mapping[str, Tensor] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Tensor | None:
         """One pass; gives the last hidden states, ``(1, tokens, width)``, if it went through all layers."""
         backbone = self.backbone
         device = backbone.device
         dtype = backbone.model.dtype
-        extra = {
-            key: value.to(device, dtype if value.is_floating_point() else None) for key, value in (inputs or {}).items()
-        }
         # A four-dimensional mask is handed through untouched; the plan lays the real one in each layer.
         mask = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
         order = positions.unsqueeze(1) if backbone.family.three_axes else positions
@@ -357,7 +385,7 @@ class Engine:
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
-                **extra,
+                **(inputs or {}),
             )
             return output.last_hidden_state  # type: ignore[no-any-return]
         return None  # the plan ended the pass

@@ -79,6 +79,18 @@ class PageCache(Cache):
                 )
             layer.crop_to(length)
 
+    def part(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of some tokens, ``(layers, key heads, tokens, width)`` each, on the CPU."""
+        keys = [layer.keys[0, :, start:stop] for layer in self.layers]
+        values = [layer.values[0, :, start:stop] for layer in self.layers]
+        return torch.stack(keys).cpu(), torch.stack(values).cpu()
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Put tokens behind those in use (there are some: the prompt's head), as :meth:`part` gave them."""
+        with torch.inference_mode():
+            for layer, key, value in zip(self.layers, keys, values, strict=True):
+                layer.update(key[None].to(layer.device), value[None].to(layer.device))
+
     @property
     def nbytes(self) -> int:
         """Bytes that the buffers take."""

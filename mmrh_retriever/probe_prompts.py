@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mmrh_retriever.probes import CountTokens, Probe
 from mmrh_retriever.prompts import LaidPiece, Prompter, PromptOptions
-from mmrh_retriever.reranker import page_numbers
+from mmrh_retriever.rankings import page_numbers
 from mmrh_retriever.types import Page
 
 CONTEXT_INSTRUCTION = "Read the following text and pictures, then answer the question."

@@ -8,6 +8,7 @@ Nothing is ever looked for in the finished prompt.
 from __future__ import annotations
 
 import copy
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,25 @@ class Prompter:
             piece.add_text(self.plain(text), scored=True)
         piece.add_text(self.plain("\n"))
         return piece
+
+    def page_digest(self, page: Page, number: int) -> bytes:
+        """A digest of everything that :meth:`lay_page` lays, for as long as model, processor and options are the same.
+
+        The bytes of image files are taken as they are, undecoded; other images by their pixels.
+
+        Raises:
+            PageError: the page has nothing that this model can take, or can't be read.
+        """
+        image, text = self._content(page)
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{number} {image} {text!r} ".encode("utf-8", "replace"))
+        if image:
+            if isinstance(page.image, bytes):
+                digest.update(b"file" + page.image)
+            else:
+                pixels = page.pixels()
+                digest.update(f"{pixels.size}".encode() + pixels.tobytes())
+        return digest.digest()
 
     def lay_text(self, text: str, *, scored: bool = False) -> LaidPiece:
         """A stretch of plain text alone, without label or newline."""

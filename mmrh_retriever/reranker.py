@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mmrh_retriever.attention import set_implementation
 from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.engine import TAIL_ROOM, Attention, Engine, Window
-from mmrh_retriever.errors import ContextOverflowError, PageError, QuestionError
+from mmrh_retriever.errors import ContextOverflowError, PageError
+from mmrh_retriever.final_heat import Heat, check_size, run_final_heat
+from mmrh_retriever.fingerprints import fingerprint
 from mmrh_retriever.heads import HeadScoresTable, HeadSet
-from mmrh_retriever.loading import Processors, as_page, load_model, model_path, resolve_heads
-from mmrh_retriever.prompts import Prompter, PromptOptions
+from mmrh_retriever.loading import Processors, load_model, model_path, resolve_heads
+from mmrh_retriever.page_store import ModelPages, PageStore
+from mmrh_retriever.prompts import LaidPiece, Prompter, PromptOptions
 from mmrh_retriever.question_attention import QuestionAttention, question_attention
+from mmrh_retriever.rankings import Scores, as_pages, as_questions, page_numbers, shown, without_null
 from mmrh_retriever.region_ranking import Crops, RegionMethod, check_regions, checked_count, ranked_regions
 from mmrh_retriever.regions import DEFAULT_AGGREGATE, Aggregate
-from mmrh_retriever.scoring import descending, page_scores
 from mmrh_retriever.types import Page, PageLike, ScoredPage, ScoredRegion
+from mmrh_retriever.vision import DEFAULT_VISION_MEMORY, Vision
 
 DEFAULT_TOKEN_BUDGET = 32_768
 """Tokens of pages that are read together, if the model's context allows as many."""
@@ -48,6 +51,13 @@ class Reranker:
         calibrate: subtract the attention of a null question (Li et al. 2026, arXiv 2605.27243).
         options: wording of the prompt, and which tokens count.
         check: compare recorded attention with plain eager attention on a short input, once a model.
+        final_heat: pages for a final heat, 0 for none. Where pages take several windows, the best of each window (so
+            many in all, as far as they fit in one window) run once more in a window together, and stand before the
+            others, by the scores that they got there.
+        store: where encoded pages are kept for later calls; several rerankers may share one.
+        vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
+
+    A store and the vision memory hold for weights that stay as they are.
 
     Raises:
         UnsupportedModelError: a family or attention backend that we can't drive.
@@ -66,6 +76,9 @@ class Reranker:
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
+        final_heat: int = 0,
+        store: PageStore | None = None,
+        vision_memory: int = DEFAULT_VISION_MEMORY,
     ) -> None:
         processors = Processors.of(processor)
         self.backbone = Backbone.of(model)
@@ -83,6 +96,10 @@ class Reranker:
                 allowed=self.token_budget,
             )
         self.heads = resolve_heads(heads, self.backbone)
+        self.final_heat = check_size(final_heat)
+        self.vision = Vision(self.backbone, vision_memory)
+        self.store = store
+        self._fingerprint = "" if store is None else fingerprint(self.prompter, independent=self.independent)
         if check:
             self._check_attention()
 
@@ -97,6 +114,9 @@ class Reranker:
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
+        final_heat: int = 0,
+        store: PageStore | None = None,
+        vision_memory: int = DEFAULT_VISION_MEMORY,
         **loading: Any,
     ) -> Reranker:
         """Load a model by hub id or folder; without one, the small model that ships with the package.
@@ -123,12 +143,15 @@ class Reranker:
             calibrate=calibrate,
             options=options,
             check=check,
+            final_heat=final_heat,
+            store=store,
+            vision_memory=vision_memory,
         )
 
     def with_heads(self, heads: str | Path | HeadSet | HeadScoresTable) -> Reranker:
-        """A reranker on the same model with other heads."""
+        """A reranker on the same model with other heads; vision features and store are shared."""
         processors = Processors(self.prompter.tokenizer, self.prompter.image_processor)
-        return type(self)(
+        other = type(self)(
             self.backbone.model,
             processors,
             heads,
@@ -137,7 +160,12 @@ class Reranker:
             calibrate=self.calibrate,
             options=self.prompter.options,
             check=False,
+            final_heat=self.final_heat,
+            store=self.store,
+            vision_memory=self.vision.memory,
         )
+        other.vision = self.vision
+        return other
 
     def rank(
         self,
@@ -181,13 +209,17 @@ class Reranker:
         laid = [self.prompter.lay_question(question) for question in as_questions(questions)]
         listed = as_pages(pages)
         engine = self._engine()
-        windows = engine.windows(_shown(listed, progress), numbers=page_numbers(listed))
+        windows = engine.windows(shown(listed, progress), numbers=self.page_numbers(listed))
         scores = Scores(len(laid), listed, with_tokens=with_tokens)
-        null = [self.prompter.lay_null_question()] if self.calibrate else []
+        null = self.null_questions()
+        done: list[Window] = []
         for window in windows:
             attention = engine.ask(window, [*laid, *null], tokens=with_tokens)
-            scores.add(window, *_without_null(attention, calibrated=self.calibrate))
+            scores.add(window, *without_null(attention, calibrated=self.calibrate))
             window.cache = None
+            done.append(window)
+        if self.final_heat and len(done) > 1 and laid:
+            run_final_heat(scores, self.heat(engine, done, listed), laid)
         return scores.rankings(top_n)
 
     def rank_regions(
@@ -288,7 +320,29 @@ class Reranker:
         return await asyncio.to_thread(self.encode, pages, **options)
 
     def _engine(self) -> Engine:
-        return Engine(self.prompter, list(self.heads), self.token_budget, independent=self.independent)
+        deepest = max(head.layer for head in self.heads)
+        kept = None if self.store is None else ModelPages(self.store, self._fingerprint, deepest + 1)
+        return Engine(
+            self.prompter,
+            list(self.heads),
+            self.token_budget,
+            independent=self.independent,
+            vision=self.vision,
+            kept=kept,
+        )
+
+    def null_questions(self) -> list[LaidPiece]:
+        """The question that calibrates the others, as a list that may be empty."""
+        return [self.prompter.lay_null_question()] if self.calibrate else []
+
+    def heat(self, engine: Engine, windows: Sequence[Window], pages: Sequence[Page]) -> Heat:
+        """What a final heat over these windows' pages needs to know."""
+        return Heat(engine, windows, pages, self.page_numbers(pages), self.final_heat, self.null_questions())
+
+    def page_numbers(self, pages: Sequence[Page]) -> list[int]:
+        """The numbers on the pages' labels; independent pages in a store have their own, to be found again."""
+        own = self.independent and self.store is not None
+        return [page.number for page in pages] if own else page_numbers(pages)
 
     def _check_attention(self) -> None:
         """Check the seam on a short text, once a model."""
@@ -328,12 +382,12 @@ class EncodedPages:
         self.pages = tuple(pages)
         self.memory_budget = memory_budget
         self._engine = reranker._engine()
-        self._numbers = page_numbers(pages)
+        self._numbers = reranker.page_numbers(pages)
         self._lock = reranker.backbone.seam.lock
         self._windows: list[Window] = []
         self._null: dict[int, Attention] = {}
         self._in_use: OrderedDict[int, None] = OrderedDict()  # windows that hold a cache, longest unused first
-        for window in self._engine.windows(_shown(pages, progress), numbers=self._numbers):
+        for window in self._engine.windows(shown(pages, progress), numbers=self._numbers):
             self._windows.append(window)
             self._touch(len(self._windows) - 1)
 
@@ -369,6 +423,8 @@ class EncodedPages:
                 if laid:
                     scores.add(window, self._engine.ask(window, laid, tokens=with_tokens), null)
                 self._touch(number)
+            if self.reranker.final_heat and len(self._windows) > 1 and laid:
+                run_final_heat(scores, self.reranker.heat(self._engine, self._windows, self.pages), laid)
         return scores.rankings(top_n)
 
     def rank_regions(
@@ -437,99 +493,3 @@ class EncodedPages:
         while len(self._in_use) > 1 and self.nbytes > self.memory_budget:
             oldest, _ = self._in_use.popitem(last=False)
             self._windows[oldest].cache = None
-
-
-class Scores:
-    """Collects windows' attention into rankings."""
-
-    def __init__(self, questions: int, pages: list[Page], *, with_tokens: bool) -> None:
-        self.pages = pages
-        self.with_tokens = with_tokens
-        self.values = torch.full((questions, len(pages)), float("nan"), dtype=torch.float64)
-        self.tokens: list[dict[int, tuple[Any, Any]]] = [{} for _ in range(questions)]
-
-    def add(self, window: Window, attention: Attention, null: Attention | None) -> None:
-        """Take in what the questions paid one window."""
-        null_mass = None if null is None else null.mass[0]
-        self.values[:, window.members] = page_scores(attention.mass, null_mass)
-        if not self.with_tokens or attention.tokens is None:
-            return
-        for question in range(self.values.shape[0]):
-            paid = attention.tokens[question]
-            if null is not None and null.tokens is not None:
-                paid = paid - null.tokens[0]
-            for member, place in zip(window.members, window.places, strict=True):
-                self.tokens[question][member] = (paid[list(place.visual)].numpy(), place.grid)
-
-    def rankings(self, top_n: int | None) -> list[list[ScoredPage]]:
-        """One ranking a question, best first; equals stay in the caller's order."""
-        return [list(self._ranking(question, top_n)) for question in range(self.values.shape[0])]
-
-    def _ranking(self, question: int, top_n: int | None) -> Iterator[ScoredPage]:
-        values = self.values[question]
-        for rank, place in enumerate(descending(values)[:top_n], start=1):
-            token_scores, grid = self.tokens[question].get(place, (None, None))
-            yield ScoredPage(
-                page=self.pages[place],
-                score=float(values[place]),
-                rank=rank,
-                position=place,
-                token_scores=token_scores if grid is not None else None,
-                grid=grid,
-            )
-
-
-def as_pages(pages: Iterable[PageLike]) -> list[Page]:
-    """The caller's pages as :class:`Page` objects.
-
-    Raises:
-        PageError: no pages, a single page where a list is expected, or one that can't be read.
-    """
-    if isinstance(pages, (str, bytes, Path, Page)) or not isinstance(pages, Iterable):
-        raise PageError(
-            f"Expected a list of pages, got a single {type(pages).__name__}. Put it in a list; the pages of a PDF file "
-            "come from read_pdf(path)."
-        )
-    found = [as_page(item, place) for place, item in enumerate(pages)]
-    if not found:
-        raise PageError("There are no pages to rank. Give at least one.")
-    return found
-
-
-def as_questions(questions: Iterable[str]) -> list[str]:
-    """The caller's questions as a list.
-
-    Raises:
-        QuestionError: a single text where a list is expected.
-    """
-    if isinstance(questions, str) or not isinstance(questions, Iterable):
-        raise QuestionError(f"Expected a list of questions, got a single {type(questions).__name__}. Put it in a list.")
-    return list(questions)
-
-
-def page_numbers(pages: Sequence[Page]) -> list[int]:
-    """The numbers that stand on the pages' labels: their own if they are one document's, else 1, 2, 3 ..."""
-    own = [page.number for page in pages]
-    if len({page.doc_id for page in pages}) == 1 and len(set(own)) == len(own):
-        return own
-    return list(range(1, len(pages) + 1))
-
-
-def _without_null(attention: Attention, *, calibrated: bool) -> tuple[Attention, Attention | None]:
-    if not calibrated:
-        return attention, None
-    tokens = attention.tokens
-    questions = Attention(attention.mass[:-1], None if tokens is None else tokens[:-1])
-    return questions, Attention(attention.mass[-1:], None if tokens is None else tokens[-1:])
-
-
-def _shown(pages: Sequence[Page], progress: bool) -> Iterable[tuple[int, Page]]:
-    bar: Iterable[tuple[int, Page]] = tqdm(
-        enumerate(pages),
-        total=len(pages),
-        desc="pages",
-        unit="page",
-        disable=None if progress else True,
-        leave=False,
-    )
-    return bar

@@ -18,6 +18,8 @@ from mmrh_retriever.types import TokenSpan
 
 LOGIT_BUDGET = 16 * 1024 * 1024
 """Float32 logits that recording may hold at a time (64 MiB), however long the context and many the heads."""
+CPU_LOGIT_BUDGET = 512 * 1024
+"""The same on a CPU: what stays in its cache between the steps that read it."""
 KEY_CHUNK = 16 * 1024
 """Keys turned into float32 at a time while recording a half-precision model."""
 
@@ -74,6 +76,13 @@ class Recording:
         self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
         self.token_mass = torch.zeros(len(rows), owner.numel(), dtype=torch.float32) if tokens else None
         self.layers_seen: set[int] = set()
+        self._laid: dict[torch.device, _Laid] = {}
+
+    def laid_on(self, device: torch.device) -> _Laid:
+        """The tables that every layer's recording reads, made once a device."""
+        if device not in self._laid:
+            self._laid[device] = _Laid.of(self, device)
+        return self._laid[device]
 
     def finish(self) -> None:
         """Check that every layer asked about was seen, and that what was recorded is possible.
@@ -102,6 +111,30 @@ class Recording:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A recording's tables on one device.
+
+    ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
+    ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
+    attention is added to, one more than there are for none.
+    """
+
+    rows: Tensor
+    questions: tuple[int, ...]
+    average: Tensor
+    bins: Tensor
+
+    @classmethod
+    def of(cls, recording: Recording, device: torch.device) -> _Laid:
+        rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows])
+        questions = [number for number, span in enumerate(recording.rows) for _ in range(len(span))]
+        average = torch.zeros(len(recording.rows), rows.numel())
+        average[questions, torch.arange(rows.numel())] = torch.tensor([1 / len(recording.rows[q]) for q in questions])
+        bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
+        return cls(rows.to(device), tuple(questions), average.to(device), bins.to(device))
+
+
 def record(
     recording: Recording,
     layer: int,
@@ -120,40 +153,37 @@ def record(
         layer: the layer's index.
         query: ``(heads, tokens, width)``, rotated.
         key: ``(key heads, keys, width)``, rotated.
-        mask_rows: ``(recorded rows, keys)`` additive.
+        mask_rows: ``(recorded rows, last keys)`` additive; the keys before these are seen by every row.
         scaling: factor on the logits.
         softcap: if set, logits become ``softcap * tanh(logits / softcap)``.
         sinks: ``(heads,)`` logits of attention sinks, which take their share of the softmax and give nothing.
     """
     recording.layers_seen.add(layer)
-    owner = recording.owner.to(query.device)
-    keys, known, questions = key.shape[1], owner.numel(), len(recording.rows)
-    inside = owner >= 0
-    rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows]).to(query.device)
-    average = torch.zeros(questions, rows.numel(), device=query.device)  # (questions, rows), rows sum to one
-    first = 0
-    for number, span in enumerate(recording.rows):
-        average[number, first : first + len(span)] = 1.0 / len(span)
-        first += len(span)
+    device = query.device
+    laid = recording.laid_on(device)
+    keys, known, questions, rows = key.shape[1], laid.bins.numel(), len(recording.rows), laid.rows.numel()
     group = query.shape[0] // key.shape[0]
     by_key: dict[int, list[tuple[int, int]]] = {}
     for head, column in recording.heads.columns[layer]:
         by_key.setdefault(head // group, []).append((head, column))
-    at_once = max(1, LOGIT_BUDGET // (keys * rows.numel()))
-    step = max(1, LOGIT_BUDGET // keys)
+    budget = min(LOGIT_BUDGET, CPU_LOGIT_BUDGET) if device.type == "cpu" else LOGIT_BUDGET
+    fewest = min(32, LOGIT_BUDGET // keys)  # rows for which reading all keys once more is worth it
+    step = max(1, min(rows, max(budget // keys, fewest)))
+    at_once = max(1, min(budget // (keys * step), LOGIT_BUDGET // (questions * keys)))
     for key_head, pairs in by_key.items():
         for start in range(0, len(pairs), at_once):
             part = pairs[start : start + at_once]
-            chosen = query[[head for head, _ in part]][:, rows]  # (heads, rows, width)
+            chosen = query[[head for head, _ in part]][:, laid.rows]  # (heads, rows, width)
             sink = None if sinks is None else sinks[[head for head, _ in part]].float()
-            totals = torch.zeros(len(part), questions, known, device=query.device)
-            for row in range(0, rows.numel(), step):
+            totals = torch.zeros(len(part), questions, known, device=device)
+            for row in range(0, rows, step):
                 piece = slice(row, row + step)
+                asking = slice(laid.questions[row], laid.questions[min(row + step, rows) - 1] + 1)
                 attention = _attention_rows(chosen[:, piece], key[key_head], mask_rows[piece], scaling, softcap, sink)
-                totals += average[:, piece] @ attention[:, :, :known]
-            sums = torch.zeros(len(part), questions, recording.spans, device=query.device)
-            sums.index_add_(2, owner[inside], totals[:, :, inside])
-            recording.mass[:, [column for _, column in part]] = sums.transpose(0, 1).cpu()
+                totals[:, asking] += laid.average[asking, piece] @ attention[:, :, :known]
+            sums = torch.zeros(len(part), questions, recording.spans + 1, device=device)
+            sums.index_add_(2, laid.bins, totals)
+            recording.mass[:, [column for _, column in part]] = sums[:, :, :-1].transpose(0, 1).cpu()
             if recording.token_mass is not None:
                 recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
 
@@ -165,7 +195,7 @@ def _attention_rows(
     logits = _logits(query.flatten(0, 1), key, scaling).view(query.shape[0], query.shape[1], -1)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    logits += mask
+    logits[:, :, logits.shape[2] - mask.shape[1] :] += mask
     if sinks is None:
         return torch.softmax(logits, dim=2)
     column = sinks[:, None, None].expand(-1, logits.shape[1], 1)

@@ -11,10 +11,11 @@ PACKAGE = Path(mmrh_retriever.__file__).parent
 LAYERS = [
     {"errors", "types"},
     {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"},
-    {"attention", "kv_cache", "image_layouts", "backbones", "prompts"}
+    {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "vision", "page_store", "page_feed"}
+    | {"fingerprints"}
     | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}
     | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},
-    {"engine", "question_attention", "loading"},
+    {"engine", "question_attention", "loading", "rankings", "final_heat"},
     {"reranker", "shared", "adapters"},
 ]
 MODEL_FREE = {"pdf", "layout", "boxes", "page_ink", "pdf_text", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"}

@@ -1,0 +1,244 @@
+"""Encoded pages kept for later calls: in memory up to a budget, and on disk if a folder is given.
+
+A page's keys and values depend on the model, the processors, the prompt and, unless pages are encoded independently,
+on the pages before it. All of these are in its name or in its file's fingerprint, so that what is taken back is what
+encoding would give; a file of another model or prompt, or a damaged one, is refused and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.prompts import LaidPiece
+from mmrh_retriever.types import PatchGrid, TokenSpan
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STORE_MEMORY = 4 * 1024**3
+"""Bytes of encoded pages that a store holds in memory."""
+FORMAT = "mmrh-page-1"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPage:
+    """A page as tokens (without its pixels) and its keys and values.
+
+    ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
+    """
+
+    piece: LaidPiece
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keys and values take; the rest is small."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class PageStore:
+    """Encoded pages for later calls, of any number of rerankers.
+
+        store = PageStore(2 * 1024**3, "encoded/")
+        reranker = Reranker.from_pretrained(store=store)
+
+    With ``independent=True`` (the bundled model's way) every page is kept on its own, so that any selection of pages
+    seen before costs the question's tokens alone; its label then holds its own number (``Page.number``), also among
+    pages of other documents. Otherwise a page is found again behind the same pages only.
+
+    Args:
+        memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU
+            memory, beside what :class:`EncodedPages` holds.
+        folder: if given, every page is also written there, for later processes; one folder a model. Nothing is ever
+            deleted from it but files that can't be used.
+
+    Raises:
+        PageError: a negative budget, or a folder that is a file.
+    """
+
+    def __init__(self, memory: int = DEFAULT_STORE_MEMORY, folder: str | Path | None = None) -> None:
+        if memory < 0:
+            raise PageError(f"A store's memory is in bytes and not negative, got {memory}.")
+        self.memory = memory
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise PageError(f"{self.folder} is a file. Expected a folder for encoded pages.", source=str(folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.hits = 0
+        self.misses = 0
+        self._pages: OrderedDict[tuple[str, str], StoredPage] = OrderedDict()  # longest unused first
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Pages in memory."""
+        return len(self._pages)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values in memory."""
+        return self._nbytes
+
+    def clear(self) -> None:
+        """Forget the pages in memory; files stay."""
+        with self._lock:
+            self._pages.clear()
+            self._nbytes = 0
+
+    def get(self, fingerprint: str, name: str) -> StoredPage | None:
+        """A page by its name, or ``None`` if it isn't there or its file can't be used (which is logged)."""
+        with self._lock:
+            found = self._pages.get((fingerprint, name))
+            if found is not None:
+                self._pages.move_to_end((fingerprint, name))
+        if found is None and self.folder is not None:
+            found = self._read(self.folder / f"{name}.safetensors", fingerprint)
+            if found is not None:
+                self._hold(fingerprint, name, found)
+        with self._lock:
+            self.hits += found is not None
+            self.misses += found is None
+        return found
+
+    def put(self, fingerprint: str, name: str, page: StoredPage) -> None:
+        """Keep a page. A folder that can't be written is logged; the page stays in memory."""
+        self._hold(fingerprint, name, page)
+        if self.folder is not None:
+            try:
+                _write(self.folder / f"{name}.safetensors", fingerprint, page)
+            except (OSError, SafetensorError) as error:
+                logger.warning("An encoded page could not be written to %s and stays in memory: %s", self.folder, error)
+
+    def _hold(self, fingerprint: str, name: str, page: StoredPage) -> None:
+        with self._lock:
+            key = (fingerprint, name)
+            before = self._pages.pop(key, None)
+            self._nbytes -= 0 if before is None else before.nbytes
+            if page.nbytes > self.memory:
+                return
+            self._pages[key] = page
+            self._nbytes += page.nbytes
+            while self._nbytes > self.memory:
+                _, oldest = self._pages.popitem(last=False)
+                self._nbytes -= oldest.nbytes
+
+    def _read(self, path: Path, fingerprint: str) -> StoredPage | None:
+        if not path.is_file():
+            return None
+        try:
+            return _load(path, fingerprint)
+        except (DataError, OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            logger.warning("%s is not used and will be made again: %s", path, error)
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPages:
+    """One model's pages in a store: what an engine holds.
+
+    ``fingerprint`` stands for model, processors and prompt (see :mod:`mmrh_retriever.fingerprints`); ``layers`` is how
+    many of the first layers' keys are kept.
+    """
+
+    store: PageStore
+    fingerprint: str
+    layers: int
+
+    def get(self, digest: bytes) -> StoredPage | None:
+        """A page by the digest of what it holds and what stands before it."""
+        return self.store.get(self.fingerprint, self._name(digest))
+
+    def put(self, digest: bytes, page: StoredPage) -> None:
+        """Keep a page."""
+        self.store.put(self.fingerprint, self._name(digest), page)
+
+    def _name(self, digest: bytes) -> str:
+        return f"{digest.hex()}-{self.layers}"
+
+
+def _write(path: Path, fingerprint: str, page: StoredPage) -> None:
+    """Write a page's file; a reader sees the whole of it or nothing."""
+    tensors = _tensors(page)
+    piece = page.piece
+    told = {
+        "axes": piece.axes,
+        "extent": piece.extent,
+        "scored": [[span.start, span.stop] for span in piece.scored],
+        "twosided": [[span.start, span.stop] for span in piece.twosided],
+        "grid": None if piece.grid is None else [piece.grid.rows, piece.grid.columns],
+    }
+    metadata = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "piece": json.dumps(told),
+        "digest": _digest(tensors),
+    }
+    own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        save_file(tensors, own, metadata=metadata)
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _load(path: Path, fingerprint: str) -> StoredPage:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise DataError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}.")
+        if metadata["fingerprint"] != fingerprint:
+            raise DataError("it was made by another model, processor or prompt. Give each of them a folder of its own.")
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _digest(tensors) != metadata["digest"]:
+        raise DataError("its contents are damaged.")
+    told: dict[str, Any] = json.loads(metadata["piece"])
+    grid = None if told["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *told["grid"])
+    piece = LaidPiece(
+        axes=told["axes"],
+        ids=tensors["ids"].tolist(),
+        positions=[tensors["positions"]],
+        extent=told["extent"],
+        scored=[TokenSpan(*span) for span in told["scored"]],
+        visual=tuple(tensors["visual"].tolist()),
+        grid=grid,
+        twosided=tuple(TokenSpan(*span) for span in told["twosided"]),
+    )
+    return StoredPage(piece, tensors["keys"], tensors["values"])
+
+
+def _tensors(page: StoredPage) -> dict[str, Tensor]:
+    piece = page.piece
+    tensors = {
+        "keys": page.keys.contiguous(),
+        "values": page.values.contiguous(),
+        "ids": torch.tensor(piece.ids, dtype=torch.long),
+        "positions": piece.all_positions().contiguous(),
+        "visual": torch.tensor(piece.visual, dtype=torch.long),
+    }
+    if piece.grid is not None:
+        tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(piece.grid.boxes))
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""The benchmark scripts do what they say, at the smallest sizes."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import tiny
+
+from mmrh_retriever import Reranker
+from mmrh_retriever.bench import sample_pages
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+def test_each_question_has_one_page_that_answers_it() -> None:
+    data = script("windows_and_order")["collection"](pages=6, questions=9, seed=3, max_pixels=20_000)
+    assert len(data.questions) == len(data.gold) == 9
+    assert len(set(data.gold)) == 6
+    for question, place in zip(data.questions, data.gold, strict=True):
+        name = next(word for word in question.split(" the ", 1)[1].split("?")[0].split() if word[0].isupper())
+        subject = question.split(" the ", 1)[1].partition(name)[0] + name
+        holding = [number for number, page in enumerate(data.pages) if f"The {subject} " in page.text]
+        assert holding == [place], question
+        assert data.pages[place].pixels().width <= 200
+
+
+def test_recall_is_told_with_its_interval() -> None:
+    told = script("windows_and_order")["told"](np.array([1, 1, 2, 9]))
+    assert (told["recall@1"], told["recall@5"], told["mrr"]) == pytest.approx((0.5, 0.75, (2 + 1 / 2 + 1 / 9) / 4))
+    assert 0 <= told["interval"][0] <= 0.5 <= told["interval"][1] <= 1
+
+
+def test_every_table_of_order_and_windows_has_its_rows() -> None:
+    names = script("windows_and_order")
+    data = names["collection"](pages=4, questions=4, seed=0, max_pixels=8_000)
+    model = tiny("qwen3_vl")
+    first = Reranker(model.model, (model.tokenizer, model.image_processor), "all", token_budget=620)
+
+    def make(*, independent: bool, final_heat: int = 0) -> Reranker:
+        other = first.with_heads(first.heads)
+        other.independent, other.final_heat = independent, final_heat
+        return other
+
+    assert [row["encoding"] for row in names["encoding"](make, data)] == ["together", "alone"]
+    assert [row["scores"] for row in names["windows"](make, data, 2, False)] == ["raw", "final heat of 2"]
+    at = names["positions"](make, data, 1, True)
+    assert [(row["position"], row["questions"]) for row in at] == [(place, 4) for place in range(1, 5)]
+    orders = names["order"](make, data, 1, True)
+    assert [row["order"] for row in orders] == ["as it is", "reversed", "shuffled 1"]
+    assert orders[0]["rank correlation"] == pytest.approx(1)
+    assert [row["max_layer"] for row in names["depth"](make, data, False)] == [0, 1, 2]
+
+
+def test_memory_is_measured_on_the_real_path() -> None:
+    found = script("memory_128k")["ask"](600, 4, 2, 5, torch.float32)
+    assert found["passes"] == 1
+    assert found["held_mib"] == pytest.approx(2 * 8 * 620 * 128 * 4 / 2**20)
+    assert found["above_mib"] >= 0
+    assert 0.9 < found["mean_mass"] <= 1, "random keys: nearly all attention lies on the kept ones"
+
+
+def test_cost_is_measured_and_drawn(tmp_path: Path) -> None:
+    names = script("pages_and_questions")
+    inside = names["by_pages"].__globals__
+    inside["sample_pages"] = lambda count: sample_pages(count, side=(96, 128))
+    model = tiny("qwen3_vl")
+    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), "all", token_budget=620)
+    pages = names["by_pages"](reranker, [1, 2], 1, 1)
+    assert [("plain" in row, row["first"] > 0, row["further"] > 0) for row in pages] == [
+        (True, True, True),
+        (False, True, True),
+    ]
+    questions = names["by_questions"](reranker, 2, [1, 3], 1)
+    assert [row["questions"] for row in questions] == [1, 3]
+    assert names["linear"](reranker, 4, 2, 1)["whole_against_parts"] > 0
+    names["plot"](pages, questions, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
