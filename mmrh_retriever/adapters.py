@@ -92,7 +92,9 @@ class AdapterSettings(BaseModel):
     local_files_only: bool = Field(False, description="Never go to the network for the model.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="More settings for loading the model.")
     token_budget: int | None = Field(None, gt=0, description="Tokens that are read together at most.")
-    independent: bool = Field(False, description="Encode each page as if it stood alone.")
+    independent: bool | None = Field(
+        None, description="Encode each page as if it stood alone; as the model's config says if not set."
+    )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
 
     score_threshold: float | None = Field(None, description="Documents that score lower are left out.")

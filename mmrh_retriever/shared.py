@@ -58,7 +58,7 @@ def shared_reranker(
     *,
     heads: str | Path | HeadSet | HeadScoresTable = "published",
     token_budget: int | None = None,
-    independent: bool = False,
+    independent: bool | None = None,
     calibrate: bool = True,
     options: PromptOptions | None = None,
     **loading: Any,
@@ -72,7 +72,7 @@ def shared_reranker(
         model: hub id or folder; the model that ships with the package if ``None``.
         heads: as for :class:`~mmrh_retriever.reranker.Reranker`.
         token_budget: the longest window, in tokens.
-        independent: encode each page as if it stood alone.
+        independent: encode each page as if it stood alone; as the model's config says if ``None``.
         calibrate: subtract the attention of a null question.
         options: wording of the prompt, and which tokens count.
         loading: as for :meth:`~mmrh_retriever.reranker.Reranker.from_pretrained`.

@@ -53,6 +53,15 @@ def test_one_model_for_equal_settings_and_any_heads(saved: Path) -> None:
     assert not other.calibrate
 
 
+def test_pages_stand_alone_where_the_models_config_says_so(saved: Path) -> None:
+    one = shared_reranker(saved, heads="all")
+    assert not one.independent
+    assert shared_reranker(saved, heads="all", independent=True).independent
+    one.backbone.config.mmrh_independent = True
+    assert shared_reranker(saved, heads="all").independent
+    assert not shared_reranker(saved, heads="all", independent=False).independent
+
+
 def test_other_loading_settings_load_another_model(saved: Path) -> None:
     one = shared_reranker(saved, heads="all")
     two = shared_reranker(saved, heads="all", dtype="bfloat16")

@@ -114,7 +114,14 @@ def _alike(one: Reranker, other: Reranker) -> bool:
 
     def told(reranker: Reranker) -> tuple[object, ...]:
         options = reranker.prompter.options
-        return reranker.heads, reranker.token_budget, reranker.independent, reranker.calibrate, options
+        return (
+            reranker.heads,
+            reranker.token_budget,
+            reranker.independent,
+            reranker.calibrate,
+            reranker.final_heat,
+            options,
+        )
 
     return one.backbone.model is other.backbone.model and told(one) == told(other)
 
