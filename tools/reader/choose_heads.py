@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrh_retriever import HeadSet, Page
+from mmrh_retriever import HeadId, HeadScores, HeadSet, Page
 from mmrh_retriever.detection import Detection, detect
 from mmrh_retriever.loading import HEADS_FILE, load_model
 from mmrh_retriever.probes import Probe, page_probes
@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 TASK = "page"
 PAGES = 20
-MOST_HEADS = 6
-CLEARLY_FEWER = 0.9
+NEARLY = 0.9
 CONTEXT = 32768  # tokens of PAGES pages, about
 
 
@@ -60,7 +59,7 @@ def groups(
                     continue
                 zoom = (MAX_PIXELS / (page.rect.width * page.rect.height)) ** 0.5
                 pixmap = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), alpha=False)
-                waiting.append((Page(len(waiting) + 1, image=pixmap.pil_image()), words))
+                waiting.append((Page(image=pixmap.pil_image(), index=len(waiting)), words))
                 if len(waiting) == PAGES:
                     yield _group(waiting, rng, common, questions)
                     waiting.clear()
@@ -92,19 +91,22 @@ def probes(found: Sequence[Group]) -> Iterator[Probe]:
 
 
 def choose(run: Detection) -> HeadSet:
-    """The best heads by mean score, down to the first that finds clearly fewer pages; at most MOST_HEADS."""
-    scores = run.table.at(TASK, CONTEXT)
+    """The heads that alone find nearly as many pages as the best one, by mean score."""
+    return near_the_best(run.table.at(TASK, CONTEXT))
+
+
+def near_the_best(scores: HeadScores) -> HeadSet:
+    """The heads whose recall@1 is at least NEARLY of the highest."""
     recall = scores.recall_at_1
     if recall is None:
         raise ValueError("got scores without recall; expected a detection run's own table")
-    best = HeadSet.top(scores, count=MOST_HEADS)
-    found = [float(recall[head.layer, head.head]) for head in best]
-    count = next((place for place, share in enumerate(found) if share < CLEARLY_FEWER * max(found)), len(found))
+    found = {HeadId(*place): float(share) for place, share in np.ndenumerate(recall)}
+    fewer = [head for head, share in found.items() if not share >= NEARLY * max(found.values())]
+    kept = HeadSet.top(scores, count=len(found) - len(fewer), exclude=fewer)
     logger.info(
-        "recall@1 of the best heads %s %s: the first %d are kept; of all heads %s",
-        [str(head) for head in best], np.round(found, 2).tolist(), max(count, 1), np.round(recall, 2).tolist(),
-    )  # fmt: skip
-    return HeadSet.top(scores, count=max(count, 1))
+        "recall@1 %s; of all heads %s", [f"{head} {found[head]:.2f}" for head in kept], recall.round(2).tolist()
+    )
+    return kept
 
 
 def choose_heads(folder: Path, pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int = 8) -> HeadSet:
