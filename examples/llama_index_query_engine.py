@@ -56,7 +56,7 @@ def page_nodes(folder: Path) -> list[ImageNode]:
     return [
         ImageNode(
             id_=f"00000000-0000-0000-{number:04d}-{page.index:012d}",  # Qdrant wants UUIDs
-            text=page.text or "",
+            text=page.text or "(a page without a text layer)",  # nothing is indexed of an empty node
             metadata={"file_path": str(path), "page": page.number},
             excluded_embed_metadata_keys=["file_path", "page"],
         )
@@ -76,7 +76,7 @@ def build_index(folder: Path) -> VectorStoreIndex:
 
 
 def ask(
-    folder: Path, questions: Sequence[str], *, candidates: int = 8, top_n: int = 3, **settings: Any
+    folder: Path, questions: Sequence[str], *, candidates: int = 20, top_n: int = 3, **settings: Any
 ) -> list[Response]:
     """Answer questions from the pages of a folder; ``settings`` are those of MMRHRerank."""
     engine = build_index(folder).as_query_engine(

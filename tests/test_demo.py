@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def test_the_demo_ranks_and_draws(
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
     demo.main()
     shown = capsys.readouterr().out
-    assert shown.count("  1. page ") == 3
+    answers = re.findall(r"the answer is on page (\d+);", shown)
+    assert len(answers) == 3
+    assert re.findall(r"^  1\. page (\d+)", shown, re.MULTILINE) == answers
     with Image.open(tmp_path / "heat_map.png") as picture:
         assert min(picture.size) > 500
