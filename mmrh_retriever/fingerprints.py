@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ def fingerprint(prompter: Prompter, *, independent: bool) -> str:
             sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", torch.float32)
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """16 bytes that stand for the names, types, shapes and contents of tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _settings(settings: Any) -> str:

@@ -7,12 +7,10 @@ encoding would give; a file of another model or prompt, or a damaged one, is ref
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmrh_retriever.byte_cache import ByteCache
 from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.fingerprints import tensors_digest
 from mmrh_retriever.prompts import LaidPiece
 from mmrh_retriever.types import PatchGrid, TokenSpan
 
@@ -82,8 +82,7 @@ class PageStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.hits = 0
         self.misses = 0
-        self._pages: OrderedDict[tuple[str, str], StoredPage] = OrderedDict()  # longest unused first
-        self._nbytes = 0
+        self._pages: ByteCache[tuple[str, str], StoredPage] = ByteCache(memory)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -93,24 +92,19 @@ class PageStore:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values in memory."""
-        return self._nbytes
+        return self._pages.nbytes
 
     def clear(self) -> None:
         """Forget the pages in memory; files stay."""
-        with self._lock:
-            self._pages.clear()
-            self._nbytes = 0
+        self._pages.clear()
 
     def get(self, fingerprint: str, name: str) -> StoredPage | None:
         """A page by its name, or ``None`` if it isn't there or its file can't be used (which is logged)."""
-        with self._lock:
-            found = self._pages.get((fingerprint, name))
-            if found is not None:
-                self._pages.move_to_end((fingerprint, name))
+        found = self._pages.get((fingerprint, name))
         if found is None and self.folder is not None:
             found = self._read(self.folder / f"{name}.safetensors", fingerprint)
             if found is not None:
-                self._hold(fingerprint, name, found)
+                self._pages.put((fingerprint, name), found)
         with self._lock:
             self.hits += found is not None
             self.misses += found is None
@@ -118,25 +112,12 @@ class PageStore:
 
     def put(self, fingerprint: str, name: str, page: StoredPage) -> None:
         """Keep a page. A folder that can't be written is logged; the page stays in memory."""
-        self._hold(fingerprint, name, page)
+        self._pages.put((fingerprint, name), page)
         if self.folder is not None:
             try:
                 _write(self.folder / f"{name}.safetensors", fingerprint, page)
             except (OSError, SafetensorError) as error:
                 logger.warning("An encoded page could not be written to %s and stays in memory: %s", self.folder, error)
-
-    def _hold(self, fingerprint: str, name: str, page: StoredPage) -> None:
-        with self._lock:
-            key = (fingerprint, name)
-            before = self._pages.pop(key, None)
-            self._nbytes -= 0 if before is None else before.nbytes
-            if page.nbytes > self.memory:
-                return
-            self._pages[key] = page
-            self._nbytes += page.nbytes
-            while self._nbytes > self.memory:
-                _, oldest = self._pages.popitem(last=False)
-                self._nbytes -= oldest.nbytes
 
     def _read(self, path: Path, fingerprint: str) -> StoredPage | None:
         if not path.is_file():
@@ -187,7 +168,7 @@ def _write(path: Path, fingerprint: str, page: StoredPage) -> None:
         "format": FORMAT,
         "fingerprint": fingerprint,
         "piece": json.dumps(told),
-        "digest": _digest(tensors),
+        "digest": tensors_digest(tensors).hex(),
     }
     own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
     try:
@@ -205,7 +186,7 @@ def _load(path: Path, fingerprint: str) -> StoredPage:
         if metadata["fingerprint"] != fingerprint:
             raise DataError("it was made by another model, processor or prompt. Give each of them a folder of its own.")
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if _digest(tensors) != metadata["digest"]:
+    if tensors_digest(tensors).hex() != metadata["digest"]:
         raise DataError("its contents are damaged.")
     told: dict[str, Any] = json.loads(metadata["piece"])
     grid = None if told["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *told["grid"])
@@ -234,11 +215,3 @@ def _tensors(page: StoredPage) -> dict[str, Tensor]:
     if piece.grid is not None:
         tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(piece.grid.boxes))
     return tensors
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -6,10 +6,7 @@ the tower, the dearest part of a small model, runs once a page.
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +14,9 @@ import torch
 from torch import Tensor
 
 from mmrh_retriever.backbones import Backbone
+from mmrh_retriever.byte_cache import ByteCache
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.fingerprints import tensors_digest
 from mmrh_retriever.prompts import LaidPiece
 
 DEFAULT_VISION_MEMORY = 256 * 1024**2
@@ -61,20 +60,16 @@ class Vision:
         self.memory = memory
         self.computed = 0
         """Images that went through the tower so far."""
-        self._kept: OrderedDict[bytes, Features] = OrderedDict()
-        self._nbytes = 0
-        self._lock = threading.Lock()
+        self._kept: ByteCache[bytes, Features] = ByteCache(memory)
 
     @property
     def nbytes(self) -> int:
         """Bytes of features held now."""
-        return self._nbytes
+        return self._kept.nbytes
 
     def clear(self) -> None:
         """Forget all features."""
-        with self._lock:
-            self._kept.clear()
-            self._nbytes = 0
+        self._kept.clear()
 
     def model_inputs(self, piece: LaidPiece) -> dict[str, Any]:
         """What a forward pass over a piece is given beside its tokens: its image's features, if it has an image."""
@@ -88,13 +83,13 @@ class Vision:
 
     def of(self, pieces: Sequence[LaidPiece]) -> list[Features]:
         """The features of pieces that hold an image each; those not kept are computed, several at once."""
-        keys = [_digest(piece.inputs) for piece in pieces]
-        found = {key: features for key in keys if (features := self._get(key)) is not None}
+        keys = [tensors_digest(piece.inputs) for piece in pieces]
+        found = {key: features for key in keys if (features := self._kept.get(key)) is not None}
         missing = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in found}
         for batch in _batches(list(missing.items()), self.backbone.family.images_along):
             for (key, _), features in zip(batch, self._computed([piece for _, piece in batch]), strict=True):
                 found[key] = features
-                self._put(key, features)
+                self._kept.put(key, features)
         return [found[key] for key in keys]
 
     def _computed(self, pieces: Sequence[LaidPiece]) -> list[Features]:
@@ -134,23 +129,6 @@ class Vision:
             return _Output(features.pooled, [])
         return _Output((features.pooled,), [(layer,) for layer in features.deep])
 
-    def _get(self, key: bytes) -> Features | None:
-        with self._lock:
-            features = self._kept.get(key)
-            if features is not None:
-                self._kept.move_to_end(key)
-            return features
-
-    def _put(self, key: bytes, features: Features) -> None:
-        with self._lock:
-            if key in self._kept or features.nbytes > self.memory:
-                return
-            self._kept[key] = features
-            self._nbytes += features.nbytes
-            while self._nbytes > self.memory:
-                _, oldest = self._kept.popitem(last=False)
-                self._nbytes -= oldest.nbytes
-
 
 @dataclass(slots=True)
 class _Output:
@@ -163,15 +141,6 @@ class _Output:
 def pixels_of(piece: LaidPiece) -> int:
     """Pixels that the vision tower is given for a piece."""
     return piece.inputs["pixel_values"].numel() // 3 if piece.inputs else 0
-
-
-def _digest(inputs: Mapping[str, Tensor]) -> bytes:
-    """A digest of what the vision tower is given for one image."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, value in sorted(inputs.items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def _batches(items: Sequence[tuple[bytes, LaidPiece]], along: int) -> Iterator[list[tuple[bytes, LaidPiece]]]:

@@ -9,7 +9,7 @@ import mmrh_retriever
 
 PACKAGE = Path(mmrh_retriever.__file__).parent
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "byte_cache"},
     {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"},
     {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "vision", "page_store", "page_feed"}
     | {"fingerprints"}

@@ -14,8 +14,8 @@ from mmrh_retriever import HeadId, HeadScores, HeadSet, Page
 from mmrh_retriever.detection import Detection, detect
 from mmrh_retriever.loading import HEADS_FILE, load_model
 from mmrh_retriever.probes import Probe, page_probes
-from tools.reader.dialogue import as_question
-from tools.reader.model import MAX_PIXELS
+from tools.reader.dialogue import as_question, telling_words
+from tools.reader.model import working_zoom
 from tools.reader.pages import open_pdf
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def groups(
                 words = [word[4] for word in page.get_text("words")]
                 if not 60 <= len(words) <= 1500:
                     continue
-                zoom = (MAX_PIXELS / (page.rect.width * page.rect.height)) ** 0.5
+                zoom = working_zoom(page.rect.width, page.rect.height)
                 pixmap = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), alpha=False)
                 waiting.append((Page(image=pixmap.pil_image(), index=len(waiting)), words))
                 if len(waiting) == PAGES:
@@ -78,8 +78,7 @@ def _group(pages: list[tuple[Page, list[str]]], rng: random.Random, common: froz
         words = pages[gold][1]
         start = rng.randrange(len(words) - 14)
         question = as_question(words[start : start + rng.randint(8, 14)], rng, common)
-        long = [word for word in question.split() if len(word) > 3 and word.isalpha() and word not in common]
-        if len(long) >= 3:
+        if telling_words(question, common) >= 3:
             asked.append((question, gold))
     return Group(tuple(page for page, _ in pages), tuple(asked))
 

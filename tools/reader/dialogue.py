@@ -152,3 +152,8 @@ def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]
         if rng.random() < 0.25:
             asked.append(rng.choice(_LINKS))
     return " ".join(asked) + (" ?" if rng.random() < 0.8 else "")
+
+
+def telling_words(question: str, common: frozenset[str]) -> int:
+    """How many words of a question may tell pages apart: not common ones, of four letters or more."""
+    return sum(len(word) > 3 and word.isalpha() and word not in common for word in question.split())

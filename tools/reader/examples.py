@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tools.reader.dialogue import Example, Layer, ShownPage, as_question
+from tools.reader.dialogue import Example, Layer, ShownPage, as_question, telling_words
 from tools.reader.shelf import Shelf, View
 
 
@@ -61,8 +61,7 @@ class ExampleMaker:
         if words is None:
             return None
         question = as_question(words, rng, self.common) if rng.random() < self._question_share else " ".join(words)
-        long = [word for word in question.split() if len(word) > 3 and word.isalpha() and word not in self.common]
-        return (question, gold) if len(long) >= 2 else None
+        return (question, gold) if telling_words(question, self.common) >= 2 else None
 
     def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
         """One example and the visual tokens that it shows, in order: (cells, width)."""

@@ -23,11 +23,6 @@ def window_positions(
     return tower.rotary_pos_emb(torch.zeros(1), ids)
 
 
-def window_tokens(tower: nn.Module, pixel_values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Visual tokens of whole windows. pixel_values: (windows, patches, pixels); result: (windows, cells, width)."""
-    return tower.merger.mlp[2](window_features(tower, pixel_values, cos, sin))
-
-
 def window_features(tower: nn.Module, pixel_values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """What the tower's last linear map sees: (windows, cells, features)."""
     projection = tower.patch_embed.proj.weight

@@ -83,14 +83,12 @@ def start_heads(model: Qwen2_5_VLForConditionalGeneration, found: Directions, sh
             rows = slice(head * size, (head + 1) * size)
             for linear in (attention.q_proj, attention.k_proj):
                 linear.weight[rows] = 0.0
-            key, query, asks = (torch.zeros(size) for _ in range(3))
-            key[:TURNS] = PLACE_STRENGTH
             here, before = torch.zeros(size), torch.zeros(size)
-            here[:TURNS] = PLACE_STRENGTH
+            here[:TURNS] = PLACE_STRENGTH  # turned as its own place is; also what every key says
             before[:TURNS] = PLACE_STRENGTH * torch.cos(angles)
             before[turning : turning + TURNS] = -PLACE_STRENGTH * torch.sin(angles)
             query, asks = (here + before) / 2, (here - before) / 2
-            attention.k_proj.bias[rows] = key
+            attention.k_proj.bias[rows] = here
             attention.q_proj.bias[rows] = query + asks * found.offset
             attention.q_proj.weight[rows] = torch.outer(asks, found.begins) * width**-0.5
             basis = found.pieces[part * size : (part + 1) * size]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,13 +100,6 @@ def trim(one: Crop, columns: int, rows: int) -> Crop:
         kept = (row < rows) & (column < columns)
         tables.append(np.stack([row[kept] * columns + column[kept], labels[kept, 1]], axis=1))
     return Crop(one.pixels[: rows * CELL, : columns * CELL], columns, rows, *tables)
-
-
-def random_origin(page: ReadablePage, zoom: float, columns: int, rows: int, rng: random.Random) -> tuple[float, float]:
-    """Where a crop may start so that it covers the page as far as it can."""
-    free_x = max(page.width * zoom - columns * CELL, 0)
-    free_y = max(page.height * zoom - rows * CELL, 0)
-    return rng.uniform(0, free_x), rng.uniform(0, free_y)
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:

@@ -60,6 +60,11 @@ def reader_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     )
 
 
+def working_zoom(width: float, height: float) -> float:
+    """Pixels a point at which a page of this size, in points, has the reader's MAX_PIXELS."""
+    return (MAX_PIXELS / (width * height)) ** 0.5
+
+
 def image_processor() -> Qwen2VLImageProcessorPil:
     """Stock preprocessing that gives white 0 and black 255 / 96."""
     return Qwen2VLImageProcessorPil(

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from tools.reader.corpus import TextDocument
 from tools.reader.fonts import COMMON_FAMILIES, find_fonts
 from tools.reader.labels import MERGE
-from tools.reader.model import MAX_PIXELS, image_processor
+from tools.reader.model import image_processor, working_zoom
 from tools.reader.pages import PageReader, Typesetting, open_pdf, typeset
 from tools.reader.vision_stage import spoil
 
@@ -97,7 +97,7 @@ class Shelf:
         read = self._reader.read(page, drawn=False)
         if len(read.words) < FEWEST_WORDS or not 0.2 < read.width / read.height < 5:
             return None
-        zoom = (MAX_PIXELS / (read.width * read.height)) ** 0.5
+        zoom = working_zoom(read.width, read.height)
         pixmap = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), alpha=False, colorspace=pymupdf.csRGB)
         pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)
         if self.rng.random() < self.spoilt_share:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from tools.reader.fast_tower import window_features, window_positions
 from tools.reader.fonts import COMMON_FAMILIES, FIRST_FAMILIES, FOUR_FAMILIES, find_fonts
 from tools.reader.labels import CELL, WINDOW_CELLS, Crop, patches, sheet_windows, trim
-from tools.reader.model import BLANK, MAX_PIXELS, new_reader
+from tools.reader.model import BLANK, new_reader, working_zoom
 from tools.reader.pages import CHARACTERS, PageReader, ReadablePage, Typesetting, open_pdf, typeset
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class PageSource:
         rng = self.rng
         page = self.page(level)
         if page.width != page.height:  # a real one
-            zoom = (MAX_PIXELS / (page.width * page.height)) ** 0.5 * rng.uniform(0.88, 1.08)
+            zoom = working_zoom(page.width, page.height) * rng.uniform(0.88, 1.08)
             if rng.random() < 0.25:
                 zoom = rng.uniform(13, 20) / min(max(page.size, 6), 16)
         else:
@@ -271,7 +271,6 @@ class VisionSettings:
     warmup_steps: int = 100
     checkpoint_seconds: float = 150.0
     log_steps: int = 40
-    train_embedding: bool = True  # not once a text tower has been trained with it
 
 
 def train_vision(
@@ -281,7 +280,6 @@ def train_vision(
     folder: Path,
 ) -> None:
     """Run stage 1 until the given seconds of training, from the checkpoint in `folder` where there is one."""
-    model.embedding.requires_grad_(settings.train_embedding)
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     state = {"step": 0, "level": 0, "seconds": 0.0, "average": 0.0}
