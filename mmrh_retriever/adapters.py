@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, fiel
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
 from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.page_sources import DEFAULT_MAX_BYTES, PageClues, PageSource
+from mmrh_retriever.page_store import PageStore
 from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS
 from mmrh_retriever.rankings import page_numbers
 from mmrh_retriever.reranker import Reranker
@@ -31,6 +32,8 @@ REGIONS_KEY = "mmrh_regions"
 ERROR_KEY = "mmrh_error"
 """Metadata: why a document was put last without a score."""
 
+DEFAULT_PAGE_MEMORY = 1024**3
+"""Bytes of encoded pages that an adapter keeps for later questions."""
 GRID_CELLS = 24
 """About how many cells serve as the regions of a page whose layout is unknown."""
 
@@ -96,6 +99,11 @@ class AdapterSettings(BaseModel):
         None, description="Encode each page as if it stood alone; as the model's config says if not set."
     )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
+    page_memory: int = Field(
+        DEFAULT_PAGE_MEMORY,
+        ge=0,
+        description="Bytes of encoded pages kept for later questions; 0 keeps none. Counts where pages stand alone.",
+    )
 
     score_threshold: float | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
@@ -167,9 +175,11 @@ class AdapterSettings(BaseModel):
             "local_files_only": self.local_files_only,
         }
         own = {name: getattr(self, name) for name in _OF_A_RERANKER}
-        told = repr((self.model, own, loading))
+        told = repr((self.model, own, self.page_memory, loading))
         if held.reranker is None or held.told != told:
             made = shared_reranker(self.model, **own, **loading)
+            if made.independent and self.page_memory:
+                made = made.with_store(PageStore(self.page_memory))
             held = self._held = _Held(made, told=told)
         return made if held.reranker is None else held.reranker
 

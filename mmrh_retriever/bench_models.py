@@ -45,7 +45,7 @@ def random_reranker(
     name: str,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     attention: str = "sdpa",
     seed: int = 0,
 ) -> Reranker:

@@ -190,6 +190,7 @@ def bench(
         int | None, typer.Option("--max-layer", min=0, help="Use no heads beyond this layer (counted from 0).")
     ] = None,
     attention: Annotated[str | None, typer.Option("--attention", help="sdpa, eager or flash_attention_2.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16, float32.")] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -198,9 +199,9 @@ def bench(
     from mmrh_retriever.bench_models import SHAPES, random_reranker
 
     if model is not None and model in SHAPES:
-        reranker = random_reranker(model, device=device, attention=attention or "sdpa")
+        reranker = random_reranker(model, device=device, dtype=dtype, attention=attention or "sdpa")
     else:
-        reranker = load(model, heads, device=device, attn_implementation=attention)
+        reranker = load(model, heads, device=device, dtype=dtype, attn_implementation=attention)
     if max_layer is not None:
         reranker = reranker.with_heads(reranker.heads.up_to_layer(max_layer))
     with stderr.status("Measuring ..."):

@@ -107,7 +107,8 @@ def load_model(
     Args:
         model: hub id or local folder.
         device: where to put it; the first accelerator if there is one, else the CPU.
-        dtype: the weights' type; as stored on an accelerator, float32 on a CPU.
+        dtype: the weights' type; as stored on an accelerator and, if that is bfloat16, on a CPU that multiplies it in
+            hardware (AMX); float32 on other CPUs.
         attn_implementation: ``sdpa`` (transformers' choice), ``flash_attention_2``, ``eager`` ...
         revision: branch, tag or commit on the hub.
         cache_dir: the hub cache folder.
@@ -136,7 +137,8 @@ def load_model(
     quantised = quantization_config is not None or getattr(config, "quantization_config", None) is not None
     placed_by_transformers = quantised or "device_map" in kwargs
     if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" and not placed_by_transformers else "auto"
+        on_cpu = target.type == "cpu" and not placed_by_transformers
+        dtype = cpu_dtype(getattr(config, "dtype", None)) if on_cpu else "auto"
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     if quantised:
@@ -149,6 +151,15 @@ def load_model(
         loaded = loaded.to(target)
     processors = load_processors(model, text_only=family.layout is None, max_pixels=max_pixels, where=where)
     return loaded, processors
+
+
+def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
+    """The fast type for weights on this CPU: bfloat16 where it is both stored and multiplied in hardware, else float32.
+
+    Without matrix units for bfloat16, torch computes it more slowly than float32.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if stored is torch.bfloat16 and capabilities.get("amx_bf16") else torch.float32
 
 
 def load_processors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -98,8 +99,7 @@ class Reranker:
         self.heads = resolve_heads(heads, self.backbone)
         self.final_heat = check_size(final_heat)
         self.vision = Vision(self.backbone, vision_memory)
-        self.store = store
-        self._fingerprint = "" if store is None else fingerprint(self.prompter, independent=self.independent)
+        self._keep_in(store)
         if check:
             self._check_attention()
 
@@ -150,21 +150,14 @@ class Reranker:
 
     def with_heads(self, heads: str | Path | HeadSet | HeadScoresTable) -> Reranker:
         """A reranker on the same model with other heads; vision features and store are shared."""
-        processors = Processors(self.prompter.tokenizer, self.prompter.image_processor)
-        other = type(self)(
-            self.backbone.model,
-            processors,
-            heads,
-            token_budget=self.token_budget,
-            independent=self.independent,
-            calibrate=self.calibrate,
-            options=self.prompter.options,
-            check=False,
-            final_heat=self.final_heat,
-            store=self.store,
-            vision_memory=self.vision.memory,
-        )
-        other.vision = self.vision
+        other = copy.copy(self)
+        other.heads = resolve_heads(heads, self.backbone)
+        return other
+
+    def with_store(self, store: PageStore | None) -> Reranker:
+        """A reranker on the same model that keeps encoded pages in this store, or in none."""
+        other = copy.copy(self)
+        other._keep_in(store)  # noqa: SLF001 - our own
         return other
 
     def rank(
@@ -318,6 +311,10 @@ class Reranker:
     async def aencode(self, pages: Iterable[PageLike], **options: Any) -> EncodedPages:
         """:meth:`encode` in a thread."""
         return await asyncio.to_thread(self.encode, pages, **options)
+
+    def _keep_in(self, store: PageStore | None) -> None:
+        self.store = store
+        self._fingerprint = "" if store is None else fingerprint(self.prompter, independent=self.independent)
 
     def _engine(self) -> Engine:
         deepest = max(head.layer for head in self.heads)

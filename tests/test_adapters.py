@@ -98,6 +98,27 @@ def test_model_is_loaded_at_first_use_and_shared(tmp_path: Path) -> None:
     release_shared_models()
 
 
+def test_pages_that_stand_alone_are_kept_for_the_next_question(tmp_path: Path) -> None:
+    release_shared_models()
+    tiny().model.save_pretrained(tmp_path)
+    tiny().tokenizer.save_pretrained(tmp_path)
+    tiny().image_processor.save_pretrained(tmp_path)
+    items = [PageClues(image=factories.page_image(seed), index=seed) for seed in range(3)]
+    settings = AdapterSettings(model=str(tmp_path), heads="all", independent=True)
+    without = AdapterSettings(model=str(tmp_path), heads="all", independent=True, page_memory=0)
+    first = rank(settings, items)
+    store = settings.reranker.store
+    assert store is not None
+    assert (store.hits, len(store)) == (0, 3)
+    assert rank(settings, items[::-1])[0].score == pytest.approx(first[0].score, abs=1e-6)
+    assert (store.hits, len(store)) == (3, 3)
+    assert without.reranker.store is None
+    together = AdapterSettings(model=str(tmp_path), heads="all")
+    assert not together.reranker.independent
+    assert together.reranker.store is None
+    release_shared_models()
+
+
 def test_a_given_reranker_is_used_and_copies_share_it(reranker: StubReranker) -> None:
     settings = AdapterSettings(reranker=reranker)
     assert settings.reranker is reranker

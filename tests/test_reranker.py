@@ -22,7 +22,7 @@ from mmrh_retriever import (
     Reranker,
     UnsupportedModelError,
 )
-from mmrh_retriever.loading import HEADS_FILE
+from mmrh_retriever.loading import HEADS_FILE, cpu_dtype
 from mmrh_retriever.scoring import descending
 
 QUESTION = "How did revenue change?"
@@ -273,6 +273,19 @@ def test_every_kind_of_family_loads_from_a_folder(name: str, tmp_path: Path) -> 
     if name != "llama":
         with pytest.raises(UnsupportedModelError, match="max_pixels"):
             Reranker.from_pretrained(tmp_path, heads="all", max_pixels=1000)
+
+
+def test_weights_stay_bfloat16_on_a_cpu_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capabilities, stored, expected in (
+        ({"amx_bf16": True}, torch.bfloat16, torch.bfloat16),
+        ({"amx_bf16": True}, torch.float32, torch.float32),
+        ({"amx_bf16": True}, None, torch.float32),
+        ({"avx512_f": True}, torch.bfloat16, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert cpu_dtype(stored) is expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # an older torch
+    assert cpu_dtype(torch.bfloat16) is torch.float32
 
 
 def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
