@@ -3,7 +3,8 @@
 One layer's keys and values of 131,072 tokens (32 query heads, 8 key heads, 128 wide) are filled with random numbers,
 and questions are asked of them as an engine does: several in a pass under a block mask, up to a pass's share of
 memory, the rows of some heads recorded, the layer's output computed. Each case runs in a process of its own; what is
-reported is how much its peak lies above what it held before it asked: model, keys and values.
+reported is how much its peak lies above what it held before it asked: model, keys and values. glibc is told to give
+every freed block of 1 MiB and more back at once; else it holds on to some, by chance, and they count as if in use.
 
     python benchmarks/memory_128k.py                    # about 2 GB and a minute or two a case
     python benchmarks/memory_128k.py --keys 16384 --questions 1,4 --heads 1,32
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -102,7 +104,10 @@ def main() -> None:
         for heads in map(int, args.heads.split(",")):
             case = [f"--keys={args.keys}", f"--tokens={args.tokens}", f"--dtype={args.dtype}"]
             run = [sys.executable, __file__, *case, "--one", str(questions), str(heads)]
-            done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
+            environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1024**2)}
+            done = subprocess.run(  # noqa: S603 - ourselves
+                run, check=True, stdout=subprocess.PIPE, text=True, env=environment
+            )
             found = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"| {questions} | {heads} | {found['passes']} | {found['above_mib']:.0f} | {found['held_mib']:.0f} | "

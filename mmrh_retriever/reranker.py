@@ -157,7 +157,7 @@ class Reranker:
     def with_store(self, store: PageStore | None) -> Reranker:
         """A reranker on the same model that keeps encoded pages in this store, or in none."""
         other = copy.copy(self)
-        other._keep_in(store)  # noqa: SLF001 - our own
+        other._keep_in(store)
         return other
 
     def rank(

@@ -12,6 +12,10 @@ import torch
 from tools.reader.dialogue import Example, Layer, ShownPage, as_question, telling_words
 from tools.reader.shelf import Shelf, View
 
+SCATTERED = 0.35  # share of questions about several places of a page
+ASKED = 0.7  # share of the others that are turned into questions
+STRANGE = 0.4  # share of questions with words that need not stand on the page
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -20,27 +24,26 @@ class Shape:
     pages: int
     columns: int
     rows: int
-    questions: int = 16
+    questions: int = 24
 
 
 def shape_at(progress: float, rng: random.Random) -> Shape:
-    """From parts of pages to nearly whole ones."""
-    small = ((8, 12, 12), (12, 12, 8), (6, 24, 10), (10, 16, 8))
-    large = ((6, 24, 20), (12, 16, 16), (5, 40, 24), (16, 16, 12), (8, 24, 24))
-    return Shape(*rng.choice(large if rng.random() < 0.3 + progress else small))
+    """From parts of pages to many of them, and to whole pages."""
+    small = (Shape(8, 12, 12), Shape(12, 12, 8), Shape(6, 24, 10), Shape(10, 16, 8))
+    large = (Shape(12, 16, 16, 32), Shape(8, 24, 24, 32), Shape(20, 18, 18, 32), Shape(6, 48, 48, 32))
+    return rng.choice(large if rng.random() < 0.2 + progress else small)
 
 
 class ExampleMaker:
     """Prompts with questions about the pages of a shelf."""
 
-    def __init__(self, shelf: Shelf, question_share: float = 0.7, text_share: float = 0.1) -> None:
+    def __init__(self, shelf: Shelf, text_share: float = 0.1) -> None:
         self.shelf = shelf
         self.layer = Layer(shelf.tokenizer)
         self.common = frozenset(shelf.words[:150])
-        self._question_share = question_share
         self._text_share = text_share
 
-    def snippet(self, view: View, shortest: int = 5, longest: int = 16) -> list[str] | None:
+    def snippet(self, view: View, shortest: int, longest: int) -> list[str] | None:
         """A run of words of the page that follow each other inside the view."""
         inside = view.words_inside()
         rng = self.shelf.rng
@@ -54,13 +57,24 @@ class ExampleMaker:
         return [view.page.words[index] for index in run[start : start + length]]
 
     def question(self, views: Sequence[View]) -> tuple[str, int] | None:
-        """A snippet of one of the views, and which one; None where that has too little text."""
+        """What one of the views says, as text, and which view; None where that has too little text.
+
+        A quotation, a question about one, or a question about two or three places; some hold words from elsewhere.
+        """
         rng = self.shelf.rng
         gold = rng.randrange(len(views))
-        words = self.snippet(views[gold])
-        if words is None:
+        scattered = rng.random() < SCATTERED
+        places = rng.randint(2, 3) if scattered else 1
+        found = [self.snippet(views[gold], *((2, 5) if scattered else (5, 16))) for _ in range(places)]
+        words = [word for snippet in found if snippet is not None for word in snippet]
+        if not words:
             return None
-        question = as_question(words, rng, self.common) if rng.random() < self._question_share else " ".join(words)
+        asked = scattered or rng.random() < ASKED
+        if asked and rng.random() < STRANGE:
+            for _ in range(rng.randint(1, 3)):
+                strange = self.shelf.words[int(len(self.shelf.words) * rng.random() ** 3)]
+                words.insert(rng.randrange(len(words) + 1), strange)
+        question = as_question(words, rng, self.common) if asked else " ".join(words)
         return (question, gold) if telling_words(question, self.common) >= 2 else None
 
     def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
