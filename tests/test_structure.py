@@ -17,6 +17,11 @@ LAYERS = [
     | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},
     {"engine", "question_attention", "loading", "rankings", "final_heat"},
     {"reranker", "shared", "adapters"},
+    {"answers", "answering", "probe_prompts", "long_documents", "detection", "detection_journal"}
+    | {"causal", "causal_journal", "causal_report"}
+    | {"baselines", "evaluation", "evaluation_documents", "evaluation_rows", "evaluation_report", "cluster"}
+    | {"bench", "bench_models", "explain", "report", "head_plots", "head_report"},
+    {"cli", "cli_causal", "cli_detect", "cli_evaluate", "cli_probes"},
 ]
 MODEL_FREE = {"pdf", "layout", "boxes", "page_ink", "pdf_text", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"}
 PURE = LAYERS[0] | LAYERS[1] | MODEL_FREE
@@ -41,6 +46,12 @@ def test_imports_go_down_the_layers_only() -> None:
             parts = module.split(".")
             if parts[0] == "mmrh_retriever" and len(parts) > 1 and parts[1] in level:
                 assert level[parts[1]] <= own, f"{path.name} imports {module}, which lies above it"
+
+
+def test_every_module_has_its_layer() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    named = [name for names in LAYERS for name in names]
+    assert sorted(named) == sorted(modules)
 
 
 def test_the_pure_layers_know_no_model_library() -> None:

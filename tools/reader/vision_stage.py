@@ -114,7 +114,7 @@ class PageSource:
         self._many = find_fonts(COMMON_FAMILIES)
 
     def _new_page(self, level: int) -> ReadablePage:
-        real_share = (0.0, 0.0, 0.0, 0.0, 0.2, 0.4, 0.4, 0.5)[level]
+        real_share = (0.0, 0.0, 0.0, 0.0, 0.2, 0.4, 0.4, 0.6)[level]
         if self.pdfs and self.rng.random() < real_share:
             page = self._real_page()
             if page is not None:
@@ -126,7 +126,8 @@ class PageSource:
         elif level == 4:
             how = Typesetting(self._four, (16, 20), (1.05, 1.8), 0.4)
         else:
-            how = Typesetting(self._many, (12, 44 if level >= 7 else 22), (1.0, 1.8), 0.4, colours=level >= 7)
+            sizes = (18, 44) if level >= 7 and self.rng.random() < 0.3 else (11, 24)
+            how = Typesetting(self._many, sizes, (1.0, 1.8), 0.4, colours=level >= 7)
         words = self.words[:1500] if level < 4 else self.words
         with typeset(self.texts, words, how, self.rng) as document:
             return self._reader.read(document[0])
@@ -329,4 +330,4 @@ def train_vision(
 
 
 def _mixed_level(level: int, rng: random.Random) -> int:
-    return rng.randrange(level) if level and rng.random() < 0.2 else level
+    return rng.randrange(max(level - 3, 0), level) if level and rng.random() < 0.2 else level
