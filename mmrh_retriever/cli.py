@@ -34,7 +34,9 @@ from mmrh_retriever.head_report import (
 )
 from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.loading import model_path
+from mmrh_retriever.page_store import PageStore
 from mmrh_retriever.pdf import read_pdf
+from mmrh_retriever.report import report_on
 from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
@@ -59,6 +61,7 @@ HeadsOption = Annotated[
     str, typer.Option("--heads", help="'published', 'all', or the file of a head set or of detected scores.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="The weights' type: bfloat16, float16 or float32.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cuda, mps, cpu ...; the best there is if left out.")
 ]
@@ -104,6 +107,12 @@ def rank(
     heatmap: Annotated[
         Path | None, typer.Option("--heatmap", help="Write a heat map PNG of each page shown here.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write all pages with heat maps and boxes to this HTML file.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Keep encoded pages in this folder for the next question.")
+    ] = None,
     pages: Annotated[
         str | None, typer.Option("--pages", help="Pages of PDF files, such as '1-3,7' (counted from 1).")
     ] = None,
@@ -111,6 +120,7 @@ def rank(
     token_budget: Annotated[
         int | None, typer.Option("--token-budget", min=1, help="Longest window, in tokens.")
     ] = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,14 +128,28 @@ def rank(
     files, question = _files_and_question(arguments)
     if regions and heatmap is not None:
         raise typer.BadParameter("draws pages, and --regions ranks regions: give one of them", param_hint="--heatmap")
-    listed = _read(files, pages=pages, password=password, layout=regions)
-    reranker = load(model, heads, token_budget=token_budget, device=device)
+    listed = _read(files, pages=pages, password=password, layout=regions or report is not None)
+    kept = None if store is None else PageStore(folder=store)
+    reranker = load(model, heads, token_budget=token_budget, dtype=dtype, device=device, store=kept)
+    encoded = None if report is None else reranker.encode(listed, progress=True)
     if regions:
-        found = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
-        _show_regions(found, as_json=as_json)
-        return
-    top = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
-    _show_pages(top, question, as_json=as_json)
+        boxes = (
+            reranker.rank_regions(question, listed, top_n=top_n, progress=True)
+            if encoded is None
+            else encoded.rank_regions(question, top_n=top_n)
+        )
+        _show_regions(boxes, as_json=as_json)
+        top = []
+    else:
+        tokens = heatmap is not None
+        top = (
+            reranker.rank(question, listed, top_n=top_n, with_tokens=tokens, progress=True)
+            if encoded is None
+            else encoded.rank(question, top_n=top_n, with_tokens=tokens)
+        )
+        _show_pages(top, question, as_json=as_json)
+    if encoded is not None and report is not None:
+        stderr.print(f"Report: {report_on(encoded, question, report)}", highlight=False)
     if heatmap is not None:
         scale = full_colour(top)
         for scored in top:
@@ -190,7 +214,7 @@ def bench(
         int | None, typer.Option("--max-layer", min=0, help="Use no heads beyond this layer (counted from 0).")
     ] = None,
     attention: Annotated[str | None, typer.Option("--attention", help="sdpa, eager or flash_attention_2.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16, float32.")] = None,
+    dtype: DtypeOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:

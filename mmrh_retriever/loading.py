@@ -158,7 +158,7 @@ def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
 
     Without matrix units for bfloat16, torch computes it more slowly than float32.
     """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if stored is torch.bfloat16 and capabilities.get("amx_bf16") else torch.float32
 
 

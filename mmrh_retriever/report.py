@@ -17,7 +17,7 @@ from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain import RAMP, draw_regions, full_colour, heat_map
 from mmrh_retriever.loading import BUNDLED_FOLDER
 from mmrh_retriever.question_attention import QuestionAttention
-from mmrh_retriever.reranker import Reranker
+from mmrh_retriever.reranker import EncodedPages, Reranker
 from mmrh_retriever.types import ScoredPage, ScoredRegion
 
 PICTURE_SIDE = 1000
@@ -98,6 +98,22 @@ def html_report(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     return target
+
+
+def report_on(encoded: EncodedPages, question: str, path: str | Path) -> Path:
+    """Ask encoded pages a question and write :func:`html_report` with all there is to show.
+
+    All pages with heat maps, the boxes of pages that were read with their layout, and the best page by token.
+
+    Raises:
+        QuestionError: an empty question.
+        ContextOverflowError: a question too long.
+        OSError: the file can't be written.
+    """
+    ranked = encoded.rank(question, with_tokens=True)
+    regions = encoded.rank_regions(question) if any(page.regions for page in encoded.pages) else []
+    attention = [encoded.question_attention(question, ranked[0])] if ranked[0].grid is not None else []
+    return html_report(question, ranked, path, regions=regions, attention=attention, reranker=encoded.reranker)
 
 
 class _View:

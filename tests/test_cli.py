@@ -75,6 +75,25 @@ def test_rank_gives_one_json_object_a_line(
     assert "bundled" not in done.stderr
 
 
+def test_rank_writes_a_report_and_keeps_pages_for_the_next_question(
+    mmrh: Callable[..., Done], model: Path, files: list[Path], tmp_path: Path
+) -> None:
+    report, store = tmp_path / "new" / "report.html", tmp_path / "store"
+    plain = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9)
+    first = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store)
+    kept = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    again = mmrh(
+        *("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store, "--report", report)
+    )
+    assert (plain.returncode, first.returncode, again.returncode) == (0, 0, 0), again.stderr
+    assert len(kept) == len(plain.stdout.splitlines())
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == kept, "nothing was encoded again"
+    scores = [[json.loads(line)["score"] for line in done.stdout.splitlines()] for done in (plain, first, again)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-6)
+    assert QUESTION in report.read_text()
+
+
 def test_rank_prints_a_table_for_people(mmrh: Callable[..., Done], model: Path, files: list[Path]) -> None:
     done = mmrh("rank", files[0], files[-1], QUESTION, "--model", model, "--heads", "all")
     assert done.returncode == 0, done.stderr
