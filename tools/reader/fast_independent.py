@@ -106,15 +106,22 @@ def independent_states(
         seen_keys, seen_values = (
             states.transpose(0, 1).flatten(1, 2)[:, places.seen].repeat_interleave(groups, 0) for states in (key, value)
         )  # (heads, keys, size)
-        query = _rotate(_heads(attention.q_proj(asked), size), *turn_asked) * size**-0.5
-        own_key = _rotate(_heads(attention.k_proj(asked), size), *turn_asked).repeat_interleave(groups, 1)
-        own_value = _heads(attention.v_proj(asked), size).repeat_interleave(groups, 1)
+        query = (_rotate(_heads(attention.q_proj(asked), size), *turn_asked) * size**-0.5).transpose(0, 1)
+        own_key, own_value = (
+            states.repeat_interleave(groups, 1).transpose(0, 1)
+            for states in (
+                _rotate(_heads(attention.k_proj(asked), size), *turn_asked),
+                _heads(attention.v_proj(asked), size),
+            )
+        )  # (heads, questions, tokens, size); all questions are rows of one product with the keys that they share
+        on_seen = (query.flatten(1, 2) @ seen_keys.transpose(1, 2)).float().unflatten(1, query.shape[1:3])
         own = (query @ own_key.transpose(2, 3)).float().masked_fill(later, float("-inf"))
-        weights = torch.cat([(query @ seen_keys.transpose(1, 2)).float(), own], dim=-1).softmax(-1)
+        weights = torch.cat([on_seen, own], dim=-1).softmax(-1)
         on_pages, on_own = weights.split([len(places.seen), length], dim=-1)
         with torch.autocast("cpu", enabled=False):
-            masses.append(torch.einsum("qhlk,ql->qhk", on_pages, words) @ places.page_of)
-        found = on_pages.to(dtype) @ seen_values + on_own.to(dtype) @ own_value
+            masses.append(torch.einsum("hqlk,ql->qhk", on_pages, words) @ places.page_of)
+        found = (on_pages.to(dtype).flatten(1, 2) @ seen_values).unflatten(1, query.shape[1:3])
+        found = (found + on_own.to(dtype) @ own_value).transpose(0, 1)
         pages = _block(layer, pages, mixed)
         questions = _block(layer, questions, found)
     return _norm(questions, text.norm.weight), masses
