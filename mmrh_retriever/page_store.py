@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_STORE_MEMORY = 4 * 1024**3
 """Bytes of encoded pages that a store holds in memory."""
+DEFAULT_STORE_DISK = 32 * 1024**3
+"""Bytes of files that a store's folder holds."""
 FORMAT = "mmrh-page-1"
 
 
@@ -64,17 +67,24 @@ class PageStore:
     Args:
         memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU
             memory, beside what :class:`EncodedPages` holds.
-        folder: if given, every page is also written there, for later processes; one folder a model. Nothing is ever
-            deleted from it but files that can't be used.
+        folder: if given, every page is also written there, for later processes; one folder a model.
+        disk: bytes of files that the folder may hold; the pages used longest ago are deleted. No other file is touched.
 
     Raises:
         PageError: a negative budget, or a folder that is a file.
     """
 
-    def __init__(self, memory: int = DEFAULT_STORE_MEMORY, folder: str | Path | None = None) -> None:
-        if memory < 0:
-            raise PageError(f"A store's memory is in bytes and not negative, got {memory}.")
+    def __init__(
+        self,
+        memory: int = DEFAULT_STORE_MEMORY,
+        folder: str | Path | None = None,
+        *,
+        disk: int = DEFAULT_STORE_DISK,
+    ) -> None:
+        if memory < 0 or disk < 0:
+            raise PageError(f"A store's budgets are in bytes and not negative, got memory={memory}, disk={disk}.")
         self.memory = memory
+        self.disk = disk
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -84,6 +94,7 @@ class PageStore:
         self.misses = 0
         self._pages: ByteCache[tuple[str, str], StoredPage] = ByteCache(memory)
         self._lock = threading.Lock()
+        self._on_disk = sum(size for _, size, _ in self._files())
 
     def __len__(self) -> int:
         """Pages in memory."""
@@ -115,7 +126,11 @@ class PageStore:
         self._pages.put((fingerprint, name), page)
         if self.folder is not None:
             try:
-                _write(self.folder / f"{name}.safetensors", fingerprint, page)
+                written = _write(self.folder / f"{name}.safetensors", fingerprint, page)
+                with self._lock:
+                    self._on_disk += written
+                    if self._on_disk > self.disk:
+                        self._on_disk = self._delete_oldest()
             except (OSError, SafetensorError) as error:
                 logger.warning("An encoded page could not be written to %s and stays in memory: %s", self.folder, error)
 
@@ -123,10 +138,33 @@ class PageStore:
         if not path.is_file():
             return None
         try:
-            return _load(path, fingerprint)
+            found = _load(path, fingerprint)
         except (DataError, OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             logger.warning("%s is not used and will be made again: %s", path, error)
             return None
+        with suppress(OSError):  # a folder that may only be read
+            path.touch()
+        return found
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """The folder's pages, those used longest ago first: time, bytes and path of each."""
+        found = []
+        for path in () if self.folder is None else self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process has deleted it
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        return sorted(found)
+
+    def _delete_oldest(self) -> int:
+        """Bring the folder under its budget; gives the bytes that are left."""
+        files = self._files()
+        left = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if left <= self.disk:
+                break
+            path.unlink(missing_ok=True)
+            left -= size
+        return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +191,8 @@ class ModelPages:
         return f"{digest.hex()}-{self.layers}"
 
 
-def _write(path: Path, fingerprint: str, page: StoredPage) -> None:
-    """Write a page's file; a reader sees the whole of it or nothing."""
+def _write(path: Path, fingerprint: str, page: StoredPage) -> int:
+    """Write a page's file; a reader sees the whole of it or nothing. Gives its bytes."""
     tensors = _tensors(page)
     piece = page.piece
     told = {
@@ -173,7 +211,9 @@ def _write(path: Path, fingerprint: str, page: StoredPage) -> None:
     own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         save_file(tensors, own, metadata=metadata)
+        written = own.stat().st_size
         own.replace(path)
+        return written
     finally:
         own.unlink(missing_ok=True)
 

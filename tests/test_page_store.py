@@ -158,6 +158,29 @@ def test_memory_is_bounded_and_the_oldest_go_first(tmp_path: Path, caplog: pytes
     assert "could not be written" in caplog.text
 
 
+def test_the_folder_is_bounded_and_pages_used_longest_ago_are_deleted(tmp_path: Path) -> None:
+    pages = some_pages()
+    folder = tmp_path / "pages"
+    other = folder / "notes.txt"
+    scores(reranker_for(independent=True, store=PageStore(folder=folder)), pages[:1])
+    (first,) = folder.iterdir()
+    size = first.stat().st_size
+    other.write_text("not ours")
+    small = reranker_for(independent=True, store=PageStore(0, folder, disk=3 * size + size // 2))
+    scores(small, pages[1:3])
+    scores(small, pages[:1])  # the oldest file is used again
+    scores(small, pages[3:])
+    kept = set(folder.glob("*.safetensors"))
+    assert len(kept) == 3
+    assert first in kept
+    assert other.read_text() == "not ours"
+    later = reranker_for(independent=True, store=PageStore(folder=folder))
+    assert scores(later, pages) == pytest.approx(scores(reranker_for(independent=True), pages), abs=1e-6)
+    assert (later.store.hits, later.store.misses) == (3, 1)
+    scores(reranker_for(independent=True, store=PageStore(0, folder, disk=0)), [Page(image=page_image(77))])
+    assert not list(folder.glob("*.safetensors"))
+
+
 def test_what_a_store_refuses(tmp_path: Path) -> None:
     with pytest.raises(PageError, match="not negative"):
         PageStore(memory=-1)
