@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 TASK = "page"
 PAGES = 20
-NEARLY = 0.9
+NEARLY = 0.8
+DEEPEST = 1  # layer; deeper heads found no more pages, and each layer costs every page and question its time
 CONTEXT = 32768  # tokens of PAGES pages, about
 
 
@@ -90,17 +91,18 @@ def probes(found: Sequence[Group]) -> Iterator[Probe]:
 
 
 def choose(run: Detection) -> HeadSet:
-    """The heads that alone find nearly as many pages as the best one, by mean score."""
+    """The heads of the first layers that alone find nearly as many pages as the best one, by mean score."""
     return near_the_best(run.table.at(TASK, CONTEXT))
 
 
 def near_the_best(scores: HeadScores) -> HeadSet:
-    """The heads whose recall@1 is at least NEARLY of the highest."""
+    """The heads down to layer DEEPEST whose recall@1 is at least NEARLY of the highest."""
     recall = scores.recall_at_1
     if recall is None:
         raise ValueError("got scores without recall; expected a detection run's own table")
     found = {HeadId(*place): float(share) for place, share in np.ndenumerate(recall)}
-    fewer = [head for head, share in found.items() if not share >= NEARLY * max(found.values())]
+    least = NEARLY * max(found.values())
+    fewer = [head for head, share in found.items() if head.layer > DEEPEST or not share >= least]
     kept = HeadSet.top(scores, count=len(found) - len(fewer), exclude=fewer)
     logger.info(
         "recall@1 %s; of all heads %s", [f"{head} {found[head]:.2f}" for head in kept], recall.round(2).tolist()
