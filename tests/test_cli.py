@@ -81,13 +81,13 @@ def test_rank_writes_a_report_and_keeps_pages_for_the_next_question(
     report, store = tmp_path / "new" / "report.html", tmp_path / "store"
     plain = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9)
     first = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store)
-    kept = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    kept = {path: path.stat().st_ino for path in store.iterdir()}
     again = mmrh(
         *("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store, "--report", report)
     )
     assert (plain.returncode, first.returncode, again.returncode) == (0, 0, 0), again.stderr
     assert len(kept) == len(plain.stdout.splitlines())
-    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == kept, "nothing was encoded again"
+    assert {path: path.stat().st_ino for path in store.iterdir()} == kept, "nothing was encoded again"
     scores = [[json.loads(line)["score"] for line in done.stdout.splitlines()] for done in (plain, first, again)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     assert scores[0] == pytest.approx(scores[2], abs=1e-6)
