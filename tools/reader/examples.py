@@ -72,7 +72,10 @@ class ExampleMaker:
         asked = scattered or rng.random() < ASKED
         if asked and rng.random() < STRANGE:
             for _ in range(rng.randint(1, 3)):
-                strange = self.shelf.words[int(len(self.shelf.words) * rng.random() ** 3)]
+                if rng.random() < 0.5:
+                    strange = rng.choice(rng.choice(views).page.words)
+                else:
+                    strange = self.shelf.words[int(len(self.shelf.words) * rng.random() ** 3)]
                 words.insert(rng.randrange(len(words) + 1), strange)
         question = as_question(words, rng, self.common) if asked else " ".join(words)
         return (question, gold) if telling_words(question, self.common) >= 2 else None

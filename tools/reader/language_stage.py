@@ -30,8 +30,8 @@ class LanguageSettings:
     decay_share: float = 0.4
     warmup_steps: int = 30
     looking_weight: float = 2.0  # of the helper loss on attention; 0 is without
-    first_documents: int = 60  # encoded before the first step
-    renew_steps: int = 8  # a new document on the shelf every so many steps
+    first_documents: int = 30  # encoded before the first step
+    renew_steps: int = 24  # a new document on the shelf every so many steps
     checkpoint_seconds: float = 90.0
     log_steps: int = 25
 

@@ -82,8 +82,8 @@ class Shelf:
     words: Sequence[str]
     pdfs: Sequence[Path]
     rng: random.Random
-    size: int = 90
-    pages_each: int = 6
+    size: int = 40
+    pages_each: int = 16
     typeset_share: float = 0.25
     spoilt_share: float = 0.2
     documents: list[list[KeptPage]] = field(default_factory=list)
@@ -150,9 +150,9 @@ class Shelf:
         ]
 
     def pages(self, count: int) -> list[KeptPage]:
-        """Different pages, half of the time all of one document as far as it goes."""
+        """Different pages, mostly all of one document as far as it goes: what stands on all of them must not tell."""
         found: list[KeptPage] = []
-        one_document = self.rng.random() < 0.5
+        one_document = self.rng.random() < 0.75
         while len(found) < count:
             document = self.rng.choice(self.documents)
             wanted = count - len(found) if one_document else 1

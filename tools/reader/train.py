@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SEED = 20
 PARAGRAPHS_A_DOCUMENT = 1500  # of the longest documents, so that no dictionary drowns the rest
 LARGEST_PDF = 2_500_000  # bytes; larger ones take too long to open
-SAMPLE_DOCUMENTS = 25  # whose visual tokens say how the text tower's heads start
+SAMPLE_DOCUMENTS = 12  # whose visual tokens say how the text tower's heads start
 CONTENT_RANK = 96
 
 
