@@ -157,16 +157,21 @@ def plot_causal(summary: dict[str, Any], path: str | Path) -> None:
 def _draw(axis: Any, entries: Sequence[dict[str, Any]], name: str) -> None:
     colours = {"unmasked": "#333333", "selected": "#c0392b", "random": "#2980b9", "random, same layers": "#16a085"}
     places = sorted({entry[name] for entry in entries})
-    for masked, phase in dict.fromkeys((entry["masked"], entry["phase"]) for entry in entries):
+    lines = list(dict.fromkeys((entry["masked"], entry["phase"]) for entry in entries))
+    for number, (masked, phase) in enumerate(lines):
         own = {entry[name]: entry for entry in entries if (entry["masked"], entry["phase"]) == (masked, phase)}
         xs = [place for place, value in enumerate(places) if value in own]
         found = [own[places[place]] for place in xs]
         middle = np.array([100 * entry["correct"] for entry in found])
-        low, high = ([100 * entry[end] for entry in found] for end in ("low", "high"))
+        low, high = (np.array([100 * entry[end] for entry in found]) for end in ("low", "high"))
         label = masked + (" (answer only)" if phase == "decode" else "")
         style = "--" if phase == "decode" else "-"
-        axis.plot(xs, middle, style, marker="o", color=colours[masked], label=label)
-        axis.fill_between(xs, low, high, color=colours[masked], alpha=0.1, linewidth=0)
+        beside = [place + 0.06 * (number - (len(lines) - 1) / 2) for place in xs]  # equal lines stay apart
+        axis.errorbar(
+            beside, middle, [middle - low, high - middle], linestyle=style, marker="o", markersize=4, capsize=2,
+            elinewidth=0.8, color=colours[masked], markerfacecolor="white" if phase == "decode" else None, label=label,
+        )  # fmt: skip
     axis.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+    axis.set_xlim(-0.5, len(places) - 0.5)
     axis.set_ylim(-3, 103)
     axis.grid(alpha=0.3)
