@@ -36,8 +36,7 @@ from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.loading import model_path
 from mmrh_retriever.page_store import PageStore
 from mmrh_retriever.pdf import read_pdf
-from mmrh_retriever.report import report_on
-from mmrh_retriever.reranker import Reranker
+from mmrh_retriever.reranker import EncodedPages, Reranker
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
 app = typer.Typer(
@@ -131,31 +130,22 @@ def rank(
     listed = _read(files, pages=pages, password=password, layout=regions or report is not None)
     kept = None if store is None else PageStore(folder=store)
     reranker = load(model, heads, token_budget=token_budget, dtype=dtype, device=device, store=kept)
-    encoded = None if report is None else reranker.encode(listed, progress=True)
+    if report is None:
+        asked: Reranker | EncodedPages = reranker
+        given: dict[str, Any] = {"pages": listed, "progress": True}
+    else:  # is asked more than once
+        asked, given = reranker.encode(listed, progress=True), {}
     if regions:
-        boxes = (
-            reranker.rank_regions(question, listed, top_n=top_n, progress=True)
-            if encoded is None
-            else encoded.rank_regions(question, top_n=top_n)
-        )
-        _show_regions(boxes, as_json=as_json)
-        top = []
+        _show_regions(asked.rank_regions(question, top_n=top_n, **given), as_json=as_json)
     else:
-        tokens = heatmap is not None
-        top = (
-            reranker.rank(question, listed, top_n=top_n, with_tokens=tokens, progress=True)
-            if encoded is None
-            else encoded.rank(question, top_n=top_n, with_tokens=tokens)
-        )
+        top = asked.rank(question, top_n=top_n, with_tokens=heatmap is not None, **given)
         _show_pages(top, question, as_json=as_json)
-    if encoded is not None and report is not None:
-        stderr.print(f"Report: {report_on(encoded, question, report)}", highlight=False)
-    if heatmap is not None:
-        scale = full_colour(top)
-        for scored in top:
-            stem = Path(scored.page.doc_id or "page").stem
-            path = heatmap / f"{scored.rank:02d}-{stem}-page-{scored.page.number}.png"
-            stderr.print(f"Heat map: {save_heat_map(scored, path, scale=scale)}", highlight=False)
+        if heatmap is not None:
+            _draw_pages(top, heatmap)
+    if report is not None and isinstance(asked, EncodedPages):
+        from mmrh_retriever.report import report_on
+
+        stderr.print(f"Report: {report_on(asked, question, report)}", highlight=False)
 
 
 @app.command("heads")
@@ -303,6 +293,14 @@ def _show_pages(top: list[ScoredPage], question: str, *, as_json: bool) -> None:
         }
 
     _show([row(scored) for scored in top], title=question, as_json=as_json)
+
+
+def _draw_pages(top: list[ScoredPage], folder: Path) -> None:
+    scale = full_colour(top)
+    for scored in top:
+        stem = Path(scored.page.doc_id or "page").stem
+        path = folder / f"{scored.rank:02d}-{stem}-page-{scored.page.number}.png"
+        stderr.print(f"Heat map: {save_heat_map(scored, path, scale=scale)}", highlight=False)
 
 
 def _show_regions(top: list[ScoredRegion], *, as_json: bool) -> None:

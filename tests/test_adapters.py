@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def pdf(tmp_path: Path) -> Path:
     return tmp_path / "three.pdf"
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Iterator[Path]:
+    release_shared_models()
+    for part in (tiny().model, tiny().tokenizer, tiny().image_processor):
+        part.save_pretrained(tmp_path)
+    yield tmp_path
+    release_shared_models()
+
+
 # Settings
 
 
@@ -79,13 +89,9 @@ def test_settings_become_plain_data_and_come_back() -> None:
     assert AdapterSettings(**plain) == settings
 
 
-def test_model_is_loaded_at_first_use_and_shared(tmp_path: Path) -> None:
-    release_shared_models()
-    tiny().model.save_pretrained(tmp_path)
-    tiny().tokenizer.save_pretrained(tmp_path)
-    tiny().image_processor.save_pretrained(tmp_path)
-    one, two = (AdapterSettings(model=tmp_path, heads="all", dtype=kind) for kind in ("float32", torch.float32))
-    assert one.model_label == tmp_path.name
+def test_model_is_loaded_at_first_use_and_shared(saved: Path) -> None:
+    one, two = (AdapterSettings(model=saved, heads="all", dtype=kind) for kind in ("float32", torch.float32))
+    assert one.model_label == saved.name
     assert one._held.reranker is None
     assert one.reranker.backbone.model is two.reranker.backbone.model
     assert one.reranker is one.reranker
@@ -95,17 +101,12 @@ def test_model_is_loaded_at_first_use_and_shared(tmp_path: Path) -> None:
     assert one.reranker.backbone.model is loaded.backbone.model
     unpickled = pickle.loads(pickle.dumps(one))  # noqa: S301
     assert unpickled.reranker.backbone.model is loaded.backbone.model
-    release_shared_models()
 
 
-def test_pages_that_stand_alone_are_kept_for_the_next_question(tmp_path: Path) -> None:
-    release_shared_models()
-    tiny().model.save_pretrained(tmp_path)
-    tiny().tokenizer.save_pretrained(tmp_path)
-    tiny().image_processor.save_pretrained(tmp_path)
+def test_pages_that_stand_alone_are_kept_for_the_next_question(saved: Path) -> None:
     items = [PageClues(image=factories.page_image(seed), index=seed) for seed in range(3)]
-    settings = AdapterSettings(model=str(tmp_path), heads="all", independent=True)
-    without = AdapterSettings(model=str(tmp_path), heads="all", independent=True, page_memory=0)
+    settings = AdapterSettings(model=str(saved), heads="all", independent=True)
+    without = AdapterSettings(model=str(saved), heads="all", independent=True, page_memory=0)
     first = rank(settings, items)
     store = settings.reranker.store
     assert store is not None
@@ -113,10 +114,9 @@ def test_pages_that_stand_alone_are_kept_for_the_next_question(tmp_path: Path) -
     assert rank(settings, items[::-1])[0].score == pytest.approx(first[0].score, abs=1e-6)
     assert (store.hits, len(store)) == (3, 3)
     assert without.reranker.store is None
-    together = AdapterSettings(model=str(tmp_path), heads="all")
+    together = AdapterSettings(model=str(saved), heads="all")
     assert not together.reranker.independent
     assert together.reranker.store is None
-    release_shared_models()
 
 
 def test_a_given_reranker_is_used_and_copies_share_it(reranker: StubReranker) -> None:
