@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator
 
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
+from mmrh_retriever.final_heat import check_size
 from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.page_sources import DEFAULT_MAX_BYTES, PageClues, PageSource
 from mmrh_retriever.page_store import PageStore
@@ -37,7 +38,7 @@ DEFAULT_PAGE_MEMORY = 1024**3
 GRID_CELLS = 24
 """About how many cells serve as the regions of a page whose layout is unknown."""
 
-_OF_A_RERANKER = ("heads", "token_budget", "independent", "calibrate")
+_OF_A_RERANKER = ("heads", "token_budget", "independent", "calibrate", "final_heat")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,6 +100,9 @@ class AdapterSettings(BaseModel):
         None, description="Encode each page as if it stood alone; as the model's config says if not set."
     )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
+    final_heat: int = Field(
+        0, description="Best pages of several windows that are compared once more together; 0 compares none."
+    )
     page_memory: int = Field(
         DEFAULT_PAGE_MEMORY,
         ge=0,
@@ -147,6 +151,11 @@ class AdapterSettings(BaseModel):
         if isinstance(value, (list, tuple)):
             return HeadSet.parse(value)
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("final_heat")
+    @classmethod
+    def _checked_heat(cls, value: int) -> int:
+        return check_size(value)
 
     @field_serializer("heads")
     def _plain_heads(self, value: str | HeadSet) -> str | list[str]:

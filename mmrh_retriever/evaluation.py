@@ -28,7 +28,7 @@ from mmrh_retriever.baselines import PageRanker, RankerSpec, RegionRanker, build
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation_documents import Rankers, Task, failed_part, measure_document
 from mmrh_retriever.evaluation_rows import Level, Part, RunFolder, Settings, read_parts
-from mmrh_retriever.loading import HEADS_FILE, model_path
+from mmrh_retriever.loading import HEADS_FILE, default_dtype, model_path
 from mmrh_retriever.metrics import (
     Interval,
     PairedDifference,
@@ -255,6 +255,7 @@ def _described(ranker: object) -> dict[str, Any]:
         content["model"] = "bundled" if bundled else path
         if Path(path).is_dir():
             content["model_fingerprint"] = _folder_fingerprint(Path(path))
+            content["dtype"] = ranker.dtype or default_dtype(Path(path), ranker.device)
         heads = Path(path) / HEADS_FILE if ranker.heads == "published" else Path(ranker.heads)
         if heads.is_file():
             content["heads_fingerprint"] = _file_fingerprint(heads)

@@ -61,6 +61,7 @@ def shared_reranker(
     independent: bool | None = None,
     calibrate: bool = True,
     options: PromptOptions | None = None,
+    final_heat: int = 0,
     **loading: Any,
 ) -> Reranker:
     """A reranker on a model that is loaded once for the whole process.
@@ -75,6 +76,7 @@ def shared_reranker(
         independent: encode each page as if it stood alone; as the model's config says if ``None``.
         calibrate: subtract the attention of a null question.
         options: wording of the prompt, and which tokens count.
+        final_heat: pages that are compared once more where pages take several windows.
         loading: as for :meth:`~mmrh_retriever.reranker.Reranker.from_pretrained`.
 
     Raises:
@@ -100,6 +102,7 @@ def shared_reranker(
         independent=independent,
         calibrate=calibrate,
         options=options,
+        final_heat=final_heat,
     )
 
 

@@ -119,6 +119,12 @@ def test_pages_that_stand_alone_are_kept_for_the_next_question(saved: Path) -> N
     assert together.reranker.store is None
 
 
+def test_a_final_heat_is_a_setting(saved: Path) -> None:
+    assert AdapterSettings(model=str(saved), heads="all", final_heat=4).reranker.final_heat == 4
+    with pytest.raises(ValueError, match="2 or more, or 0 for none; got 1"):
+        AdapterSettings(final_heat=1)
+
+
 def test_a_given_reranker_is_used_and_copies_share_it(reranker: StubReranker) -> None:
     settings = AdapterSettings(reranker=reranker)
     assert settings.reranker is reranker

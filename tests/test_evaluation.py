@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pymupdf
 import pytest
+import torch
 from rich.console import Console
 
 from mmrh_retriever import Page
@@ -292,6 +293,7 @@ def test_settings_know_model_heads_and_versions(data: MMDocIR, tmp_path: Path) -
     about = settings_of(data, {"selected": spec}, level="page").rankers["selected"]
     assert about["model"] == str(model)
     assert (about["calibrate"], about["token_budget"]) == (False, 9)
+    assert about["dtype"] == ("auto" if torch.cuda.is_available() or torch.backends.mps.is_available() else "float32")
     (model / "README.md").write_text("a word more")
     (model / HEADS_FILE).write_text("{}")
     assert settings_of(data, {"selected": spec}, level="page").rankers["selected"] == about

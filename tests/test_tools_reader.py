@@ -15,6 +15,7 @@ from tools.reader.fonts import FIRST_FAMILIES, FontsMissingError, find_fonts  # 
 from tools.reader.labels import CELL, MERGE, PATCH, WINDOW_CELLS, crop, patches, sheet_windows, trim  # noqa: E402
 from tools.reader.pages import CHARACTERS, PageReader, ReadablePage, Typesetting, typeset  # noqa: E402
 from tools.reader.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
+from tools.reader.words import inflected  # noqa: E402
 
 TEXTS = [
     "The committee reported higher revenue in the second quarter of the year.",
@@ -136,6 +137,15 @@ def test_questions_keep_content_words() -> None:
         ["the", "revenue", "of", "the", "second", "quarter"], random.Random(1), frozenset({"the", "of"})
     )
     assert {"revenue", "second", "quarter"} & set(asked.split())
+
+
+def test_words_take_other_known_forms() -> None:
+    known = frozenset({"report", "reports", "reported", "increase", "increasing", "option", "of"})
+    rng = random.Random(1)
+    assert {inflected("Reports", known, rng) for _ in range(20)} == {"report", "reported"}
+    assert inflected("increase", known, rng) == "increasing"
+    assert inflected("option", known, rng) == "option"
+    assert inflected("of", known, rng) == "of"
 
 
 def test_the_first_heads_look_for_what_pieces_say(tokenizer) -> None:

@@ -11,10 +11,13 @@ import torch
 
 from tools.reader.dialogue import Example, Layer, ShownPage, as_question, telling_words
 from tools.reader.shelf import Shelf, View
+from tools.reader.words import inflected
 
 SCATTERED = 0.35  # share of questions about several places of a page
 ASKED = 0.7  # share of the others that are turned into questions
 STRANGE = 0.4  # share of questions with words that need not stand on the page
+OTHER_FORM = 0.12  # share of their words in another form than the page's: a plural, a participle
+WHOLE = 0.3  # share of examples of many whole pages, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,11 @@ class Shape:
 
 
 def shape_at(progress: float, rng: random.Random) -> Shape:
-    """From parts of pages to many of them, and to whole pages."""
+    """From parts of pages to many of them, and to as many whole pages as the reader is asked about."""
     small = (Shape(8, 12, 12), Shape(12, 12, 8), Shape(6, 24, 10), Shape(10, 16, 8))
     large = (Shape(12, 16, 16, 32), Shape(8, 24, 24, 32), Shape(20, 18, 18, 32), Shape(6, 48, 48, 32))
+    if rng.random() < WHOLE * progress:
+        return Shape(14, 52, 52, 24)
     return rng.choice(large if rng.random() < 0.2 + progress else small)
 
 
@@ -41,6 +46,7 @@ class ExampleMaker:
         self.shelf = shelf
         self.layer = Layer(shelf.tokenizer)
         self.common = frozenset(shelf.words[:150])
+        self._known = frozenset(shelf.words)
         self._text_share = text_share
 
     def snippet(self, view: View, shortest: int, longest: int) -> list[str] | None:
@@ -59,7 +65,8 @@ class ExampleMaker:
     def question(self, views: Sequence[View]) -> tuple[str, int] | None:
         """What one of the views says, as text, and which view; None where that has too little text.
 
-        A quotation, a question about one, or a question about two or three places; some hold words from elsewhere.
+        A quotation, a question about one, or a question about two or three places; some hold words from elsewhere, or
+        other forms of a word.
         """
         rng = self.shelf.rng
         gold = rng.randrange(len(views))
@@ -77,6 +84,8 @@ class ExampleMaker:
                 else:
                     strange = self.shelf.words[int(len(self.shelf.words) * rng.random() ** 3)]
                 words.insert(rng.randrange(len(words) + 1), strange)
+        if asked:
+            words = [inflected(word, self._known, rng) if rng.random() < OTHER_FORM else word for word in words]
         question = as_question(words, rng, self.common) if asked else " ".join(words)
         return (question, gold) if telling_words(question, self.common) >= 2 else None
 
