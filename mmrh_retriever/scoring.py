@@ -21,7 +21,9 @@ LOGIT_BUDGET = 16 * 1024 * 1024
 CPU_LOGIT_BUDGET = 512 * 1024
 """The same on a CPU: what stays in its cache between the steps that read it."""
 KEY_CHUNK = 16 * 1024
-"""Keys turned into float32 at a time while recording a half-precision model."""
+"""Keys turned into float32 at a time while recording a half-precision model with a long context."""
+KEPT_KEYS = 4 * 1024 * 1024
+"""Numbers (16 MiB) that a head's keys may be to be turned into float32 once, and not for each block of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ def record(
     step = max(1, min(rows, max(budget // keys, fewest)))
     at_once = max(1, min(budget // (keys * step), LOGIT_BUDGET // (questions * keys)))
     for key_head, pairs in by_key.items():
+        seen = key[key_head].float() if key[key_head].numel() <= KEPT_KEYS else key[key_head]
         for start in range(0, len(pairs), at_once):
             part = pairs[start : start + at_once]
             chosen = query[[head for head, _ in part]][:, laid.rows]  # (heads, rows, width)
@@ -179,7 +182,7 @@ def record(
             for row in range(0, rows, step):
                 piece = slice(row, row + step)
                 asking = slice(laid.questions[row], laid.questions[min(row + step, rows) - 1] + 1)
-                attention = _attention_rows(chosen[:, piece], key[key_head], mask_rows[piece], scaling, softcap, sink)
+                attention = _attention_rows(chosen[:, piece], seen, mask_rows[piece], scaling, softcap, sink)
                 totals[:, asking] += laid.average[asking, piece] @ attention[:, :, :known]
             sums = torch.zeros(len(part), questions, recording.spans + 1, device=device)
             sums.index_add_(2, laid.bins, totals)

@@ -106,9 +106,10 @@ def test_recording_in_small_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch, 
     mask = PassPlan(41, 9).mask(None, query.device)[1:8].float().log()
     owner = torch.arange(45) // 9
     results = []
-    for budget, chunk in ((10**6, 10**6), (70, 7)):
+    for budget, chunk, kept in ((10**6, 10**6, 10**6), (70, 7, 0)):
         monkeypatch.setattr("mmrh_retriever.scoring.LOGIT_BUDGET", budget)
         monkeypatch.setattr("mmrh_retriever.scoring.KEY_CHUNK", chunk)
+        monkeypatch.setattr("mmrh_retriever.scoring.KEPT_KEYS", kept)
         heads = HeadsByLayer.of([(0, 3), (0, 0), (0, 1)])
         recording = Recording(heads, [TokenSpan(1, 4), TokenSpan(4, 8)], owner, 5, tokens=True)
         record(recording, 0, query, key, mask, scaling=0.3)

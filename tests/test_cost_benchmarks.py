@@ -84,3 +84,15 @@ def test_cost_is_measured_and_drawn(tmp_path: Path) -> None:
     assert names["linear"](reranker, 4, 2, 1)["whole_against_parts"] > 0
     names["plot"](pages, questions, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_stages_count_their_own_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = script("where_time_goes")["Stages"]()
+    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    with stages.of("outer"):
+        with stages.of("inner"):
+            pass
+        with stages.of("inner"):
+            pass
+    assert dict(stages.seconds) == {"inner": 4.0, "outer": 6.0}
