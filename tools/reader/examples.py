@@ -35,7 +35,7 @@ def shape_at(progress: float, rng: random.Random) -> Shape:
     small = (Shape(8, 12, 12), Shape(12, 12, 8), Shape(6, 24, 10), Shape(10, 16, 8))
     large = (Shape(12, 16, 16, 32), Shape(8, 24, 24, 32), Shape(20, 18, 18, 32), Shape(6, 48, 48, 32))
     if rng.random() < WHOLE * progress:
-        return Shape(14, 52, 52, 24)
+        return Shape(14, 52, 52, 8)
     return rng.choice(large if rng.random() < 0.2 + progress else small)
 
 

@@ -15,7 +15,7 @@ BLANK = 0  # the piece that says "nothing here": <|endoftext|>
 EMBEDDING_STD = 0.075
 FINAL_NORM = 0.8
 ROPE_THETA = 1e10  # with less, what a head matches fades with distance
-MAX_PIXELS = 1_800_000  # a Letter or A4 page at 137 dpi
+MAX_PIXELS = 2_000_000  # a Letter or A4 page at 145 dpi, as PDF pages are drawn
 INK_SCALE = 96.0
 
 
