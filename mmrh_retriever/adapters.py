@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator
 
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
-from mmrh_retriever.final_heat import check_size
+from mmrh_retriever.final_heat import DEFAULT_FINAL_HEAT, check_size
 from mmrh_retriever.heads import HeadSet
 from mmrh_retriever.page_sources import DEFAULT_MAX_BYTES, PageClues, PageSource
 from mmrh_retriever.page_store import PageStore
@@ -101,7 +101,8 @@ class AdapterSettings(BaseModel):
     )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
     final_heat: int = Field(
-        0, description="Best pages of several windows that are compared once more together; 0 compares none."
+        DEFAULT_FINAL_HEAT,
+        description="Best pages of several windows that are compared once more together; 0 compares none.",
     )
     page_memory: int = Field(
         DEFAULT_PAGE_MEMORY,

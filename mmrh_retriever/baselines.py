@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from mmrh_retriever.errors import DataError
+from mmrh_retriever.final_heat import DEFAULT_FINAL_HEAT
 from mmrh_retriever.region_ranking import RegionMethod
 from mmrh_retriever.regions import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.reranker import Reranker
@@ -238,6 +239,7 @@ class RankerSpec:
     calibrate: bool = True
     token_budget: int | None = None
     independent: bool | None = None
+    final_heat: int = DEFAULT_FINAL_HEAT
     max_pixels: int | None = None
     device: str | None = None
     dtype: str | None = None
@@ -297,6 +299,7 @@ def _reranker(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Reranker:
         heads=spec.heads,
         token_budget=spec.token_budget,
         independent=spec.independent,
+        final_heat=spec.final_heat,
         calibrate=spec.calibrate,
         **{name: value for name, value in options.items() if value is not None},
     )

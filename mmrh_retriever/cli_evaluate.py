@@ -21,6 +21,7 @@ from mmrh_retriever.errors import HeadSetError, MMRHError
 from mmrh_retriever.evaluation import Engine, Evaluation, evaluate, read_run, settings_of
 from mmrh_retriever.evaluation_report import as_rich, markdown_report, notes, plot_comparison, result_tables
 from mmrh_retriever.evaluation_rows import Level, Settings
+from mmrh_retriever.final_heat import DEFAULT_FINAL_HEAT
 from mmrh_retriever.head_files import write_atomically
 from mmrh_retriever.mmdocir import MMDocIR
 from mmrh_retriever.pdf import DEFAULT_MAX_PIXELS
@@ -102,6 +103,9 @@ def mmdocir(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N documents only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None,
+    final_heat: Annotated[
+        int, typer.Option(min=0, help="Best pages of several windows that are compared once more; 0: none.")
+    ] = DEFAULT_FINAL_HEAT,
     independent: Annotated[
         bool | None,
         typer.Option(
@@ -134,7 +138,7 @@ def mmdocir(
     """Page or layout recall on MMDocIR, micro and macro over the domains.
 
     The paper's table: --pages MMDocIR_pages.parquet --layouts MMDocIR_layouts.parquet
-    --model Qwen/Qwen3-VL-8B-Instruct --heads published --token-budget 131072
+    --model Qwen/Qwen3-VL-8B-Instruct --heads published --token-budget 131072 --final-heat 0
     """
     _check_arguments(
         documents, pages, layouts, level, baseline, baselines_only, engine, workers, ray_address, as_json, as_markdown
@@ -146,6 +150,7 @@ def mmdocir(
         calibrate=not no_calibration,
         token_budget=token_budget,
         independent=independent,
+        final_heat=final_heat,
         max_pixels=max_pixels,
         device=device,
         dtype=dtype,

@@ -35,6 +35,10 @@ class Heat:
     null: Sequence[LaidPiece]
 
 
+DEFAULT_FINAL_HEAT = 10
+"""Pages: on generated documents this found the right page first about twice as often as raw scores across windows."""
+
+
 def check_size(size: int) -> int:
     """The number of pages in a final heat as it is.
 

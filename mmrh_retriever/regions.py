@@ -18,7 +18,7 @@ from mmrh_retriever.types import FloatArray, Page, PatchGrid
 Aggregate = Literal["sum", "mean", "sqrt_area", "peak"]
 """How the tokens under a box become its score; see :func:`region_scores`."""
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
-DEFAULT_AGGREGATE: Aggregate = "sqrt_area"
+DEFAULT_AGGREGATE: Aggregate = "sum"
 
 Array = npt.NDArray[np.float64]
 

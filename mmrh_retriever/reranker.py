@@ -17,7 +17,7 @@ from mmrh_retriever.attention import set_implementation
 from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.engine import TAIL_ROOM, Attention, Engine, Window
 from mmrh_retriever.errors import ContextOverflowError, PageError
-from mmrh_retriever.final_heat import Heat, check_size, run_final_heat
+from mmrh_retriever.final_heat import DEFAULT_FINAL_HEAT, Heat, check_size, run_final_heat
 from mmrh_retriever.fingerprints import fingerprint
 from mmrh_retriever.heads import HeadScoresTable, HeadSet
 from mmrh_retriever.loading import Processors, load_model, model_path, resolve_heads
@@ -44,8 +44,9 @@ class Reranker:
         processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
         heads: ``"published"`` (the set shipped for this model), ``"all"``, a :class:`HeadSet`, or the path of
             a head set or of detected scores.
-        token_budget: the longest window in tokens (32,768, or the model's context if that is shorter); longer
-            lists of pages are ranked over several windows.
+        token_budget: the longest window in tokens; longer lists of pages are ranked over several windows. By default
+            what the model's config says as ``mmrh_token_budget`` (131,072 in the bundled model's), else 32,768, or the
+            model's context if that is shorter.
         independent: encode each page as if it stood alone behind the prompt's head. Pages then start alike, cost the
             same whatever stands beside them, and may be more than the model's context holds. Not what the paper does;
             by default only where the model's config says ``mmrh_independent``, as the bundled model's does.
@@ -54,7 +55,8 @@ class Reranker:
         check: compare recorded attention with plain eager attention on a short input, once a model.
         final_heat: pages for a final heat, 0 for none. Where pages take several windows, the best of each window (so
             many in all, as far as they fit in one window) run once more in a window together, and stand before the
-            others, by the scores that they got there.
+            others, by the scores that they got there. Without it, scores of windows are compared as they are, though
+            the pages of a window share its attention: pages beside few or poor others then score too high.
         store: where encoded pages are kept for later calls; several rerankers may share one.
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
 
@@ -77,7 +79,7 @@ class Reranker:
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
-        final_heat: int = 0,
+        final_heat: int = DEFAULT_FINAL_HEAT,
         store: PageStore | None = None,
         vision_memory: int = DEFAULT_VISION_MEMORY,
     ) -> None:
@@ -87,7 +89,8 @@ class Reranker:
         self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, options)
         by_config = bool(getattr(self.backbone.config, "mmrh_independent", False))
         self.independent = by_config if independent is None else independent
-        self.token_budget = DEFAULT_TOKEN_BUDGET if token_budget is None else token_budget
+        by_default: int = getattr(self.backbone.config, "mmrh_token_budget", DEFAULT_TOKEN_BUDGET)
+        self.token_budget = by_default if token_budget is None else token_budget
         least = len(self.prompter.lay_head()) + TAIL_ROOM
         if self.token_budget <= least:
             raise ContextOverflowError(
@@ -114,7 +117,7 @@ class Reranker:
         calibrate: bool = True,
         options: PromptOptions | None = None,
         check: bool = True,
-        final_heat: int = 0,
+        final_heat: int = DEFAULT_FINAL_HEAT,
         store: PageStore | None = None,
         vision_memory: int = DEFAULT_VISION_MEMORY,
         **loading: Any,

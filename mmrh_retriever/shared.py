@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from mmrh_retriever.final_heat import DEFAULT_FINAL_HEAT
 from mmrh_retriever.heads import HeadScoresTable, HeadSet
 from mmrh_retriever.loading import Processors, default_device, load_model, model_path
 from mmrh_retriever.prompts import PromptOptions
@@ -61,7 +62,7 @@ def shared_reranker(
     independent: bool | None = None,
     calibrate: bool = True,
     options: PromptOptions | None = None,
-    final_heat: int = 0,
+    final_heat: int = DEFAULT_FINAL_HEAT,
     **loading: Any,
 ) -> Reranker:
     """A reranker on a model that is loaded once for the whole process.

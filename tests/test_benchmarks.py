@@ -78,7 +78,7 @@ def test_region_aggregation(
     assert "1 documents with crops" in shown
     every, cropped = tables(shown)
     assert [line.split("|")[1].strip() for line in every[2:]] == [
-        "`sum`", "`mean`", "`sqrt_area` (default)", "`peak`", "largest first", "random",
+        "`sum` (default)", "`mean`", "`sqrt_area`", "`peak`", "largest first", "random",
     ]  # fmt: skip
     assert "each box as an image" in "".join(cropped)
     monkeypatch.setattr(module, "page_pass", None)  # kept: nothing runs a second time

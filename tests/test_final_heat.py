@@ -34,7 +34,7 @@ def test_every_window_sends_its_best_first() -> None:
 @pytest.mark.parametrize("independent", [False, True])
 def test_finalists_stand_first_with_the_scores_of_one_window_together(independent: bool) -> None:
     shown = pages()
-    plain = reranker_for(independent=independent)
+    plain = reranker_for(independent=independent, final_heat=0)
     raw = {scored.position: scored.score for scored in plain.rank(QUESTION, shown)}
     windows = list(plain._engine().windows(enumerate(shown), numbers=list(range(1, 10))))
     assert len(windows) > 2

@@ -17,6 +17,7 @@ def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedToken
     """Save everything that `from_pretrained` needs; returns the folder's size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 2
+    model.config.mmrh_token_budget = 131_072  # so that some 60 pages share one softmax, as in stage 2
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)
