@@ -176,12 +176,13 @@ def heads_command(
         report = head_set_report(table)
         shown = head_set_tables(report)
     else:
-        report = head_report(table, share=_share(top), compare=None if compare is None else scores_from(compare))
+        share = _share(top)
+        report = head_report(table, share=share, compare=None if compare is None else scores_from(compare))
         shown = report_tables(report)
         if plot is not None:
             from mmrh_retriever.head_plots import plot_overview
 
-            plot_overview(table, plot)
+            plot_overview(table, plot, share=share)
             stderr.print(f"Plot: {plot}", highlight=False)
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from mmrh_retriever import head_plots as plots
+from mmrh_retriever.cli import app
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.head_report import head_report, length_name, report_tables, scores_from
 from mmrh_retriever.heads import HeadScores, HeadScoresTable, HeadSet
@@ -172,6 +174,15 @@ class TestPlots:
         with Image.open(path) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+    def test_the_command_draws_the_share_that_was_asked_for(self, tmp_path, monkeypatch):
+        seen = {}
+        monkeypatch.setattr(plots, "plot_overview", lambda table, path, **options: seen.update(options))
+        SMALL.save(tmp_path / "scores.json")
+        asked = ["heads", str(tmp_path / "scores.json"), "--top", "40%", "--plot", str(tmp_path / "x.png")]
+        done = CliRunner().invoke(app, asked)
+        assert done.exit_code == 0, done.output
+        assert seen == {"share": 0.4}
 
     def test_leaves_pyplot_alone(self, tmp_path):
         sys.modules.pop("matplotlib.pyplot", None)
