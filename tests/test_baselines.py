@@ -164,6 +164,7 @@ def test_head_rankers_share_one_model(monkeypatch: pytest.MonkeyPatch, reranker:
         "heads": "all",
         "token_budget": 512,
         "independent": None,
+        "final_heat": 10,
         "calibrate": True,
         "dtype": "bfloat16",
     }
