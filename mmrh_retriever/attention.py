@@ -31,6 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.scoring import HeadsByLayer, Recording, record
+from mmrh_retriever.split_attention import attend_behind, can_split
 from mmrh_retriever.types import TokenSpan
 
 PREFIX = "mmrh_"
@@ -60,7 +61,7 @@ class PassPlan:
     places: Tensor | None = None
     start: int | None = None
     masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
-    additives: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+    additives: dict[tuple[int | None, torch.dtype, torch.device, bool], Tensor] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
@@ -96,14 +97,22 @@ class PassPlan:
             return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
         return self.hiding(window, rows.device)[rows]
 
-    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass."""
-        if (window, dtype, device) not in self.additives:
+    def hides_kept(self, window: int | None) -> bool:
+        """Whether some kept key may be hidden from some token: by a sliding window."""
+        return window is not None and not self.is_plain(window)
+
+    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype, *, own: bool = False) -> Tensor:
+        """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass.
+
+        With ``own`` the pass's own tokens' columns alone.
+        """
+        if (window, dtype, device, own) not in self.additives:
             hiding = self.hiding(window, device)
-            laid = torch.zeros(self.length, self.seen + self.length, dtype=dtype, device=device)
+            laid = torch.zeros(self.length, (0 if own else self.seen) + self.length, dtype=dtype, device=device)
+            hiding = hiding[:, -laid.shape[1] :]
             laid[:, laid.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
-            self.additives[window, dtype, device] = laid
-        return self.additives[window, dtype, device]
+            self.additives[window, dtype, device, own] = laid
+        return self.additives[window, dtype, device, own]
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         local = torch.arange(self.length, device=device)
@@ -335,11 +344,18 @@ class AttentionSeam:
     ) -> tuple[Tensor, Tensor | None]:
         base, layer = self.base, layer_index(module)
         if plan is not None:
-            plain = plan.is_plain(self.windows[layer])
+            window = self.windows[layer]
+            plain = plan.is_plain(window)
             if base == "eager" or not plain or (base == "sdpa" and plan.seen and plan.length > 1):
-                mask = plan.additive(self.windows[layer], query.device, query.dtype)[None, None]
-                if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-                    return _masked_attention(query, key, value, mask, kwargs.get("scaling")), None
+                options = _softmax_options(module, kwargs)
+                usual = options["softcap"] is None and options["sinks"] is None
+                if usual and plan.seen and not plan.hides_kept(window) and can_split(query, value):
+                    own = None if plain else plan.additive(window, query.device, query.dtype, own=True)
+                    output = attend_behind(query, key, value, plan.seen, scaling=options["scaling"], mask=own)
+                    return output.transpose(1, 2).contiguous(), None
+                mask = plan.additive(window, query.device, query.dtype)[None, None]
+                if usual:
+                    return _masked_attention(query, key, value, mask, options["scaling"]), None
                 base, attention_mask = "eager", mask
             else:
                 attention_mask = None
@@ -477,7 +493,7 @@ def _query_heads(module: nn.Module) -> int:
     return int(config.num_attention_heads)
 
 
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Attention of torch's own under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
 
     On a CPU torch shares key heads itself. Elsewhere the query heads that share a key head are stacked as further rows,

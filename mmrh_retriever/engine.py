@@ -37,10 +37,12 @@ TAIL_ROOM = 512
 
 @dataclass(frozen=True, slots=True)
 class LaidPlace:
-    """Where one page's visual tokens stand in its window."""
+    """Where one page stands in its window: all its tokens, the visual ones, and the rotary positions it takes."""
 
+    span: TokenSpan
     visual: tuple[int, ...]
     grid: PatchGrid | None
+    extent: int
 
 
 @dataclass(slots=True)
@@ -141,6 +143,47 @@ class Engine:
             self._append(window, laid)
         if window is not None:
             yield window
+
+    def gather(self, windows: Sequence[Window], places: Sequence[int]) -> Window:
+        """A window of independent pages that other windows hold: their keys and values are copied, nothing runs.
+
+        Args:
+            windows: windows that :meth:`windows` gave.
+            places: the pages, by their places in the caller's list.
+
+        Raises:
+            ContextOverflowError: a page that none of the windows still holds, or more tokens than a window takes.
+            AttentionCaptureError: pages are not encoded independently.
+        """
+        if not self.independent:
+            raise AttentionCaptureError(
+                "Only independent pages can be taken out of their windows: these saw the pages before them. Encode "
+                "them again, together."
+            )
+        held = {
+            place: (window, laid)
+            for window in windows
+            for place, laid in zip(window.members, window.places, strict=True)
+        }
+        gathered = self._open_window()
+        for place in places:
+            window, laid = held[place]
+            if window.cache is None or gathered.cache is None:
+                raise ContextOverflowError(
+                    f"The window of page {place} was dropped from memory; encode it again.", tokens=0, allowed=0
+                )
+            asked, room = len(gathered) + len(laid.span), self.token_budget - TAIL_ROOM
+            if asked > room:
+                raise ContextOverflowError(
+                    f"Page {place} ends at {asked} tokens; a window takes {room}. Gather fewer pages.",
+                    tokens=asked,
+                    allowed=room,
+                )
+            gathered.cache.append_from(window.cache, laid.span.start, laid.span.stop)
+            counts = window.owner[laid.span.start : laid.span.stop] >= 0
+            visual = tuple(token - laid.span.start for token in laid.visual)
+            self._note(gathered, place, counts, visual, laid.grid, laid.extent)
+        return gathered
 
     def encode(self, pieces: Iterable[LaidPiece]) -> Window:
         """Encode pieces that are laid already as one window, behind the prompt's head.
@@ -322,18 +365,24 @@ class Engine:
 
     def _take_in(self, window: Window, piece: LaidPiece, place: int) -> None:
         """Note whom the tokens count for that a pass has just put behind the window."""
-        own = torch.full((len(piece),), -1, dtype=torch.long)
+        counts = torch.zeros(len(piece), dtype=torch.bool)
         for span in piece.scored:
-            own[span.start : span.stop] = len(window.members)
-        shift = len(window)
+            counts[span.start : span.stop] = True
+        self._note(window, place, counts, piece.visual, piece.grid, piece.extent)
+
+    def _note(
+        self, window: Window, place: int, counts: Tensor, visual: Sequence[int], grid: PatchGrid | None, extent: int
+    ) -> None:
+        """One more member: of its tokens, ``counts`` says which are scored and ``visual`` which ones are visual."""
+        span = TokenSpan(len(window), len(window) + len(counts))
         start, position = self._next_page(window)
-        window.places.append(LaidPlace(tuple(token + shift for token in piece.visual), piece.grid))
-        window.owner = torch.cat([window.owner, own])
+        window.places.append(LaidPlace(span, tuple(token + span.start for token in visual), grid, extent))
+        window.owner = torch.cat([window.owner, torch.where(counts, len(window.members), -1)])
         window.members.append(place)
-        window.lengths.append(len(piece))
-        window.standing = torch.cat([window.standing, torch.arange(len(piece)) + start])
-        window.next_standing = max(window.next_standing, start + len(piece))
-        window.next_position = max(window.next_position, position + piece.extent)
+        window.lengths.append(len(span))
+        window.standing = torch.cat([window.standing, torch.arange(len(span)) + start])
+        window.next_standing = max(window.next_standing, start + len(span))
+        window.next_position = max(window.next_position, position + extent)
 
     def _next_page(self, window: Window) -> tuple[int, int]:
         """Where the next page stands in its context, and its rotary position."""

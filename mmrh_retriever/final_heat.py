@@ -2,12 +2,12 @@
 
 Attention is shared out within a window, so that a score says how a page did among its window's pages. Raw scores of
 several windows are compared as they are by Li et al. 2026 (arXiv 2605.27243); a final heat compares the best of all
-under one softmax, for the price of one more window.
+under one softmax, for the price of one more window; of encoded independent pages, for that of the question's tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -87,9 +87,17 @@ def run_final_heat(scores: Scores, heat: Heat, questions: Sequence[LaidPiece]) -
         if len(chosen) > 1:
             groups.setdefault(tuple(chosen), []).append(number)
     for places, asked in groups.items():
-        shown = ((place, heat.pages[place]) for place in places)
-        for window in heat.engine.windows(shown, numbers=heat.numbers):
+        for window in _windows_of(heat, places):
             attention = heat.engine.ask(
                 window, [*(questions[number] for number in asked), *heat.null], tokens=scores.with_tokens
             )
             scores.add(window, *without_null(attention, calibrated=bool(heat.null)), questions=asked)
+
+
+def _windows_of(heat: Heat, places: Sequence[int]) -> Iterable[Window]:
+    """The finalists in one window: out of the windows before, where these hold what independent pages need, or run."""
+    holding = {place for window in heat.windows if window.cache is not None for place in window.members}
+    if heat.engine.independent and holding.issuperset(places):
+        return [heat.engine.gather(heat.windows, places)]
+    shown = ((place, heat.pages[place]) for place in places)
+    return heat.engine.windows(shown, numbers=heat.numbers)

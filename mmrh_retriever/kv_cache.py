@@ -91,6 +91,12 @@ class PageCache(Cache):
             for layer, key, value in zip(self.layers, keys, values, strict=True):
                 layer.update(key[None].to(layer.device), value[None].to(layer.device))
 
+    def append_from(self, other: PageCache, start: int, stop: int) -> None:
+        """Put some of another cache's tokens behind those in use."""
+        with torch.inference_mode():
+            for layer, source in zip(self.layers, other.layers, strict=True):
+                layer.update(source.keys[:, :, start:stop], source.values[:, :, start:stop])
+
     @property
     def nbytes(self) -> int:
         """Bytes that the buffers take."""

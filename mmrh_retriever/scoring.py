@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from mmrh_retriever.errors import AttentionCaptureError
+from mmrh_retriever.split_attention import can_split, log_sum_exp
 from mmrh_retriever.types import TokenSpan
 
 LOGIT_BUDGET = 16 * 1024 * 1024
@@ -22,6 +24,10 @@ CPU_LOGIT_BUDGET = 512 * 1024
 """The same on a CPU: what stays in its cache between the steps that read it."""
 KEY_CHUNK = 16 * 1024
 """Keys turned into float32 at a time while recording a half-precision model with a long context."""
+MANY_ROWS = 128
+"""Rows, times heads, from which half-precision attention is summed a span at a time and never formed (on a CPU)."""
+SPAN_KEYS = 64
+"""Keys in a run of one span, on average, for which that pays."""
 KEPT_KEYS = 4 * 1024 * 1024
 """Numbers (16 MiB) that a head's keys may be to be turned into float32 once, and not for each block of rows."""
 
@@ -119,13 +125,16 @@ class _Laid:
 
     ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
     ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
-    attention is added to, one more than there are for none.
+    attention is added to, one more than there are for none. ``runs`` are keys of one span that follow each other: the
+    first, the one behind the last, and the span; ``others`` are the keys of no span.
     """
 
     rows: Tensor
     questions: tuple[int, ...]
     average: Tensor
     bins: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+    others: Tensor
 
     @classmethod
     def of(cls, recording: Recording, device: torch.device) -> _Laid:
@@ -134,7 +143,16 @@ class _Laid:
         average = torch.zeros(len(recording.rows), rows.numel())
         average[questions, torch.arange(rows.numel())] = torch.tensor([1 / len(recording.rows[q]) for q in questions])
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
-        return cls(rows.to(device), tuple(questions), average.to(device), bins.to(device))
+        edges = [0, *((bins[1:] != bins[:-1]).nonzero().flatten() + 1).tolist(), bins.numel()]
+        runs = [(start, stop, int(bins[start])) for start, stop in pairwise(edges) if stop > start]
+        return cls(
+            rows.to(device),
+            tuple(questions),
+            average.to(device),
+            bins.to(device),
+            tuple(run for run in runs if run[2] < recording.spans),
+            (bins == recording.spans).nonzero().flatten().to(device),
+        )
 
 
 def record(
@@ -168,6 +186,13 @@ def record(
     by_key: dict[int, list[tuple[int, int]]] = {}
     for head, column in recording.heads.columns[layer]:
         by_key.setdefault(head // group, []).append((head, column))
+    if softcap is None and recording.token_mass is None and _sums_spans(laid, query, key, mask_rows):
+        for key_head, pairs in by_key.items():
+            sink = None if sinks is None else sinks[[head for head, _ in pairs]].float()
+            chosen = query[[head for head, _ in pairs]][:, laid.rows]
+            shares = _span_shares(chosen, key[key_head], mask_rows, laid, recording.spans, scaling, sink)
+            recording.mass[:, [column for _, column in pairs]] = (laid.average @ shares).transpose(0, 1)
+        return
     budget = min(LOGIT_BUDGET, CPU_LOGIT_BUDGET) if device.type == "cpu" else LOGIT_BUDGET
     fewest = min(32, LOGIT_BUDGET // keys)  # rows for which reading all keys once more is worth it
     step = max(1, min(rows, max(budget // keys, fewest)))
@@ -189,6 +214,40 @@ def record(
             recording.mass[:, [column for _, column in part]] = sums[:, :, :-1].transpose(0, 1).cpu()
             if recording.token_mass is not None:
                 recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
+
+
+def _sums_spans(laid: _Laid, query: Tensor, key: Tensor, mask: Tensor) -> bool:
+    """Whether spans can be summed without forming attention: on long runs of keys that all of many rows see."""
+    return (
+        key.dtype is not torch.float32
+        and can_split(query[None], key[None])
+        and laid.rows.numel() >= MANY_ROWS
+        and laid.bins.numel() <= key.shape[1] - mask.shape[1]
+        and len(laid.runs) * SPAN_KEYS <= laid.bins.numel()
+        and laid.others.numel() * 4 <= laid.bins.numel()
+    )
+
+
+def _span_shares(
+    query: Tensor, key: Tensor, mask: Tensor, laid: _Laid, spans: int, scaling: float, sink: Tensor | None
+) -> Tensor:
+    """``(heads, rows, spans)`` post-softmax attention on each span, float32, of heads that share one key head.
+
+    A span's share is ``exp(l - L)``, with the log-sum-exp of the logits of its keys, ``l``, and of all keys, ``L``.
+    """
+    heads, rows, width = query.shape
+    stacked = query.reshape(heads * rows, width)
+    sums = torch.full((spans, heads, rows), float("-inf"))
+    for start, stop, span in laid.runs:
+        found = log_sum_exp(stacked, key[start:stop], scaling=scaling).view(heads, rows)
+        sums[span] = torch.logaddexp(sums[span], found)
+    others = torch.cat([key[laid.others], key[laid.bins.numel() :]])
+    logits = _logits(stacked, others, scaling).view(heads, rows, -1)
+    logits[:, :, logits.shape[2] - mask.shape[1] :] += mask
+    parts = [sums, torch.logsumexp(logits, dim=2)[None]]
+    if sink is not None:
+        parts.append(sink[None, :, None].expand(1, heads, rows))
+    return torch.exp(sums - torch.logsumexp(torch.cat(parts), dim=0)).permute(1, 2, 0)
 
 
 def _attention_rows(

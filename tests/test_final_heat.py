@@ -6,7 +6,7 @@ import pytest
 import torch
 from factories import page_image, tiny
 
-from mmrh_retriever import Page, PageError, PageStore, Reranker
+from mmrh_retriever import AttentionCaptureError, ContextOverflowError, Page, PageError, PageStore, Reranker
 from mmrh_retriever.engine import Window
 from mmrh_retriever.final_heat import finalists
 
@@ -59,6 +59,41 @@ def test_finalists_stand_first_with_the_scores_of_one_window_together(independen
     assert [scored.position for scored in both[0]] == [scored.position for scored in got]
     alone = encoded.rank("Which table shows staff numbers?")
     assert [scored.position for scored in both[1]] == [scored.position for scored in alone]
+
+
+def test_finalists_that_are_encoded_alone_are_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = reranker_for(independent=True, final_heat=4)
+    encoded = reranker.encode(pages())
+    forgetful = reranker.encode(pages(), memory_budget=0)
+    expected = [(scored.position, scored.score) for scored in forgetful.rank(QUESTION)]
+
+    def lay(*_: object) -> None:
+        raise AssertionError("a page was laid again")
+
+    monkeypatch.setattr(reranker.prompter, "lay_page", lay)
+    got = encoded.rank(QUESTION, with_tokens=True)
+    assert [scored.position for scored in got] == [position for position, _ in expected]
+    assert [scored.score for scored in got] == pytest.approx([score for _, score in expected], abs=1e-6)
+    for scored in got:
+        assert scored.token_scores is not None
+        assert scored.grid is not None
+        assert len(scored.token_scores) == len(scored.grid.boxes)
+
+
+def test_pages_that_a_window_no_longer_holds_are_not_gathered() -> None:
+    together = reranker_for()._engine()
+    with pytest.raises(AttentionCaptureError, match="independent"):
+        together.gather(list(together.windows(enumerate(pages(2)), numbers=[1, 2])), [0])
+    engine = reranker_for(independent=True)._engine()
+    windows = list(engine.windows(enumerate(pages()), numbers=list(range(1, 10))))
+    gathered = engine.gather(windows, [1, 8])
+    assert gathered.members == [1, 8]
+    assert len(gathered) == len(engine._head) + gathered.lengths[0] + gathered.lengths[1]
+    with pytest.raises(ContextOverflowError, match="a window takes"):
+        engine.gather(windows, list(range(9)))
+    windows[0].cache = None
+    with pytest.raises(ContextOverflowError, match="dropped"):
+        engine.gather(windows, [0])
 
 
 def test_one_window_needs_no_final() -> None:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 TASK = "page"
 PAGES = 20
+GROUPS = 8
 NEARLY = 0.8
 DEEPEST = 1  # layer; deeper heads found no more pages, and each layer costs every page and question its time
 CONTEXT = 32768  # tokens of PAGES pages, about
@@ -36,9 +37,18 @@ class Group:
 
 
 def groups(
-    pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int, questions: int = 10, pages_each: int = 10
+    pdfs: Sequence[Path],
+    common: frozenset[str],
+    seed: int,
+    count: int = GROUPS,
+    questions: int = 10,
+    pages_each: int = 10,
 ) -> Iterator[Group]:
-    """`count` groups of PAGES image pages (their text is used for the questions alone)."""
+    """`count` groups of PAGES image pages (their text is used for the questions alone).
+
+    Raises:
+        ValueError: the manuals have too few pages with text.
+    """
     import pymupdf
 
     rng = random.Random(seed)
@@ -96,12 +106,12 @@ def choose(run: Detection) -> HeadSet:
 
 
 def near_the_best(scores: HeadScores) -> HeadSet:
-    """The heads down to layer DEEPEST whose recall@1 is at least NEARLY of the highest."""
+    """The heads down to layer DEEPEST whose recall@1 is at least NEARLY of the highest there."""
     recall = scores.recall_at_1
     if recall is None:
         raise ValueError("got scores without recall; expected a detection run's own table")
     found = {HeadId(*place): float(share) for place, share in np.ndenumerate(recall)}
-    least = NEARLY * max(found.values())
+    least = NEARLY * max(share for head, share in found.items() if head.layer <= DEEPEST)
     fewer = [head for head, share in found.items() if head.layer > DEEPEST or not share >= least]
     kept = HeadSet.top(scores, count=len(found) - len(fewer), exclude=fewer)
     logger.info(
@@ -110,8 +120,8 @@ def near_the_best(scores: HeadScores) -> HeadSet:
     return kept
 
 
-def choose_heads(folder: Path, pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int = 8) -> HeadSet:
-    """Detect on `count` groups of held-out pages; writes the head set and the whole table into the model's folder."""
+def choose_heads(folder: Path, pdfs: Sequence[Path], common: frozenset[str], seed: int, count: int = GROUPS) -> HeadSet:
+    """Detect on `count` groups of held-out pages; writes the head set into the model's folder, the table beside it."""
     model, processors = load_model(str(folder))
     found = list(groups(pdfs, common, seed, count))
     run = detect(model, processors, probes(found), model_id="mmrh-reader", progress=True)

@@ -67,6 +67,8 @@ def train_language(
         optimiser.load_state_dict(saved["optimiser"])
         state = saved["state"]
         logger.info("language: resumed at %s", state)
+    if state["seconds"] >= settings.seconds:
+        return
     while len(maker.shelf.documents) < settings.first_documents:
         maker.shelf.renew()
     logger.info("language: %d documents on the shelf", len(maker.shelf.documents))

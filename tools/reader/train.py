@@ -13,7 +13,7 @@ import pymupdf
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from tools.reader.choose_heads import choose_heads
+from tools.reader.choose_heads import choose_heads, groups
 from tools.reader.corpus import TextDocument, find_pdfs, is_held_out, load_documents
 from tools.reader.examples import ExampleMaker
 from tools.reader.export import export
@@ -136,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     material = gather(chosen.documents, work)
+    for _ in groups(material.held_out_pdfs, frozenset(material.words[:150]), SEED):
+        pass  # too few held-out pages to choose heads on should end the run now, not after hours of training
     run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
     model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
     size = export(model, material.tokenizer, chosen.out)

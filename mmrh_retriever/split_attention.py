@@ -1,0 +1,88 @@
+"""Attention in parts on a CPU, joined by log-sum-exp: keys that every row sees, without a mask, and the rest.
+
+A pass behind kept keys sees all of these; only its own tokens hide some of each other. Under one mask torch's fused
+kernel would read a number for each row and kept key, and copy the keys for each query head that shares them. In two
+parts neither is needed. Each part's log-sum-exp gives the share that it has of the whole (the online softmax of
+Milakov and Gimelshein 2018, arXiv 1805.02867, as flash attention joins its blocks).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_split(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's fused CPU kernel, which tells the log-sum-exp, takes these."""
+    return (
+        _KERNEL is not None
+        and query.device.type == "cpu"
+        and query.dtype in _TYPES
+        and query.shape[3] == value.shape[3]
+        and not query.requires_grad
+    )
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float, mask: Tensor | None = None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp.
+
+    Args:
+        query: ``(1, heads, rows, width)``.
+        key: ``(1, key heads, keys, width)``; each key head serves as many query heads that follow each other.
+        value: like ``key``.
+        scaling: factor on the logits.
+        mask: ``(rows, keys)``, added to the logits.
+        causal: row ``i`` sees keys up to ``i``.
+
+    Returns:
+        ``(1, heads, rows, width)`` in the query's type and ``(1, heads, rows)`` float32.
+    """
+    _, heads, rows, width = query.shape
+    shared = heads // key.shape[1]
+    if mask is None and not causal:  # query heads that share a key head are further rows of it
+        output, total = _KERNEL(query.reshape(1, key.shape[1], shared * rows, width), key, value, scale=scaling)
+        return output.reshape(1, heads, rows, width), total.reshape(1, heads, rows)
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    laid = None if mask is None else mask[None, None]
+    output, total = _KERNEL(query, key, value, 0.0, causal, attn_mask=laid, scale=scaling)
+    return output, total
+
+
+def attend_behind(
+    query: Tensor, key: Tensor, value: Tensor, seen: int, *, scaling: float, mask: Tensor | None
+) -> Tensor:
+    """Attention of rows that all see the first ``seen`` keys and, under a mask, the others.
+
+    Args:
+        query: ``(1, heads, rows, width)``.
+        key: ``(1, key heads, seen + rows, width)``.
+        value: like ``key``.
+        seen: at least 1.
+        scaling: factor on the logits.
+        mask: ``(rows, rows)``, added to the logits of the last keys; ``None`` for a causal one.
+
+    Returns:
+        ``(1, heads, rows, width)`` in the query's type.
+    """
+    first, total = attend(query, key[:, :, :seen], value[:, :, :seen], scaling=scaling)
+    own, own_total = attend(
+        query, key[:, :, seen:], value[:, :, seen:], scaling=scaling, mask=mask, causal=mask is None
+    )
+    share = torch.sigmoid(total - own_total)[..., None]
+    return torch.lerp(own.float(), first.float(), share).to(query.dtype)
+
+
+def log_sum_exp(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:
+    """``(rows,)`` float32: the log-sum-exp of the scaled logits of ``query``, ``(rows, width)``, on ``(keys, width)``.
+
+    The logits are formed in float32 and never held, also of half-precision inputs.
+    """
+    return attend(query[None, None], key[None, None], key[None, None], scaling=scaling)[1][0, 0]
