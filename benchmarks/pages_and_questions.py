@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mmrh_retriever import Page, Reranker
-from mmrh_retriever.bench import PlainProcedure, sample_pages, sample_questions
-from mmrh_retriever.bench_models import SHAPES, random_reranker
+from mmrh_retriever import Reranker
+from mmrh_retriever.bench import PlainProcedure, rank_anew, sample_pages, sample_questions
+from mmrh_retriever.bench_models import reranker_to_measure
 
 
 def numbers(text: str) -> list[int]:
@@ -33,12 +33,6 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def first_question(reranker: Reranker, question: str, pages: list[Page]) -> object:
-    """As if nothing had been seen before."""
-    reranker.vision.clear()
-    return reranker.rank(question, pages)
-
-
 def by_pages(reranker: Reranker, counts: list[int], plain_pages: int, rounds: int) -> list[dict[str, float]]:
     """Median seconds at each number of pages."""
     rows = []
@@ -49,7 +43,7 @@ def by_pages(reranker: Reranker, counts: list[int], plain_pages: int, rounds: in
         plain = PlainProcedure(reranker, pages)
         found: dict[str, list[float]] = {"first": [], "further": [], "plain": []}
         for _ in range(rounds):
-            found["first"].append(timed(lambda pages=pages: first_question(reranker, question, pages)))  # type: ignore[misc]
+            found["first"].append(timed(lambda pages=pages: rank_anew(reranker, question, pages)))  # type: ignore[misc]
             found["further"].append(timed(lambda encoded=encoded: encoded.rank(question)))  # type: ignore[misc]
             if count <= plain_pages:
                 found["plain"].append(timed(lambda plain=plain: plain.rank(question)))  # type: ignore[misc]
@@ -90,9 +84,9 @@ def linear(reranker: Reranker, many: int, few: int, rounds: int) -> dict[str, ob
     question = sample_questions(1)[0]
     ratios = []
     for _ in range(rounds):
-        whole = timed(lambda: first_question(reranker, question, pages))
+        whole = timed(lambda: rank_anew(reranker, question, pages))
         parts = sum(
-            timed(lambda start=start: first_question(reranker, question, pages[start : start + few]))  # type: ignore[misc]
+            timed(lambda start=start: rank_anew(reranker, question, pages[start : start + few]))  # type: ignore[misc]
             for start in range(0, many, few)
         )
         ratios.append(whole / parts)
@@ -134,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model, or random or random-8b; the bundled one if left out")
     parser.add_argument("--device")
+    parser.add_argument("--dtype", help="bfloat16 or float32")
     parser.add_argument("--pages", type=numbers, default=[5, 10, 20, 50, 100, 200])
     parser.add_argument("--plain-pages", type=int, default=50, help="most pages for the plain procedure")
     parser.add_argument("--questions", type=numbers, default=[1, 2, 4, 8, 16, 32, 64])
@@ -142,11 +137,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    if args.model in SHAPES:
-        reranker = random_reranker(args.model, device=args.device)
-    else:
-        reranker = Reranker.from_pretrained(args.model, device=args.device)
-    first_question(reranker, sample_questions(1)[0], sample_pages(2))
+    reranker = reranker_to_measure(args.model, device=args.device, dtype=args.dtype)
+    rank_anew(reranker, sample_questions(1)[0], sample_pages(2))
     results: dict[str, object] = {}
     results["pages"] = pages = by_pages(reranker, args.pages, args.plain_pages, args.rounds)
     results["questions"] = questions = by_questions(reranker, args.asked_pages, args.questions, args.rounds)

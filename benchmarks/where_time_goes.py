@@ -22,9 +22,9 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mmrh_retriever import Reranker, attention
-from mmrh_retriever.bench import sample_pages, sample_questions
-from mmrh_retriever.bench_models import SHAPES, random_reranker
+from mmrh_retriever import attention
+from mmrh_retriever.bench import rank_anew, sample_pages, sample_questions
+from mmrh_retriever.bench_models import reranker_to_measure
 from mmrh_retriever.prompts import Prompter
 from mmrh_retriever.vision import Vision
 
@@ -97,20 +97,12 @@ def main() -> None:
     parser.add_argument("--dtype", help="bfloat16 or float32")
     parser.add_argument("--pages", type=int, default=20)
     chosen = parser.parse_args()
-    if chosen.model in SHAPES:
-        reranker = random_reranker(chosen.model, dtype=chosen.dtype)
-    else:
-        reranker = Reranker.from_pretrained(chosen.model, dtype=chosen.dtype)
+    reranker = reranker_to_measure(chosen.model, dtype=chosen.dtype)
     pages = sample_pages(chosen.pages)
     questions = sample_questions(16)
     encoded = reranker.encode(pages)
-
-    def first() -> object:
-        reranker.vision.clear()
-        return reranker.rank(questions[0], pages)
-
     cases: dict[str, Callable[[], object]] = {
-        "first question": first,
+        "first question": lambda: rank_anew(reranker, questions[0], pages),
         "further question": lambda: encoded.rank(questions[0]),
         "16 further questions together": lambda: encoded.rank_many(questions),
     }

@@ -25,7 +25,7 @@ from mmrh_retriever.page_store import PageStore
 from mmrh_retriever.prompts import LaidPiece
 from mmrh_retriever.reranker import Reranker
 from mmrh_retriever.scoring import HeadsByLayer, Recording
-from mmrh_retriever.types import Page, TokenSpan
+from mmrh_retriever.types import Page, ScoredPage, TokenSpan
 
 _WORDS = (
     "harbour",
@@ -112,6 +112,12 @@ def sample_questions(count: int, *, seed: int = 0) -> list[str]:
         f"{begun[number % len(begun)]} {' '.join(rng.choice(words, 4, replace=False))} change in {1990 + number}?"
         for number in range(count)
     ]
+
+
+def rank_anew(reranker: Reranker, question: str, pages: Sequence[Page]) -> list[ScoredPage]:
+    """A first question: as if no page had been seen before."""
+    reranker.vision.clear()
+    return reranker.rank(question, pages)
 
 
 class PlainProcedure:

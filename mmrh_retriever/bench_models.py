@@ -41,6 +41,15 @@ SHAPES = {
 """``random`` runs on a laptop; ``random-8b`` has the shape of Qwen3-VL-8B (16 GB in bfloat16)."""
 
 
+def reranker_to_measure(
+    model: str | None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Reranker:
+    """A random model by the name of its shape, or any other as ``Reranker.from_pretrained`` takes it."""
+    if model in SHAPES:
+        return random_reranker(model, device=device, dtype=dtype)
+    return Reranker.from_pretrained(model, device=device, dtype=dtype)
+
+
 def random_reranker(
     name: str,
     *,

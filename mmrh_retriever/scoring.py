@@ -28,6 +28,8 @@ MANY_ROWS = 128
 """Rows, times heads, from which half-precision attention is summed a span at a time and never formed (on a CPU)."""
 SPAN_KEYS = 64
 """Keys in a run of one span, on average, for which that pays."""
+RUNS = 32
+"""Runs of keys of the same length that are summed at a time."""
 KEPT_KEYS = 4 * 1024 * 1024
 """Numbers (16 MiB) that a head's keys may be to be turned into float32 once, and not for each block of rows."""
 
@@ -126,14 +128,14 @@ class _Laid:
     ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
     ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
     attention is added to, one more than there are for none. ``runs`` are keys of one span that follow each other: the
-    first, the one behind the last, and the span; ``others`` are the keys of no span.
+    first, the one behind the last, and the span; runs of the same length are batched. ``others`` are the keys of none.
     """
 
     rows: Tensor
     questions: tuple[int, ...]
     average: Tensor
     bins: Tensor
-    runs: tuple[tuple[int, int, int], ...]
+    runs: tuple[tuple[tuple[int, int, int], ...], ...]
     others: Tensor
 
     @classmethod
@@ -145,12 +147,17 @@ class _Laid:
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
         edges = [0, *((bins[1:] != bins[:-1]).nonzero().flatten() + 1).tolist(), bins.numel()]
         runs = [(start, stop, int(bins[start])) for start, stop in pairwise(edges) if stop > start]
+        by_length: dict[int, list[tuple[int, int, int]]] = {}
+        for start, stop, span in runs:
+            if span < recording.spans:
+                by_length.setdefault(stop - start, []).append((start, stop, span))
+        batches = [same[at : at + RUNS] for same in by_length.values() for at in range(0, len(same), RUNS)]
         return cls(
             rows.to(device),
             tuple(questions),
             average.to(device),
             bins.to(device),
-            tuple(run for run in runs if run[2] < recording.spans),
+            tuple(tuple(batch) for batch in batches),
             (bins == recording.spans).nonzero().flatten().to(device),
         )
 
@@ -223,7 +230,7 @@ def _sums_spans(laid: _Laid, query: Tensor, key: Tensor, mask: Tensor) -> bool:
         and can_split(query[None], key[None])
         and laid.rows.numel() >= MANY_ROWS
         and laid.bins.numel() <= key.shape[1] - mask.shape[1]
-        and len(laid.runs) * SPAN_KEYS <= laid.bins.numel()
+        and sum(map(len, laid.runs)) * SPAN_KEYS <= laid.bins.numel()
         and laid.others.numel() * 4 <= laid.bins.numel()
     )
 
@@ -238,9 +245,10 @@ def _span_shares(
     heads, rows, width = query.shape
     stacked = query.reshape(heads * rows, width)
     sums = torch.full((spans, heads, rows), float("-inf"))
-    for start, stop, span in laid.runs:
-        found = log_sum_exp(stacked, key[start:stop], scaling=scaling).view(heads, rows)
-        sums[span] = torch.logaddexp(sums[span], found)
+    for same in laid.runs:
+        found = log_sum_exp(stacked, torch.stack([key[start:stop] for start, stop, _ in same]), scaling=scaling)
+        for (_, _, span), own in zip(same, found.unflatten(1, (heads, rows)), strict=True):
+            sums[span] = torch.logaddexp(sums[span], own)
     others = torch.cat([key[laid.others], key[laid.bins.numel() :]])
     logits = _logits(stacked, others, scaling).view(heads, rows, -1)
     logits[:, :, logits.shape[2] - mask.shape[1] :] += mask

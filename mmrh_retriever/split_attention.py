@@ -34,21 +34,22 @@ def attend(
     """Attention and its log-sum-exp.
 
     Args:
-        query: ``(1, heads, rows, width)``.
-        key: ``(1, key heads, keys, width)``; each key head serves as many query heads that follow each other.
+        query: ``(batch, heads, rows, width)``.
+        key: ``(batch, key heads, keys, width)``; each key head serves as many query heads that follow each other.
         value: like ``key``.
         scaling: factor on the logits.
         mask: ``(rows, keys)``, added to the logits.
         causal: row ``i`` sees keys up to ``i``.
 
     Returns:
-        ``(1, heads, rows, width)`` in the query's type and ``(1, heads, rows)`` float32.
+        ``(batch, heads, rows, width)`` in the query's type and ``(batch, heads, rows)`` float32.
     """
-    _, heads, rows, width = query.shape
+    batch, heads, rows, width = query.shape
     shared = heads // key.shape[1]
     if mask is None and not causal:  # query heads that share a key head are further rows of it
-        output, total = _KERNEL(query.reshape(1, key.shape[1], shared * rows, width), key, value, scale=scaling)
-        return output.reshape(1, heads, rows, width), total.reshape(1, heads, rows)
+        stacked = query if shared == 1 else query.reshape(batch, key.shape[1], shared * rows, width)
+        output, total = _KERNEL(stacked, key, value, scale=scaling)
+        return output.reshape(query.shape), total.reshape(batch, heads, rows)
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     laid = None if mask is None else mask[None, None]
@@ -81,8 +82,14 @@ def attend_behind(
 
 
 def log_sum_exp(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:
-    """``(rows,)`` float32: the log-sum-exp of the scaled logits of ``query``, ``(rows, width)``, on ``(keys, width)``.
+    """``(batch, rows)`` float32: the log-sum-exp of the scaled logits of the same rows on each of several runs of keys.
 
     The logits are formed in float32 and never held, also of half-precision inputs.
+
+    Args:
+        query: ``(rows, width)``.
+        key: ``(batch, keys, width)``.
+        scaling: factor on the logits.
     """
-    return attend(query[None, None], key[None, None], key[None, None], scaling=scaling)[1][0, 0]
+    keys = key[:, None]
+    return attend(query.expand(len(key), 1, -1, -1), keys, keys, scaling=scaling)[1][:, 0]

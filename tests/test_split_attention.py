@@ -56,8 +56,8 @@ def test_two_parts_are_the_whole(key_heads: int, sizes: tuple[int, ...], dtype: 
 
 
 def test_log_sum_exp_is_formed_in_float32() -> None:
-    query, key = drawn(40, 32, dtype=torch.bfloat16) * 4, drawn(700, 32, dtype=torch.bfloat16, seed=1) * 4
-    expected = torch.logsumexp(query.double() @ key.double().T * 0.2, dim=1)
+    query, key = drawn(40, 32, dtype=torch.bfloat16) * 4, drawn(3, 700, 32, dtype=torch.bfloat16, seed=1) * 4
+    expected = torch.logsumexp(query.double() @ key.double().transpose(1, 2) * 0.2, dim=2)
     torch.testing.assert_close(log_sum_exp(query, key, scaling=0.2).double(), expected, rtol=0, atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_spans_are_summed_as_if_attention_were_formed(sinks: bool, monkeypatch: 
     monkeypatch.setattr(scoring, "MANY_ROWS", 4)
     monkeypatch.setattr(scoring, "SPAN_KEYS", 8)
     owner = torch.full((200,), -1)
-    owner[10:70], owner[75:120], owner[130:190] = 0, 1, 0  # span 0 in two runs, span 2 nowhere
+    owner[10:70], owner[75:120], owner[130:190] = 0, 1, 0  # span 0 in two runs of one length, span 2 nowhere
     heads = HeadsByLayer.of([(0, 3), (0, 0), (0, 1)])
     query, key = drawn(4, 9, 16, dtype=torch.bfloat16) * 3, drawn(2, 209, 16, dtype=torch.bfloat16, seed=1)
     sink = drawn(4, seed=2) if sinks else None

@@ -10,7 +10,8 @@ import mmrh_retriever
 PACKAGE = Path(mmrh_retriever.__file__).parent
 LAYERS = [
     {"errors", "types", "byte_cache"},
-    {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"},
+    {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"}
+    | {"split_attention"},
     {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "vision", "page_store", "page_feed"}
     | {"fingerprints"}
     | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}

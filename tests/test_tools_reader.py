@@ -10,6 +10,7 @@ import pytest
 pymupdf = pytest.importorskip("pymupdf")
 pytest.importorskip("tokenizers")
 
+from mmrh_retriever import HeadId, HeadScores  # noqa: E402
 from tools.reader.dialogue import Layer, ShownPage, as_question  # noqa: E402
 from tools.reader.fonts import FIRST_FAMILIES, FontsMissingError, find_fonts  # noqa: E402
 from tools.reader.labels import CELL, MERGE, PATCH, WINDOW_CELLS, crop, patches, sheet_windows, trim  # noqa: E402
@@ -196,3 +197,32 @@ def test_the_independent_pass_is_the_stock_towers(tokenizer) -> None:
     torch.testing.assert_close(masses[0][0, :, 0], rows, atol=0.02, rtol=0.05)
     own = torch.from_numpy(np.flatnonzero(laid.segments == 1))
     torch.testing.assert_close(states[0, : len(own)].float(), stock.last_hidden_state[0, own], atol=0.1, rtol=0.1)
+
+
+def test_heads_are_chosen_near_the_best_of_the_first_layers() -> None:
+    choose_heads = pytest.importorskip("tools.reader.choose_heads")
+    recall = np.full((4, 4), 0.1)
+    recall[0, 1], recall[1, 2], recall[1, 3] = 0.45, 0.5, 0.3
+    recall[3, 3] = 0.9  # deeper than heads are taken from
+    values = np.zeros((4, 4))
+    values[1, 2], values[0, 1], values[3, 3] = 0.2, 0.3, 0.9
+    scores = HeadScores(values, "reader", choose_heads.TASK, choose_heads.CONTEXT, recall_at_1=recall)
+    assert list(choose_heads.near_the_best(scores)) == [HeadId(0, 1), HeadId(1, 2)]
+    with pytest.raises(ValueError, match="0 groups of 20 pages out of 0 held-out PDFs"):
+        next(choose_heads.groups([], frozenset(), 0))
+
+
+def test_examples_stay_within_their_memory(tokenizer) -> None:
+    examples = pytest.importorskip("tools.reader.examples")
+
+    class NoShelf:
+        words = ("the",)
+
+    NoShelf.tokenizer = tokenizer
+    maker = examples.ExampleMaker(NoShelf())
+    asked = [("which quarter had higher revenue", 0)] * 9
+    longest = len(maker.layer.plain(asked[0][0]))
+    cells = examples.LARGEST // (4 * longest)
+    assert len(maker._affordable(asked, cells)) == 4
+    assert maker._affordable(asked, 1) == asked
+    assert maker._affordable([], cells) == []

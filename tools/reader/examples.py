@@ -17,6 +17,7 @@ SCATTERED = 0.35  # share of questions about several places of a page
 ASKED = 0.85  # share of the others that are turned into questions
 STRANGE = 0.5  # share of questions with words that need not stand on the page
 OTHER_FORM = 0.12  # share of their words in another form than the page's: a plural, a participle
+LARGEST = 10_000_000  # cells times question tokens in one example: its attention is held for all heads and layers
 WHOLE = 0.45  # share of examples of many whole pages, at the end
 
 
@@ -89,12 +90,18 @@ class ExampleMaker:
         question = as_question(words, rng, self.common) if asked else " ".join(words)
         return (question, gold) if telling_words(question, self.common) >= 2 else None
 
+    def _affordable(self, questions: list[tuple[str, int]], cells: int) -> list[tuple[str, int]]:
+        """As many of the questions as the memory for their attention allows; each takes as much as the longest."""
+        longest = max((len(self.layer.plain(question)) for question, _ in questions), default=1)
+        return questions[: LARGEST // (cells * longest)]
+
     def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
         """One example and the visual tokens that it shows, in order: (cells, width)."""
         rng = self.shelf.rng
         while True:
             views = [self.shelf.view(page, shape.columns, shape.rows) for page in self.shelf.pages(shape.pages)]
             questions = [asked for _ in range(shape.questions) if (asked := self.question(views)) is not None]
+            questions = self._affordable(questions, sum(view.columns * view.rows for view in views))
             if not questions:
                 continue
             shown, tokens = [], []
