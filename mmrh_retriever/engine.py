@@ -29,6 +29,8 @@ from mmrh_retriever.vision import Features, Vision
 
 TAIL_CELLS = 32 * 1024 * 1024
 """Question tokens times keys in one tail pass; more questions are split over several passes."""
+PASS_TOKENS = 1024
+"""Tokens of pages that see one another, up to which several run in one pass."""
 UNLIMITED = 1 << 30
 """Token budget of windows of independent pages that only memory limits."""
 TAIL_ROOM = 512
@@ -134,14 +136,23 @@ class Engine:
             ContextOverflowError: a single page longer than a window.
         """
         window: Window | None = None
+        waiting: list[LaidPage] = []
+        tokens = 0
         for laid in self._feed.pages(pages, numbers):
-            if window is not None and len(window) + len(laid.piece) > self.token_budget - TAIL_ROOM:
+            size = len(laid.piece)
+            if window is not None and len(window) + tokens + size > self.token_budget - TAIL_ROOM:
+                self._append(window, waiting)
                 yield window
-                window = None
+                window, waiting, tokens = None, [], 0
             if window is None:
                 window = self._open_window()
-            self._append(window, laid)
+            if waiting and (self.independent or tokens + size > PASS_TOKENS):
+                self._append(window, waiting)
+                waiting, tokens = [], 0
+            waiting.append(laid)
+            tokens += size
         if window is not None:
+            self._append(window, waiting)
             yield window
 
     def gather(self, windows: Sequence[Window], places: Sequence[int]) -> Window:
@@ -203,7 +214,7 @@ class Engine:
                     tokens=asked,
                     allowed=self.token_budget,
                 )
-            self._run_piece(window, piece)
+            self._run_pieces(window, [piece])
             self._take_in(window, piece, place)
             added = len(window) - len(piece)
             for number, span in enumerate(piece.scored):
@@ -225,7 +236,7 @@ class Engine:
                 piece.ids,
                 piece.all_positions() + window.next_position,
                 plan,
-                inputs=self.vision.model_inputs(piece),
+                inputs=self.vision.model_inputs([piece]),
             )
             window.owner = torch.cat([window.owner, torch.full((len(piece),), -1, dtype=torch.long)])
             window.standing = torch.cat([window.standing, torch.arange(len(piece)) + window.next_standing])
@@ -287,7 +298,7 @@ class Engine:
                         window, past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest
                     )
                     places = piece.all_positions() + position
-                    inputs = self.vision.model_inputs(piece)
+                    inputs = self.vision.model_inputs([piece])
                     self._run(window.cache, piece.ids, places, plan, recording=recording, inputs=inputs)
                     if recording is not None:
                         share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
@@ -334,28 +345,48 @@ class Engine:
 
     def _open_window(self) -> Window:
         window = Window(cache=PageCache(self.heads.deepest + 1, capacity=min(self.token_budget, 4096)))
-        self._run_piece(window, self._head)
+        self._run_pieces(window, [self._head])
         window.owner = torch.full((len(self._head),), -1, dtype=torch.long)
         window.standing = torch.arange(len(self._head))
         window.next_position = self._head.extent
         window.next_standing = len(self._head)
         return window
 
-    def _append(self, window: Window, laid: LaidPage) -> None:
-        piece, stored, digest = laid.piece, laid.stored, laid.digest
-        if self.kept is not None and not self.independent:
-            digest = hashlib.blake2b(window.chain + digest, digest_size=16).digest()
-            stored = self.kept.get(digest)
-        try:
-            if stored is not None and window.cache is not None:
-                window.cache.append(stored.keys, stored.values)
-            else:
-                self._run_piece(window, piece, laid.features)
-                self._keep(window, piece, digest)
-        except torch.OutOfMemoryError as error:
-            raise no_memory(laid, len(window)) from error
-        window.chain = digest
-        self._take_in(window, piece, laid.place)
+    def _append(self, window: Window, pages: Sequence[LaidPage]) -> None:
+        """Put pages behind a window: kept ones are taken from the store, neighbours of the others run at once."""
+        fresh: list[LaidPage] = []
+        for laid in pages:
+            if self.kept is not None and not self.independent:
+                window.chain = hashlib.blake2b(window.chain + laid.digest, digest_size=16).digest()
+                laid = replace(laid, digest=window.chain, stored=self.kept.get(window.chain))
+            if laid.stored is None or window.cache is None:
+                fresh.append(laid)
+                continue
+            self._append_fresh(window, fresh)
+            fresh = []
+            try:
+                window.cache.append(laid.stored.keys, laid.stored.values)
+            except torch.OutOfMemoryError as error:
+                raise no_memory(laid, len(window)) from error
+            self._take_in(window, laid.piece, laid.place)
+        self._append_fresh(window, fresh)
+
+    def _append_fresh(self, window: Window, pages: Sequence[LaidPage]) -> None:
+        """Run pages behind a window, in one pass, or in several where that does not fit in memory."""
+        groups = [pages] if pages else []
+        while groups:
+            group = groups.pop(0)
+            try:
+                self._run_pieces(window, [laid.piece for laid in group], [laid.features for laid in group])
+            except torch.OutOfMemoryError as error:
+                if len(group) == 1:
+                    raise no_memory(group[0], len(window)) from error
+                half = len(group) // 2
+                groups[:0] = [group[:half], group[half:]]
+                continue
+            for laid in group:
+                self._keep(window, laid.piece, laid.digest)
+                self._take_in(window, laid.piece, laid.place)
 
     def _keep(self, window: Window, piece: LaidPiece, digest: bytes) -> None:
         """Put the page that a pass has just put behind the window into the store."""
@@ -396,15 +427,26 @@ class Engine:
         places = torch.cat([window.standing, behind])
         return PassPlan(past, length, places=places, start=window.next_standing + len(behind), **options)
 
-    def _run_piece(self, window: Window, piece: LaidPiece, features: Features | None = None) -> None:
+    def _run_pieces(
+        self, window: Window, pieces: Sequence[LaidPiece], features: Sequence[Features | None] = ()
+    ) -> None:
+        """One pass over pieces that see the window and those before them; independent ones come one at a time."""
         start, position = self._next_page(window)
+        positions: list[Tensor] = []
+        twosided: list[TokenSpan] = []
+        length = 0
+        for piece in pieces:
+            positions.append(piece.all_positions() + position)
+            twosided += [span.shifted(length) for span in piece.twosided]
+            length += len(piece)
+            position += piece.extent
         plan = PassPlan(
-            len(window), len(piece), twosided=piece.twosided, stop_at=self.heads.deepest, visible=start, start=start
+            len(window), length, twosided=tuple(twosided), stop_at=self.heads.deepest, visible=start, start=start
         )
-        positions = piece.all_positions() + position
-        inputs = self.vision.model_inputs(piece) if features is None else self.vision.as_inputs(features)
+        ids = [number for piece in pieces for number in piece.ids]
+        inputs = self.vision.model_inputs(pieces, features)
         try:
-            self._run(window.cache, piece.ids, positions, plan, inputs=inputs)
+            self._run(window.cache, ids, torch.cat(positions, dim=1), plan, inputs=inputs)
         except BaseException:
             if window.cache is not None:
                 window.cache.crop_to(len(window))

@@ -71,15 +71,22 @@ class Vision:
         """Forget all features."""
         self._kept.clear()
 
-    def model_inputs(self, piece: LaidPiece) -> dict[str, Any]:
-        """What a forward pass over a piece is given beside its tokens: its image's features, if it has an image."""
-        if not piece.inputs:
-            return {}
-        return self.as_inputs(self.of([piece])[0])
+    def model_inputs(self, pieces: Sequence[LaidPiece], known: Sequence[Features | None] = ()) -> dict[str, Any]:
+        """What a forward pass over pieces is given beside their tokens: the features of the images that they hold.
 
-    def as_inputs(self, features: Features) -> dict[str, Any]:
-        """What a forward pass is given for an image whose features are known."""
-        return {"mm_encoder_outputs": {"image": self._as_output(features)}}
+        Args:
+            pieces: with an image each, or none.
+            known: features of some of the pieces; the others' are found here.
+        """
+        held = [*known, *[None] * (len(pieces) - len(known))]
+        asked = [piece for piece, own in zip(pieces, held, strict=True) if piece.inputs and own is None]
+        found = iter(self.of(asked))
+        features = [
+            next(found) if own is None else own
+            for piece, own in zip(pieces, held, strict=True)
+            if piece.inputs or own is not None
+        ]
+        return {"mm_encoder_outputs": {"image": self._as_output(features)}} if features else {}
 
     def of(self, pieces: Sequence[LaidPiece]) -> list[Features]:
         """The features of pieces that hold an image each; those not kept are computed, several at once."""
@@ -123,11 +130,12 @@ class Vision:
         with backbone.seam.lock, torch.inference_mode():
             return base.get_image_features(**moved, return_dict=True)
 
-    def _as_output(self, features: Features) -> _Output:
-        """As the family's own tower would give them for one image."""
+    def _as_output(self, features: Sequence[Features]) -> _Output:
+        """As the family's own tower would give them for these images."""
+        pooled = tuple(own.pooled for own in features)
         if not self.backbone.family.listed:
-            return _Output(features.pooled, [])
-        return _Output((features.pooled,), [(layer,) for layer in features.deep])
+            return _Output(torch.cat(pooled), [])
+        return _Output(pooled, list(zip(*(own.deep for own in features), strict=True)))
 
 
 @dataclass(slots=True)
