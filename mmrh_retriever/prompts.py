@@ -11,7 +11,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -239,7 +239,9 @@ class Prompter:
                 source=page.doc_id,
                 page=page.index,
             ) from error
-        piece.add_image(laid, count_markers=self.options.count_image_markers)
+        dtype = self.backbone.model.dtype  # what the tower is given; half of it is half to keep and to digest
+        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in laid.inputs.items()}
+        piece.add_image(replace(laid, inputs=inputs), count_markers=self.options.count_image_markers)
 
     def _content(self, page: Page) -> tuple[bool, str | None]:
         """Whether the page's image is shown, and its text if that is shown."""
