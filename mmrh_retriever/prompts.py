@@ -144,6 +144,7 @@ class Prompter:
         self._axes = 3 if backbone.family.three_axes else 1
         self._reserved = self._reserved_ids()
         self._before, self._after = self._chat_template()
+        self._question_label = self.plain(self.options.question_label)
 
     def token(self, text: str) -> int:
         """The id of one special token.
@@ -274,7 +275,7 @@ class Prompter:
             raise QuestionError(f"A question is text, got {type(question).__name__}.")
         if not question.strip():
             raise QuestionError("The question is empty. Ask something: its tokens are what looks for the evidence.")
-        label = self.plain(self.options.question_label)
+        label = self._question_label
         words = self.plain(question.strip())
         if not words:
             raise QuestionError(f"The question {question!r} has no tokens in this model's vocabulary.")
@@ -294,7 +295,7 @@ class Prompter:
             QuestionError: nothing that looks: no text, and no images or images that don't look.
             PageError: an image that this model can't take or that can't be read.
         """
-        label = self.plain(self.options.question_label)
+        label = self._question_label
         pieces = [LaidPiece(self._axes)]
         pieces[0].add_text(label, scored=self.options.count_question_label)
         for part in parts:

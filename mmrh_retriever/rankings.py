@@ -57,15 +57,15 @@ class Scores:
         return [list(self._ranking(question, top_n)) for question in range(self.values.shape[0])]
 
     def _ranking(self, question: int, top_n: int | None) -> Iterator[ScoredPage]:
-        values = self.values[question]
-        order = descending(values)
+        values: list[float] = self.values[question].tolist()
+        order = descending(self.values[question])
         finals: list[bool] = self.finals[question].tolist()
         order.sort(key=lambda place: not finals[place])  # stable
         for rank, place in enumerate(order[:top_n], start=1):
             token_scores, grid = self.tokens[question].get(place, (None, None))
             yield ScoredPage(
                 page=self.pages[place],
-                score=float(values[place]),
+                score=values[place],
                 rank=rank,
                 position=place,
                 token_scores=token_scores if grid is not None else None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -127,37 +126,42 @@ class _Laid:
 
     ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
     ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
-    attention is added to, one more than there are for none. ``runs`` are keys of one span that follow each other: the
-    first, the one behind the last, and the span; runs of the same length are batched. ``others`` are the keys of none.
+    attention is added to, one more than there are for none. Keys of one span that follow each other are a run: ``runs``
+    are ``(runs, keys)`` places of keys, runs of one length together, and ``run_spans`` the span of each, in this order.
+    ``others`` are the places of keys that belong to none.
     """
 
     rows: Tensor
     questions: tuple[int, ...]
     average: Tensor
     bins: Tensor
-    runs: tuple[tuple[tuple[int, int, int], ...], ...]
+    runs: tuple[Tensor, ...]
+    run_spans: Tensor
     others: Tensor
 
     @classmethod
     def of(cls, recording: Recording, device: torch.device) -> _Laid:
         rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows])
-        questions = [number for number, span in enumerate(recording.rows) for _ in range(len(span))]
-        average = torch.zeros(len(recording.rows), rows.numel())
-        average[questions, torch.arange(rows.numel())] = torch.tensor([1 / len(recording.rows[q]) for q in questions])
+        each = torch.tensor([len(span) for span in recording.rows])
+        questions = torch.repeat_interleave(each)
+        average = torch.zeros(len(each), rows.numel())
+        average[questions, torch.arange(rows.numel())] = 1 / each[questions]
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
-        edges = [0, *((bins[1:] != bins[:-1]).nonzero().flatten() + 1).tolist(), bins.numel()]
-        runs = [(start, stop, int(bins[start])) for start, stop in pairwise(edges) if stop > start]
-        by_length: dict[int, list[tuple[int, int, int]]] = {}
-        for start, stop, span in runs:
-            if span < recording.spans:
-                by_length.setdefault(stop - start, []).append((start, stop, span))
-        batches = [same[at : at + RUNS] for same in by_length.values() for at in range(0, len(same), RUNS)]
+        changes = (bins[1:] != bins[:-1]).nonzero().flatten() + 1
+        starts = torch.cat([torch.zeros(min(1, bins.numel()), dtype=torch.long), changes])
+        lengths = torch.cat([changes, torch.tensor([bins.numel()])])[: len(starts)] - starts
+        runs, spans = [], []
+        for length in lengths.unique().tolist():
+            begun = starts[(lengths == length) & (bins[starts] < recording.spans)]
+            runs += [part[:, None] + torch.arange(length) for part in begun.split(RUNS) if len(part)]
+            spans.append(bins[begun])
         return cls(
             rows.to(device),
-            tuple(questions),
+            tuple(questions.tolist()),
             average.to(device),
             bins.to(device),
-            tuple(tuple(batch) for batch in batches),
+            tuple(places.to(device) for places in runs),
+            torch.cat([*spans, bins[:0]]).to(device),
             (bins == recording.spans).nonzero().flatten().to(device),
         )
 
@@ -197,8 +201,10 @@ def record(
         for key_head, pairs in by_key.items():
             sink = None if sinks is None else sinks[[head for head, _ in pairs]].float()
             chosen = query[[head for head, _ in pairs]][:, laid.rows]
-            shares = _span_shares(chosen, key[key_head], mask_rows, laid, recording.spans, scaling, sink)
-            recording.mass[:, [column for _, column in pairs]] = (laid.average @ shares).transpose(0, 1)
+            shares = _run_shares(chosen, key[key_head], mask_rows, laid, scaling, sink) @ laid.average.T
+            sums = torch.zeros(recording.spans, len(pairs), questions)
+            sums.index_add_(0, laid.run_spans, shares)
+            recording.mass[:, [column for _, column in pairs]] = sums.permute(2, 1, 0)
         return
     budget = min(LOGIT_BUDGET, CPU_LOGIT_BUDGET) if device.type == "cpu" else LOGIT_BUDGET
     fewest = min(32, LOGIT_BUDGET // keys)  # rows for which reading all keys once more is worth it
@@ -230,32 +236,31 @@ def _sums_spans(laid: _Laid, query: Tensor, key: Tensor, mask: Tensor) -> bool:
         and can_split(query[None], key[None])
         and laid.rows.numel() >= MANY_ROWS
         and laid.bins.numel() <= key.shape[1] - mask.shape[1]
-        and sum(map(len, laid.runs)) * SPAN_KEYS <= laid.bins.numel()
+        and laid.run_spans.numel() * SPAN_KEYS <= laid.bins.numel()
         and laid.others.numel() * 4 <= laid.bins.numel()
     )
 
 
-def _span_shares(
-    query: Tensor, key: Tensor, mask: Tensor, laid: _Laid, spans: int, scaling: float, sink: Tensor | None
-) -> Tensor:
-    """``(heads, rows, spans)`` post-softmax attention on each span, float32, of heads that share one key head.
+def _run_shares(query: Tensor, key: Tensor, mask: Tensor, laid: _Laid, scaling: float, sink: Tensor | None) -> Tensor:
+    """``(runs, heads, rows)`` post-softmax attention on each run of keys, float32, of heads that share one key head.
 
-    A span's share is ``exp(l - L)``, with the log-sum-exp of the logits of its keys, ``l``, and of all keys, ``L``.
+    A run's share is ``exp(l - L)``, with the log-sum-exp of the logits of its keys, ``l``, and of all keys, ``L``.
     """
     heads, rows, width = query.shape
     stacked = query.reshape(heads * rows, width)
-    sums = torch.full((spans, heads, rows), float("-inf"))
-    for same in laid.runs:
-        found = log_sum_exp(stacked, torch.stack([key[start:stop] for start, stop, _ in same]), scaling=scaling)
-        for (_, _, span), own in zip(same, found.unflatten(1, (heads, rows)), strict=True):
-            sums[span] = torch.logaddexp(sums[span], own)
-    others = torch.cat([key[laid.others], key[laid.bins.numel() :]])
+    found = [
+        log_sum_exp(stacked, key.index_select(0, places.flatten()).view(*places.shape, width), scaling=scaling)
+        for places in laid.runs
+    ]
+    others = torch.cat([key.index_select(0, laid.others), key[laid.bins.numel() :]])
     logits = _logits(stacked, others, scaling).view(heads, rows, -1)
     logits[:, :, logits.shape[2] - mask.shape[1] :] += mask
-    parts = [sums, torch.logsumexp(logits, dim=2)[None]]
+    found.append(torch.logsumexp(logits, dim=2).view(1, -1))
     if sink is not None:
-        parts.append(sink[None, :, None].expand(1, heads, rows))
-    return torch.exp(sums - torch.logsumexp(torch.cat(parts), dim=0)).permute(1, 2, 0)
+        found.append(sink.repeat_interleave(rows)[None])
+    parts = torch.cat(found)
+    shares = torch.exp(parts - torch.logsumexp(parts, dim=0))  # (parts, heads * rows)
+    return shares[: laid.run_spans.numel()].view(-1, heads, rows)
 
 
 def _attention_rows(

@@ -13,7 +13,6 @@ INSTRUCTION = "Find the pages that hold the evidence for the question."
 PAGE_LABEL = "Page {number}: "
 QUESTION_LABEL = "Question: "
 NULL_QUESTION = "N/A"
-CONTENT_KEPT, COMMON_KEPT = 0.8, 0.08  # shares of a snippet's words that its question keeps
 _OPENINGS = (
     "what is the", "what are the", "what was the", "how many", "how much", "how does", "how do", "how can i", "which",
     "who", "when was", "when did", "where is", "where can", "why does", "why is", "what does", "is it true that",
@@ -137,7 +136,9 @@ def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]
     content = [word for word in words if word and word.lower() not in common]
     if len(content) < 2:
         return " ".join(words)
-    keep = [word for word in words if word and rng.random() < (COMMON_KEPT if word.lower() in common else CONTENT_KEPT)]
+    keep = [
+        word for word in words if word and ((word.lower() not in common and rng.random() < 0.75) or rng.random() < 0.15)
+    ]
     if len(keep) < 2:
         keep = content
     if rng.random() < 0.4:

@@ -14,11 +14,11 @@ from tools.reader.shelf import Shelf, View
 from tools.reader.words import inflected
 
 SCATTERED = 0.35  # share of questions about several places of a page
-ASKED = 0.85  # share of the others that are turned into questions
-STRANGE = 0.5  # share of questions with words that need not stand on the page
+ASKED = 0.7  # share of the others that are turned into questions
+STRANGE = 0.4  # share of questions with words that need not stand on the page
 OTHER_FORM = 0.12  # share of their words in another form than the page's: a plural, a participle
 LARGEST = 10_000_000  # cells times question tokens in one example: its attention is held for all heads and layers
-WHOLE = 0.45  # share of examples of many whole pages, at the end
+WHOLE = 0.3  # share of examples of many whole pages, at the end
 
 
 @dataclass(frozen=True, slots=True)

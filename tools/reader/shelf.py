@@ -24,7 +24,7 @@ from tools.reader.vision_stage import spoil
 
 logger = logging.getLogger(__name__)
 
-FEWEST_WORDS = 15
+FEWEST_WORDS = 40
 
 
 @dataclass(frozen=True, slots=True)
