@@ -78,7 +78,7 @@ def attend_behind(
         query, key[:, :, seen:], value[:, :, seen:], scaling=scaling, mask=mask, causal=mask is None
     )
     share = torch.sigmoid(total - own_total)[..., None]
-    return torch.lerp(own.float(), first.float(), share).to(query.dtype)
+    return torch.lerp(own, first, share.to(query.dtype))
 
 
 def log_sum_exp(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:

@@ -17,6 +17,7 @@ from mmrh_retriever.backbones import Backbone
 from mmrh_retriever.byte_cache import ByteCache
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.fingerprints import tensors_digest
+from mmrh_retriever.patch_convolutions import as_products, patch_convolutions
 from mmrh_retriever.prompts import LaidPiece
 
 DEFAULT_VISION_MEMORY = 256 * 1024**2
@@ -61,6 +62,7 @@ class Vision:
         self.computed = 0
         """Images that went through the tower so far."""
         self._kept: ByteCache[bytes, Features] = ByteCache(memory)
+        self._convolutions = patch_convolutions(backbone.model)
 
     @property
     def nbytes(self) -> int:
@@ -127,7 +129,7 @@ class Vision:
             key: value.to(backbone.device, dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
-        with backbone.seam.lock, torch.inference_mode():
+        with backbone.seam.lock, torch.inference_mode(), as_products(self._convolutions):
             return base.get_image_features(**moved, return_dict=True)
 
     def _as_output(self, features: Sequence[Features]) -> _Output:

@@ -13,7 +13,7 @@ LAYERS = [
     {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"}
     | {"split_attention"},
     {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "vision", "page_store", "page_feed"}
-    | {"fingerprints"}
+    | {"fingerprints", "patch_convolutions"}
     | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}
     | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},
     {"engine", "question_attention", "loading", "rankings", "final_heat"},
