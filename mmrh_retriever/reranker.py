@@ -202,7 +202,7 @@ class Reranker:
         The result has one ranking a question; see :meth:`rank`.
         """
         checked_count(top_n)
-        laid = [self.prompter.lay_question(question) for question in as_questions(questions)]
+        laid = self.prompter.lay_questions(as_questions(questions))
         listed = as_pages(pages)
         engine = self._engine()
         windows = engine.windows(shown(listed, progress), numbers=self.page_numbers(listed))
@@ -413,7 +413,7 @@ class EncodedPages:
     ) -> list[list[ScoredPage]]:
         """Rank the pages for several questions at once; exact as if each were asked alone."""
         checked_count(top_n)
-        laid = [self.reranker.prompter.lay_question(question) for question in as_questions(questions)]
+        laid = self.reranker.prompter.lay_questions(as_questions(questions))
         scores = Scores(len(laid), list(self.pages), with_tokens=with_tokens)
         with self._lock:
             # windows that hold their keys come first: asking in order would drop each just before it is needed

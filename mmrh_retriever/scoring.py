@@ -258,8 +258,7 @@ def _run_shares(query: Tensor, key: Tensor, mask: Tensor, laid: _Laid, scaling: 
     found.append(torch.logsumexp(logits, dim=2).view(1, -1))
     if sink is not None:
         found.append(sink.repeat_interleave(rows)[None])
-    parts = torch.cat(found)
-    shares = torch.exp(parts - torch.logsumexp(parts, dim=0))  # (parts, heads * rows)
+    shares = torch.softmax(torch.cat(found), dim=0)  # of runs, other keys and sink, (.., heads * rows)
     return shares[: laid.run_spans.numel()].view(-1, heads, rows)
 
 
