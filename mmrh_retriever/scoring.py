@@ -24,7 +24,7 @@ CPU_LOGIT_BUDGET = 512 * 1024
 KEY_CHUNK = 16 * 1024
 """Keys turned into float32 at a time while recording a half-precision model with a long context."""
 MANY_ROWS = 128
-"""Rows, times heads, from which half-precision attention is summed a span at a time and never formed (on a CPU)."""
+"""Rows from which half-precision attention is summed a run of keys at a time and never formed (on a CPU)."""
 SPAN_KEYS = 64
 """Keys in a run of one span, on average, for which that pays."""
 RUNS = 32
@@ -201,7 +201,13 @@ def record(
         for key_head, pairs in by_key.items():
             sink = None if sinks is None else sinks[[head for head, _ in pairs]].float()
             chosen = query[[head for head, _ in pairs]][:, laid.rows]
-            shares = _run_shares(chosen, key[key_head], mask_rows, laid, scaling, sink) @ laid.average.T
+            others = keys - known + laid.others.numel()
+            step = max(1, LOGIT_BUDGET // (len(pairs) * max(others, RUNS * query.shape[2])))
+            parts = [
+                _run_shares(part, key[key_head], mask, laid, scaling, sink)
+                for part, mask in zip(chosen.split(step, dim=1), mask_rows.split(step), strict=True)
+            ]
+            shares = torch.cat(parts, dim=2) @ laid.average.T
             sums = torch.zeros(recording.spans, len(pairs), questions)
             sums.index_add_(0, laid.run_spans, shares)
             recording.mass[:, [column for _, column in pairs]] = sums.permute(2, 1, 0)

@@ -80,9 +80,11 @@ def test_spans_are_summed_as_if_attention_were_formed(sinks: bool, monkeypatch: 
         raise AssertionError("attention was formed")
 
     monkeypatch.setattr(scoring, "_attention_rows", form)
-    summed = Recording(heads, rows, owner, 3)
-    record(summed, 0, query, key, mask, scaling=0.3, sinks=sink)
-    torch.testing.assert_close(summed.mass, formed.mass, rtol=0, atol=1e-5)
+    for budget in (scoring.LOGIT_BUDGET, 4 * scoring.RUNS * 16):  # all rows at once; four of one head or two of two
+        monkeypatch.setattr(scoring, "LOGIT_BUDGET", budget)
+        summed = Recording(heads, rows, owner, 3)
+        record(summed, 0, query, key, mask, scaling=0.3, sinks=sink)
+        torch.testing.assert_close(summed.mass, formed.mass, rtol=0, atol=1e-5)
     assert not summed.mass[:, :, 2].any()
     if not sinks:
         expected = plain(query[[3, 0, 1]], key[[1, 0, 0]], torch.nn.functional.pad(blocks(4, 5), (200, 0)), 0.3)
