@@ -109,7 +109,6 @@ class PassPlan:
         if (window, dtype, device, own) not in self.additives:
             hiding = self.hiding(window, device)
             laid = torch.zeros(self.length, (0 if own else self.seen) + self.length, dtype=dtype, device=device)
-            hiding = hiding[:, -laid.shape[1] :]
             laid[:, laid.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
             self.additives[window, dtype, device, own] = laid
         return self.additives[window, dtype, device, own]
@@ -349,7 +348,7 @@ class AttentionSeam:
             if base == "eager" or not plain or (base == "sdpa" and plan.seen and plan.length > 1):
                 options = _softmax_options(module, kwargs)
                 usual = options["softcap"] is None and options["sinks"] is None
-                if usual and plan.seen and not plan.hides_kept(window) and can_split(query, value):
+                if usual and plan.seen and not plan.hides_kept(window) and can_split(query, key, value):
                     own = None if plain else plan.additive(window, query.device, query.dtype, own=True)
                     output = attend_behind(query, key, value, plan.seen, scaling=options["scaling"], mask=own)
                     return output.transpose(1, 2).contiguous(), None

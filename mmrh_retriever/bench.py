@@ -124,7 +124,8 @@ class PlainProcedure:
     """The paper's way: question and null question, each a full pass, all heads' rows, nothing kept.
 
     It runs through plain causal passes of the same seam, so that both sides use the same kernel and the same float32
-    rows, and differs from ours in what it computes only.
+    rows. Beside what it computes it differs from ours in that nothing is done to the model: patches are convolved, and
+    attention is not taken in parts.
     """
 
     def __init__(self, reranker: Reranker, pages: Sequence[Page]) -> None:

@@ -1,7 +1,7 @@
 """Encode pages once, then ask: windows of pages whose keys and values are kept, and tails of questions.
 
 The pages stand before the question, so under causal attention nothing of them depends on it. A window's pages
-run through the decoder once, page by page, and no deeper than the deepest selected head; a question's tokens
+run through the decoder once, in passes of a few, and no deeper than the deepest selected head; a question's tokens
 then run alone on the kept keys, several questions at once under a mask that hides them from one another.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmrh_retriever.attention import PassPlan
 from mmrh_retriever.backbones import Backbone
-from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError
+from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError, PageError
 from mmrh_retriever.heads import HeadId
 from mmrh_retriever.kv_cache import PageCache
 from mmrh_retriever.page_feed import LaidPage, PageFeed, no_memory
@@ -30,7 +30,7 @@ from mmrh_retriever.vision import Features, Vision
 TAIL_CELLS = 32 * 1024 * 1024
 """Question tokens times keys in one tail pass; more questions are split over several passes."""
 PASS_TOKENS = 1024
-"""Tokens of pages that see one another, up to which several run in one pass."""
+"""Tokens of pages that see one another, up to which several run in one pass (fewer where many keys are kept)."""
 UNLIMITED = 1 << 30
 """Token budget of windows of independent pages that only memory limits."""
 TAIL_ROOM = 512
@@ -125,7 +125,7 @@ class Engine:
     def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int]) -> Iterator[Window]:
         """Encode pages in their order and give each window once it is full.
 
-        Pages are rendered and laid as far ahead as the vision tower takes several at once, and no further.
+        Pages are rendered and laid as far ahead as the vision tower and a pass take several at once, and no further.
 
         Args:
             pages: places in the caller's list and the pages.
@@ -146,7 +146,9 @@ class Engine:
                 window, waiting, tokens = None, [], 0
             if window is None:
                 window = self._open_window()
-            if waiting and (self.independent or tokens + size > PASS_TOKENS):
+            together = tokens + size
+            cells = together * (len(window) + together)
+            if waiting and (self.independent or together > PASS_TOKENS or cells > TAIL_CELLS):
                 self._append(window, waiting)
                 waiting, tokens = [], 0
             waiting.append(laid)
@@ -156,7 +158,7 @@ class Engine:
             yield window
 
     def gather(self, windows: Sequence[Window], places: Sequence[int]) -> Window:
-        """A window of independent pages that other windows hold: their keys and values are copied, nothing runs.
+        """A window of independent pages that other windows hold: their keys are copied, the prompt's head alone runs.
 
         Args:
             windows: windows that :meth:`windows` gave.
@@ -164,6 +166,7 @@ class Engine:
 
         Raises:
             ContextOverflowError: a page that none of the windows still holds, or more tokens than a window takes.
+            PageError: too little memory for another window.
             AttentionCaptureError: pages are not encoded independently.
         """
         if not self.independent:
@@ -178,10 +181,13 @@ class Engine:
         }
         gathered = self._open_window()
         for place in places:
-            window, laid = held[place]
-            if window.cache is None or gathered.cache is None:
+            window, laid = held.get(place, (None, None))
+            if window is None or laid is None or window.cache is None or gathered.cache is None:
                 raise ContextOverflowError(
-                    f"The window of page {place} was dropped from memory; encode it again.", tokens=0, allowed=0
+                    f"Page {place} is in none of the {len(windows)} windows, or its window was dropped from memory; "
+                    "encode it again.",
+                    tokens=0,
+                    allowed=0,
                 )
             asked, room = len(gathered) + len(laid.span), self.token_budget - TAIL_ROOM
             if asked > room:
@@ -190,7 +196,13 @@ class Engine:
                     tokens=asked,
                     allowed=room,
                 )
-            gathered.cache.append_from(window.cache, laid.span.start, laid.span.stop)
+            try:
+                gathered.cache.append_from(window.cache, laid.span.start, laid.span.stop)
+            except torch.OutOfMemoryError as error:
+                raise PageError(
+                    f"The keys of page {place} ({len(laid.span)} tokens) do not fit in memory beside the windows' own. "
+                    "Lower final_heat or memory_budget."
+                ) from error
             counts = window.owner[laid.span.start : laid.span.stop] >= 0
             visual = tuple(token - laid.span.start for token in laid.visual)
             self._note(gathered, place, counts, visual, laid.grid, laid.extent)

@@ -1,8 +1,9 @@
-"""A final heat: where pages take several windows, the windows' best pages run once more, in one window together.
+"""A final heat: where pages take several windows, the windows' best pages are compared once more, in one window.
 
 Attention is shared out within a window, so that a score says how a page did among its window's pages. Raw scores of
 several windows are compared as they are by Li et al. 2026 (arXiv 2605.27243); a final heat compares the best of all
-under one softmax, for the price of one more window; of encoded independent pages, for that of the question's tokens.
+under one softmax, for the price of one more window; of encoded independent pages, for that of the prompt's head and the
+question's tokens.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def run_final_heat(scores: Scores, heat: Heat, questions: Sequence[LaidPiece]) -
                 window, [*(questions[number] for number in asked), *heat.null], tokens=scores.with_tokens
             )
             scores.add(window, *without_null(attention, calibrated=bool(heat.null)), questions=asked)
+            window.cache = None
 
 
 def _windows_of(heat: Heat, places: Sequence[int]) -> Iterable[Window]:

@@ -38,8 +38,8 @@ class PageLayer(DynamicLayer):
         stop = self.length + key_states.shape[2]
         if stop > self.keys.shape[2]:
             room = max(stop, self.keys.shape[2] * 3 // 2)
-            self.keys = _grown(self.keys, self.length, room)
-            self.values = _grown(self.values, self.length, room)
+            # both or neither, so that the layer stays whole where memory is short
+            self.keys, self.values = _grown(self.keys, self.length, room), _grown(self.values, self.length, room)
         self.keys[:, :, self.length : stop] = key_states
         self.values[:, :, self.length : stop] = value_states
         self.length = stop

@@ -54,9 +54,9 @@ class Reranker:
         options: wording of the prompt, and which tokens count.
         check: compare recorded attention with plain eager attention on a short input, once a model.
         final_heat: pages for a final heat, 0 for none. Where pages take several windows, the best of each window (so
-            many in all, as far as they fit in one window) run once more in a window together, and stand before the
-            others, by the scores that they got there. Without it, scores of windows are compared as they are, though
-            the pages of a window share its attention: pages beside few or poor others then score too high.
+            many in all, as far as they fit in one window) are compared once more in a window together, and stand before
+            the others, by the scores that they got there. Without it, scores of windows are compared as they are,
+            though the pages of a window share its attention: pages beside few or poor others then score too high.
         store: where encoded pages are kept for later calls; several rerankers may share one.
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
 

@@ -27,6 +27,8 @@ MANY_ROWS = 128
 """Rows from which half-precision attention is summed a run of keys at a time and never formed (on a CPU)."""
 SPAN_KEYS = 64
 """Keys in a run of one span, on average, for which that pays."""
+OTHER_KEYS = 0.25
+"""Share of keys that may belong to no span; their logits are formed."""
 RUNS = 32
 """Runs of keys of the same length that are summed at a time."""
 KEPT_KEYS = 4 * 1024 * 1024
@@ -201,13 +203,13 @@ def record(
         for key_head, pairs in by_key.items():
             sink = None if sinks is None else sinks[[head for head, _ in pairs]].float()
             chosen = query[[head for head, _ in pairs]][:, laid.rows]
-            others = keys - known + laid.others.numel()
-            step = max(1, LOGIT_BUDGET // (len(pairs) * max(others, RUNS * query.shape[2])))
-            parts = [
-                _run_shares(part, key[key_head], mask, laid, scaling, sink)
-                for part, mask in zip(chosen.split(step, dim=1), mask_rows.split(step), strict=True)
-            ]
-            shares = torch.cat(parts, dim=2) @ laid.average.T
+            held = keys - known + laid.others.numel() + laid.run_spans.numel()  # numbers for each row
+            step = max(1, LOGIT_BUDGET // (len(pairs) * max(held, RUNS * query.shape[2])))
+            shares = torch.zeros(laid.run_spans.numel(), len(pairs), questions)
+            for row in range(0, rows, step):
+                piece = slice(row, row + step)
+                found = _run_shares(chosen[:, piece], key[key_head], mask_rows[piece], laid, scaling, sink)
+                shares += found @ laid.average[:, piece].T
             sums = torch.zeros(recording.spans, len(pairs), questions)
             sums.index_add_(0, laid.run_spans, shares)
             recording.mass[:, [column for _, column in pairs]] = sums.permute(2, 1, 0)
@@ -239,11 +241,11 @@ def _sums_spans(laid: _Laid, query: Tensor, key: Tensor, mask: Tensor) -> bool:
     """Whether spans can be summed without forming attention: on long runs of keys that all of many rows see."""
     return (
         key.dtype is not torch.float32
-        and can_split(query[None], key[None])
+        and can_split(query[None], key[None], key[None])
         and laid.rows.numel() >= MANY_ROWS
         and laid.bins.numel() <= key.shape[1] - mask.shape[1]
         and laid.run_spans.numel() * SPAN_KEYS <= laid.bins.numel()
-        and laid.others.numel() * 4 <= laid.bins.numel()
+        and laid.others.numel() <= OTHER_KEYS * laid.bins.numel()
     )
 
 

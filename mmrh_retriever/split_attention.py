@@ -17,12 +17,13 @@ _KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def can_split(query: Tensor, value: Tensor) -> bool:
+def can_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether torch's fused CPU kernel, which tells the log-sum-exp, takes these."""
     return (
         _KERNEL is not None
-        and query.device.type == "cpu"
+        and {query.device.type, key.device.type, value.device.type} == {"cpu"}
         and query.dtype in _TYPES
+        and query.dtype == key.dtype == value.dtype  # autocast leaves them apart
         and query.shape[3] == value.shape[3]
         and not query.requires_grad
     )
