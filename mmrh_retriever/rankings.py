@@ -39,18 +39,16 @@ class Scores:
         questions: Sequence[int] | None = None,
     ) -> None:
         """Take in what the questions (all of them, or those given: then it is their final heat) paid one window."""
-        null_mass = None if null is None else null.mass[0]
-        asked = range(self.values.shape[0]) if questions is None else questions
-        for row, question in enumerate(asked):
-            self.values[question, window.members] = page_scores(attention.mass[row], null_mass)
-            self.finals[question, window.members] = questions is not None
-            if not self.with_tokens or attention.tokens is None:
-                continue
-            paid = attention.tokens[row]
-            if null is not None and null.tokens is not None:
-                paid = paid - null.tokens[0]
+        every = range(self.values.shape[0])
+        asked = torch.tensor(every if questions is None else questions, dtype=torch.long)[:, None]
+        self.values[asked, window.members] = page_scores(attention.mass, None if null is None else null.mass[0])
+        self.finals[asked, window.members] = questions is not None
+        if not self.with_tokens or attention.tokens is None:
+            return
+        for question, paid in zip(asked.flatten().tolist(), attention.tokens, strict=True):
+            own = paid if null is None or null.tokens is None else paid - null.tokens[0]
             for member, place in zip(window.members, window.places, strict=True):
-                self.tokens[question][member] = (paid[list(place.visual)].numpy(), place.grid)
+                self.tokens[question][member] = (own[list(place.visual)].numpy(), place.grid)
 
     def rankings(self, top_n: int | None) -> list[list[ScoredPage]]:
         """One ranking a question, best first; equals stay in the caller's order."""
