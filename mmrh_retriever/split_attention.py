@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 _KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+KEYS_AT_ONCE = 16 * 1024
+"""Keys that the kernel is given at a time: in half precision it makes a copy of them and their values."""
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -74,12 +76,16 @@ def attend_behind(
     Returns:
         ``(1, heads, rows, width)`` in the query's type.
     """
-    first, total = attend(query, key[:, :, :seen], value[:, :, :seen], scaling=scaling)
-    own, own_total = attend(
-        query, key[:, :, seen:], value[:, :, seen:], scaling=scaling, mask=mask, causal=mask is None
-    )
-    share = torch.sigmoid(total - own_total)[..., None]
-    return torch.lerp(own, first, share.to(query.dtype))
+    joined, total = attend(query, key[:, :, seen:], value[:, :, seen:], scaling=scaling, mask=mask, causal=mask is None)
+    if seen > KEYS_AT_ONCE:
+        joined = joined.float()  # rounded once, not at every join
+    for start in range(0, seen, KEYS_AT_ONCE):
+        keys = slice(start, min(start + KEYS_AT_ONCE, seen))
+        part, own = attend(query, key[:, :, keys], value[:, :, keys], scaling=scaling)
+        share = torch.sigmoid(own - total)[..., None]
+        joined = torch.lerp(joined, part.to(joined.dtype), share.to(joined.dtype))
+        total = torch.logaddexp(total, own)
+    return joined.to(query.dtype)
 
 
 def log_sum_exp(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:

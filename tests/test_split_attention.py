@@ -9,7 +9,7 @@ import torch
 from factories import page_image, tiny
 from torch import Tensor
 
-from mmrh_retriever import Page, Reranker, attention, scoring
+from mmrh_retriever import Page, Reranker, attention, scoring, split_attention
 from mmrh_retriever.scoring import HeadsByLayer, Recording, record
 from mmrh_retriever.split_attention import attend_behind, can_split, log_sum_exp
 from mmrh_retriever.types import TokenSpan
@@ -36,7 +36,11 @@ def blocks(*sizes: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("sizes", [(11,), (3, 7, 1)])
-def test_two_parts_are_the_whole(key_heads: int, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("at_once", [16 * 1024, 16])
+def test_parts_are_the_whole(
+    key_heads: int, sizes: tuple[int, ...], dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_attention, "KEYS_AT_ONCE", at_once)
     rows, seen = sum(sizes), 50
     query = drawn(1, 4, rows, 16, dtype=dtype)
     key = drawn(1, key_heads, seen + rows, 16, dtype=dtype, seed=1)
