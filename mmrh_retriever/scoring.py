@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,6 +96,11 @@ class Recording:
             self._laid[device] = _Laid.of(self, device)
         return self._laid[device]
 
+    @cached_property
+    def runs(self) -> _Runs:
+        """The runs of keys of one span, on the CPU; laid when first asked for."""
+        return _Runs.of(torch.where(self.owner >= 0, self.owner, self.spans), self.spans)
+
     def finish(self) -> None:
         """Check that every layer asked about was seen, and that what was recorded is possible.
 
@@ -128,18 +134,13 @@ class _Laid:
 
     ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
     ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
-    attention is added to, one more than there are for none. Keys of one span that follow each other are a run: ``runs``
-    are ``(runs, keys)`` places of keys, runs of one length together, and ``run_spans`` the span of each, in this order.
-    ``others`` are the places of keys that belong to none.
+    attention is added to, one more than there are for none.
     """
 
     rows: Tensor
     questions: tuple[int, ...]
     average: Tensor
     bins: Tensor
-    runs: tuple[Tensor, ...]
-    run_spans: Tensor
-    others: Tensor
 
     @classmethod
     def of(cls, recording: Recording, device: torch.device) -> _Laid:
@@ -149,23 +150,32 @@ class _Laid:
         average = torch.zeros(len(each), rows.numel())
         average[questions, torch.arange(rows.numel())] = 1 / each[questions]
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
+        return cls(rows.to(device), tuple(questions.tolist()), average.to(device), bins.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Keys of one span that follow each other.
+
+    ``places`` are ``(runs, keys)`` places of keys, runs of one length together, and ``spans`` the span of each run, in
+    this order. ``others`` are the places of keys that belong to no span.
+    """
+
+    places: tuple[Tensor, ...]
+    spans: Tensor
+    others: Tensor
+
+    @classmethod
+    def of(cls, bins: Tensor, none: int) -> _Runs:
         changes = (bins[1:] != bins[:-1]).nonzero().flatten() + 1
         starts = torch.cat([torch.zeros(min(1, bins.numel()), dtype=torch.long), changes])
         lengths = torch.cat([changes, torch.tensor([bins.numel()])])[: len(starts)] - starts
-        runs, spans = [], []
+        places, spans = [], [bins[:0]]
         for length in lengths.unique().tolist():
-            begun = starts[(lengths == length) & (bins[starts] < recording.spans)]
-            runs += [part[:, None] + torch.arange(length) for part in begun.split(RUNS) if len(part)]
+            begun = starts[(lengths == length) & (bins[starts] < none)]
+            places += [part[:, None] + torch.arange(length) for part in begun.split(RUNS) if len(part)]
             spans.append(bins[begun])
-        return cls(
-            rows.to(device),
-            tuple(questions.tolist()),
-            average.to(device),
-            bins.to(device),
-            tuple(places.to(device) for places in runs),
-            torch.cat([*spans, bins[:0]]).to(device),
-            (bins == recording.spans).nonzero().flatten().to(device),
-        )
+        return cls(tuple(places), torch.cat(spans), (bins == none).nonzero().flatten())
 
 
 def record(
@@ -199,20 +209,9 @@ def record(
     by_key: dict[int, list[tuple[int, int]]] = {}
     for head, column in recording.heads.columns[layer]:
         by_key.setdefault(head // group, []).append((head, column))
-    if softcap is None and recording.token_mass is None and _sums_spans(laid, query, key, mask_rows):
+    if softcap is None and recording.token_mass is None and _sums_runs(recording, query, key, mask_rows):
         for key_head, pairs in by_key.items():
-            sink = None if sinks is None else sinks[[head for head, _ in pairs]].float()
-            chosen = query[[head for head, _ in pairs]][:, laid.rows]
-            held = keys - known + laid.others.numel() + laid.run_spans.numel()  # numbers for each row
-            step = max(1, LOGIT_BUDGET // (len(pairs) * max(held, RUNS * query.shape[2])))
-            shares = torch.zeros(laid.run_spans.numel(), len(pairs), questions)
-            for row in range(0, rows, step):
-                piece = slice(row, row + step)
-                found = _run_shares(chosen[:, piece], key[key_head], mask_rows[piece], laid, scaling, sink)
-                shares += found @ laid.average[:, piece].T
-            sums = torch.zeros(recording.spans, len(pairs), questions)
-            sums.index_add_(0, laid.run_spans, shares)
-            recording.mass[:, [column for _, column in pairs]] = sums.permute(2, 1, 0)
+            _add_runs(recording, pairs, query, key[key_head], mask_rows, scaling, sinks)
         return
     budget = min(LOGIT_BUDGET, CPU_LOGIT_BUDGET) if device.type == "cpu" else LOGIT_BUDGET
     fewest = min(32, LOGIT_BUDGET // keys)  # rows for which reading all keys once more is worth it
@@ -237,37 +236,66 @@ def record(
                 recording.token_mass += totals.sum(dim=0).cpu() / recording.heads.count
 
 
-def _sums_spans(laid: _Laid, query: Tensor, key: Tensor, mask: Tensor) -> bool:
-    """Whether spans can be summed without forming attention: on long runs of keys that all of many rows see."""
+def _sums_runs(recording: Recording, query: Tensor, key: Tensor, mask: Tensor) -> bool:
+    """Whether runs can be summed without forming attention: long runs of keys that all of many rows see."""
+    keys = recording.owner.numel()
     return (
         key.dtype is not torch.float32
         and can_split(query[None], key[None], key[None])
-        and laid.rows.numel() >= MANY_ROWS
-        and laid.bins.numel() <= key.shape[1] - mask.shape[1]
-        and laid.run_spans.numel() * SPAN_KEYS <= laid.bins.numel()
-        and laid.others.numel() <= OTHER_KEYS * laid.bins.numel()
+        and sum(map(len, recording.rows)) >= MANY_ROWS
+        and keys <= key.shape[1] - mask.shape[1]
+        and recording.runs.spans.numel() * SPAN_KEYS <= keys
+        and recording.runs.others.numel() <= OTHER_KEYS * keys
     )
 
 
-def _run_shares(query: Tensor, key: Tensor, mask: Tensor, laid: _Laid, scaling: float, sink: Tensor | None) -> Tensor:
+def _add_runs(
+    recording: Recording,
+    pairs: Sequence[tuple[int, int]],
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor,
+    scaling: float,
+    sinks: Tensor | None,
+) -> None:
+    """Add the attention of ``(head, column)`` pairs that share one key head, summed run by run."""
+    laid, runs = recording.laid_on(query.device), recording.runs
+    heads = [head for head, _ in pairs]
+    chosen = query[heads][:, laid.rows]  # (heads, rows, width)
+    sink = None if sinks is None else sinks[heads].float()
+    held = key.shape[0] - recording.owner.numel() + runs.others.numel() + runs.spans.numel()  # numbers for each row
+    step = max(1, LOGIT_BUDGET // (len(pairs) * max(held, RUNS * query.shape[2])))
+    shares = torch.zeros(runs.spans.numel(), len(pairs), len(recording.rows))
+    for row in range(0, laid.rows.numel(), step):
+        piece = slice(row, row + step)
+        found = _run_shares(chosen[:, piece], key, mask[piece], recording, scaling, sink)
+        shares += found @ laid.average[:, piece].T
+    sums = torch.zeros(recording.spans, len(pairs), len(recording.rows)).index_add_(0, runs.spans, shares)
+    recording.mass[:, [column for _, column in pairs]] = sums.permute(2, 1, 0)
+
+
+def _run_shares(
+    query: Tensor, key: Tensor, mask: Tensor, recording: Recording, scaling: float, sink: Tensor | None
+) -> Tensor:
     """``(runs, heads, rows)`` post-softmax attention on each run of keys, float32, of heads that share one key head.
 
     A run's share is ``exp(l - L)``, with the log-sum-exp of the logits of its keys, ``l``, and of all keys, ``L``.
     """
+    runs = recording.runs
     heads, rows, width = query.shape
     stacked = query.reshape(heads * rows, width)
     found = [
         log_sum_exp(stacked, key.index_select(0, places.flatten()).view(*places.shape, width), scaling=scaling)
-        for places in laid.runs
+        for places in runs.places
     ]
-    others = torch.cat([key.index_select(0, laid.others), key[laid.bins.numel() :]])
+    others = torch.cat([key.index_select(0, runs.others), key[recording.owner.numel() :]])
     logits = _logits(stacked, others, scaling).view(heads, rows, -1)
     logits[:, :, logits.shape[2] - mask.shape[1] :] += mask
     found.append(torch.logsumexp(logits, dim=2).view(1, -1))
     if sink is not None:
         found.append(sink.repeat_interleave(rows)[None])
     shares = torch.softmax(torch.cat(found), dim=0)  # of runs, other keys and sink, (.., heads * rows)
-    return shares[: laid.run_spans.numel()].view(-1, heads, rows)
+    return shares[: runs.spans.numel()].view(-1, heads, rows)
 
 
 def _attention_rows(

@@ -136,12 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     material = gather(chosen.documents, work)
-    for _ in groups(material.held_out_pdfs, frozenset(material.words[:150]), SEED):
+    common = frozenset(material.words[:150])
+    for _ in groups(material.held_out_pdfs, common, SEED):
         pass  # too few held-out pages to choose heads on should end the run now, not after hours of training
     run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
     model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
     size = export(model, material.tokenizer, chosen.out)
-    heads = choose_heads(chosen.out, material.held_out_pdfs, frozenset(material.words[:150]), SEED)
+    heads = choose_heads(chosen.out, material.held_out_pdfs, common, SEED)
     logger.info("done: %.1f MB in %s; heads %s", size / 1e6, chosen.out, ", ".join(map(str, heads)))
 
 
