@@ -51,15 +51,14 @@ class LaidPlace:
 class Window:
     """Pages that were encoded together.
 
-    ``members`` are the pages' places in the caller's list and ``lengths`` their tokens; ``owner`` gives for each token
-    the place in ``members`` of the page that it counts for, or -1. ``standing`` says where each token stands in its own
-    context (all before it, or the head and its page alone); the question stands at ``next_standing``, at the rotary
-    position ``next_position``. ``chain`` is a digest of the pages so far.
+    ``members`` are the pages' places in the caller's list and ``places`` where each stands; ``owner`` gives for each
+    token the place in ``members`` of the page that it counts for, or -1. ``standing`` says where each token stands in
+    its own context (all before it, or the head and its page alone); the question stands at ``next_standing``, at the
+    rotary position ``next_position``. ``chain`` is a digest of the pages so far.
     """
 
     members: list[int] = field(default_factory=list)
     places: list[LaidPlace] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
     cache: PageCache | None = None
     owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     standing: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -422,7 +421,6 @@ class Engine:
         window.places.append(LaidPlace(span, tuple(token + span.start for token in visual), grid, extent))
         window.owner = torch.cat([window.owner, torch.where(counts, len(window.members), -1)])
         window.members.append(place)
-        window.lengths.append(len(span))
         window.standing = torch.cat([window.standing, torch.arange(len(span)) + start])
         window.next_standing = max(window.next_standing, start + len(span))
         window.next_position = max(window.next_position, position + extent)

@@ -66,7 +66,7 @@ def finalists(values: Tensor, windows: Sequence[Window], size: int, room: int) -
     for window in windows:
         own = values[window.members]
         for rank, member in enumerate(descending(own)):
-            entries.append((rank, -float(own[member]), window.members[member], window.lengths[member]))
+            entries.append((rank, -float(own[member]), window.members[member], len(window.places[member].span)))
     chosen: list[int] = []
     used = 0
     for _, _, place, tokens in sorted(entries):

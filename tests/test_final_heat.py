@@ -7,9 +7,10 @@ import torch
 from factories import page_image, tiny
 
 from mmrh_retriever import AttentionCaptureError, ContextOverflowError, Page, PageError, PageStore, Reranker, kv_cache
-from mmrh_retriever.engine import Window
+from mmrh_retriever.engine import LaidPlace, Window
 from mmrh_retriever.final_heat import finalists
 from mmrh_retriever.kv_cache import PageCache, PageLayer
+from mmrh_retriever.types import TokenSpan
 
 QUESTION = "How did revenue change?"
 
@@ -23,8 +24,12 @@ def pages(count: int = 9) -> list[Page]:
     return [Page(image=page_image(seed), index=seed) for seed in range(count)]
 
 
+def window_of(members: list[int], lengths: list[int]) -> Window:
+    return Window(members, [LaidPlace(TokenSpan(0, length), (), None, length) for length in lengths])
+
+
 def test_every_window_sends_its_best_first() -> None:
-    windows = [Window(members=[0, 1, 2], lengths=[5, 5, 5]), Window(members=[3, 4], lengths=[5, 30])]
+    windows = [window_of([0, 1, 2], [5, 5, 5]), window_of([3, 4], [5, 30])]
     values = torch.tensor([0.5, 0.9, 0.7, 0.1, 0.2], dtype=torch.float64)
     assert finalists(values, windows, 2, 100) == [1, 4]
     assert finalists(values, windows, 3, 100) == [1, 2, 4]
@@ -89,7 +94,7 @@ def test_pages_that_a_window_no_longer_holds_are_not_gathered(monkeypatch: pytes
     windows = list(engine.windows(enumerate(pages()), numbers=list(range(1, 10))))
     gathered = engine.gather(windows, [1, 8])
     assert gathered.members == [1, 8]
-    assert len(gathered) == len(engine._head) + gathered.lengths[0] + gathered.lengths[1]
+    assert len(gathered) == len(engine._head) + sum(len(place.span) for place in gathered.places)
     with pytest.raises(ContextOverflowError, match="a window takes"):
         engine.gather(windows, list(range(9)))
     with pytest.raises(ContextOverflowError, match="Page 99 is in none of"):
