@@ -1,7 +1,7 @@
 """Peak memory of asking at 128K tokens of context, at the attention shapes of Qwen3-VL-8B, on one layer.
 
 One layer's keys and values of 131,072 tokens (32 query heads, 8 key heads, 128 wide) are filled with random numbers,
-and questions are asked of them as an engine does: several in a pass under a block mask, up to a pass's share of
+and questions are asked of them as an engine does: several in a pass under a mask, up to a pass's share of
 memory, the rows of some heads recorded, the layer's output computed. Each case runs in a process of its own; what is
 reported is how much its peak lies above what it held before it asked: model, keys and values. glibc is told to give
 every freed block of 1 MiB and more back at once; else it holds on to some, by chance, and they count as if in use.
@@ -26,7 +26,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from mmrh_retriever.attention import AttentionSeam, PassPlan
 from mmrh_retriever.engine import TAIL_CELLS
 from mmrh_retriever.scoring import HeadsByLayer, Recording
-from mmrh_retriever.types import TokenSpan
 
 HEADS, KEY_HEADS, WIDTH = 32, 8, 128
 PAGES = 400
@@ -66,10 +65,10 @@ def ask(keys: int, questions: int, heads: int, tokens: int, dtype: torch.dtype) 
     for first in range(0, questions, at_once):
         count = min(at_once, questions - first)
         query = drawn(HEADS, count * tokens)
-        blocks = tuple(TokenSpan(place * tokens, (place + 1) * tokens) for place in range(count))
-        recording = Recording(chosen, blocks, owner, PAGES)
+        asked = tuple(range(place * tokens, (place + 1) * tokens) for place in range(count))
+        recording = Recording(chosen, asked, owner, PAGES)
         seen = keys + count * tokens
-        with torch.inference_mode(), seam.running(PassPlan(keys, count * tokens, blocks=blocks), recording):
+        with torch.inference_mode(), seam.running(PassPlan(keys, count * tokens, paths=asked), recording):
             seam.attend(seam.modules[0], query, key[:, :, :seen], value[:, :, :seen], None)
         total += float(recording.mass.sum())
     return {

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -42,8 +43,10 @@ AblationPhase = Literal["all", "decode"]
 class PassPlan:
     """One forward pass of our engine: what its tokens may see, and where it ends.
 
-    ``past`` keys are kept from earlier passes and visible to every token. ``blocks`` are the questions of a
-    tail pass: spans of this pass's tokens that don't see one another, each standing directly behind the past.
+    ``past`` keys are kept from earlier passes and visible to every token. ``paths`` are the questions of a tail pass,
+    each directly behind the past: the places of its tokens in this pass, in order. A token sees those before it on a
+    path; questions may share the tokens that they begin with, and see no others of each other. Without paths the
+    pass's tokens are one text.
     ``twosided`` are spans of this pass's tokens (images of some families) that see their own later tokens too.
     ``visible`` leaves only so many of the first kept keys to be seen (a page that is encoded as if it were alone).
     ``places`` says where each visible kept key stands, for sliding windows; ``start`` where this pass's tokens begin;
@@ -54,7 +57,7 @@ class PassPlan:
 
     past: int
     length: int
-    blocks: tuple[TokenSpan, ...] = ()
+    paths: tuple[Sequence[int], ...] = ()
     twosided: tuple[TokenSpan, ...] = ()
     stop_at: int | None = None
     visible: int | None = None
@@ -70,7 +73,7 @@ class PassPlan:
 
     def is_plain(self, window: int | None) -> bool:
         """Whether the mask is plainly causal (with the past in front)."""
-        return len(self.blocks) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
+        return len(self.paths) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
 
     def visible_keys(self, key: Tensor) -> Tensor:
         """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
@@ -114,21 +117,33 @@ class PassPlan:
         return self.additives[window, dtype, device, own]
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
-        local = torch.arange(self.length, device=device)
-        first = torch.zeros(self.length, dtype=torch.long, device=device)  # of each token's own question
-        for block in self.blocks:
-            first[block.start : block.stop] = block.start
-        own = (local[None, :] <= local[:, None]) & (local[None, :] >= first[:, None])  # (tokens, tokens)
+        own, depth = self._own_tokens(device)
         if window is not None:
-            own &= local[:, None] - local[None, :] < window
+            own = own & (depth[:, None] - depth[None, :] < window)
         for span in self.twosided:  # also beyond the window, as transformers lays it
             own[span.start : span.stop, span.start : span.stop] = True
         if window is None:
             return own
         start = self.seen if self.start is None else self.start
-        place = start + local - first  # where the token would stand if its question were alone
+        place = start + depth  # where the token would stand if its question were alone
         kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
         return torch.cat([place[:, None] - kept[None, : self.seen] < window, own], dim=1)
+
+    def _own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which of the pass's own tokens each one follows, and how many of them stand between it and the past.
+
+        ``(tokens, tokens)`` bool, itself included, and ``(tokens,)``.
+        """
+        depth = torch.arange(self.length, device=device)
+        if not self.paths:
+            return depth[None, :] <= depth[:, None], depth
+        follows = np.zeros((self.length, self.length), dtype=bool)
+        depths = np.zeros(self.length, dtype=np.int64)
+        for path in self.paths:
+            places = np.asarray(path)
+            follows[places[:, None], places] = np.tri(len(places), dtype=bool)
+            depths[places] = np.arange(len(places))
+        return torch.from_numpy(follows).to(device), torch.from_numpy(depths).to(device)
 
 
 class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
@@ -386,7 +401,7 @@ class AttentionSeam:
             plain = run()
             length = int(plain.shape[1])
             heads = [(layer, head) for layer in self.modules for head in range(_query_heads(self.modules[layer]))]
-            recording = Recording(HeadsByLayer.of(heads), [TokenSpan(length - 1, length)], torch.arange(length), length)
+            recording = Recording(HeadsByLayer.of(heads), [range(length - 1, length)], torch.arange(length), length)
             with self.running(recording=recording):
                 run()
             total = recording.mass.sum(dim=2)

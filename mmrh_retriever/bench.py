@@ -166,8 +166,10 @@ class PlainProcedure:
         question = pieces[-1]
         start = len(ids) - len(question)
         owner[start:] = -1
-        rows = [question.scored[0].shifted(start)]
-        recording = None if heads is None else Recording(heads, rows, owner, len(self.pages))
+        looking = question.scored[0].shifted(start)
+        recording = (
+            None if heads is None else Recording(heads, [range(looking.start, looking.stop)], owner, len(self.pages))
+        )
         backbone = self.backbone
         order = torch.cat(positions, dim=1)
         inputs = _batched([piece for piece in pieces if piece.inputs])

@@ -22,6 +22,7 @@ from mmrh_retriever.heads import HeadId
 from mmrh_retriever.kv_cache import PageCache
 from mmrh_retriever.page_feed import LaidPage, PageFeed, no_memory
 from mmrh_retriever.page_store import ModelPages, StoredPage
+from mmrh_retriever.prefix_tree import PrefixTree
 from mmrh_retriever.prompts import LaidPiece, Prompter
 from mmrh_retriever.scoring import HeadsByLayer, Recording
 from mmrh_retriever.types import Page, PatchGrid, TokenSpan
@@ -268,24 +269,19 @@ class Engine:
                 f"Hidden states need all {self.backbone.layers} layers; this engine ends at layer "
                 f"{self.heads.deepest}. Make it with heads of the last layer."
             )
-        blocks, start = [], 0
+        tree = PrefixTree()
         for text in texts:
             self._check_room(window, len(window), len(text))
-            blocks.append(TokenSpan(start, start + len(text)))
-            start += len(text)
-        positions = torch.cat([text.all_positions() for text in texts], dim=1) + window.next_position
-        ids = [number for text in texts for number in text.ids]
+            tree.add(text.ids)
         with self.backbone.seam.lock:
             try:
-                states = self._run(
-                    window.cache, ids, positions, self._tail_plan(window, len(window), start, blocks=tuple(blocks))
-                )
+                states = self._run_tree(window, tree)
             finally:
                 if window.cache is not None:
                     window.cache.crop_to(len(window))
         if states is None:
             raise AttentionCaptureError("The decoder gave no hidden states; expected last_hidden_state.")
-        return [states[0, block.start : block.stop] for block in blocks]
+        return [states[0, list(path)] for path in tree.paths]
 
     def ask_in_pieces(self, window: Window, question: Sequence[LaidPiece]) -> Attention:
         """The attention that one question pays a window, its pieces (texts and images) run one after the other.
@@ -303,7 +299,7 @@ class Engine:
             try:
                 for piece in question:
                     self._check_room(window, past, len(piece))
-                    rows = piece.scored
+                    rows = [range(span.start, span.stop) for span in piece.scored]
                     recording = Recording(self.heads, rows, window.owner, len(window.members)) if rows else None
                     plan = self._tail_plan(
                         window, past, len(piece), twosided=piece.twosided, stop_at=self.heads.deepest
@@ -332,21 +328,16 @@ class Engine:
         if window.cache is None:
             raise ContextOverflowError("The window was dropped from memory; encode it again.", tokens=0, allowed=0)
         masses, token_masses = [], []
-        for group in self._groups(window, questions):
-            blocks, start = [], 0
-            for question in group:
-                blocks.append(TokenSpan(start, start + len(question)))
-                start += len(question)
+        for tree, group in self._groups(window, questions):
             rows = [
-                span.shifted(block.start) for asked, block in zip(group, blocks, strict=True) for span in asked.scored
+                path[span.start : span.stop]
+                for path, asked in zip(tree.paths, group, strict=True)
+                for span in asked.scored
             ]
             recording = Recording(self.heads, rows, window.owner, len(window.members), tokens=tokens)
-            plan = self._tail_plan(window, len(window), start, blocks=tuple(blocks), stop_at=self.heads.deepest)
-            positions = torch.cat([question.all_positions() for question in group], dim=1) + window.next_position
-            ids = [number for question in group for number in question.ids]
             with self.backbone.seam.lock:
                 try:
-                    self._run(window.cache, ids, positions, plan, recording=recording)
+                    self._run_tree(window, tree, stop_at=self.heads.deepest, recording=recording)
                 finally:
                     window.cache.crop_to(len(window))
             masses.append(recording.mass)
@@ -462,6 +453,15 @@ class Engine:
                 window.cache.crop_to(len(window))
             raise
 
+    def _run_tree(
+        self, window: Window, tree: PrefixTree, *, stop_at: int | None = None, recording: Recording | None = None
+    ) -> Tensor | None:
+        """One pass over texts that each stand alone behind the window."""
+        plan = self._tail_plan(window, len(window), len(tree), paths=tuple(tree.paths), stop_at=stop_at)
+        axes = 3 if self.backbone.family.three_axes else 1
+        positions = torch.tensor(tree.depths).expand(axes, -1) + window.next_position
+        return self._run(window.cache, tree.ids, positions, plan, recording=recording)
+
     def _run(
         self,
         cache: PageCache | None,
@@ -491,19 +491,20 @@ class Engine:
             return output.last_hidden_state  # type: ignore[no-any-return]
         return None  # the plan ended the pass
 
-    def _groups(self, window: Window, questions: Sequence[LaidPiece]) -> Iterator[list[LaidPiece]]:
+    def _groups(self, window: Window, questions: Sequence[LaidPiece]) -> Iterator[tuple[PrefixTree, list[LaidPiece]]]:
         """Questions that go through one tail pass: as many as the memory and the context allow."""
+        tree = PrefixTree()
         group: list[LaidPiece] = []
-        size = 0
         for question in questions:
             self._check_room(window, len(window), len(question))
-            if group and (size + len(question)) * (len(window) + size + len(question)) > TAIL_CELLS:
-                yield group
-                group, size = [], 0
+            size = len(tree) + len(question) - len(tree.known(question.ids))
+            if group and size * (len(window) + size) > TAIL_CELLS:
+                yield tree, group
+                tree, group = PrefixTree(), []
+            tree.add(question.ids)
             group.append(question)
-            size += len(question)
         if group:
-            yield group
+            yield tree, group
 
     def _check_room(self, window: Window, past: int, asked: int) -> None:
         """Whether ``asked`` tokens behind ``past`` ones still stand within the context that the model was made for."""

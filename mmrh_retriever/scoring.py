@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mmrh_retriever.errors import AttentionCaptureError
 from mmrh_retriever.split_attention import can_split, log_sum_exp
-from mmrh_retriever.types import TokenSpan
 
 LOGIT_BUDGET = 16 * 1024 * 1024
 """Float32 logits that recording may hold at a time (64 MiB), however long the context and many the heads."""
@@ -62,7 +61,7 @@ class Recording:
 
     Args:
         heads: the query heads.
-        rows: one span of query rows per question, in positions of this pass's input.
+        rows: the query rows of each question, as places in this pass's input. Questions may share rows.
         owner: ``(keys,)`` long; the span that each key token belongs to, -1 for none. Keys beyond it
             belong to none.
         spans: how many spans there are.
@@ -74,9 +73,9 @@ class Recording:
     """
 
     def __init__(
-        self, heads: HeadsByLayer, rows: Sequence[TokenSpan], owner: Tensor, spans: int, *, tokens: bool = False
+        self, heads: HeadsByLayer, rows: Sequence[Sequence[int]], owner: Tensor, spans: int, *, tokens: bool = False
     ) -> None:
-        if not rows or any(len(span) == 0 for span in rows):
+        if not rows or any(len(looking) == 0 for looking in rows):
             raise AttentionCaptureError(
                 f"Recording needs at least one row for each question, got {[len(r) for r in rows]}. "
                 "The question has no tokens to look from."
@@ -132,25 +131,29 @@ class Recording:
 class _Laid:
     """A recording's tables on one device.
 
-    ``rows`` are ``(rows,)`` positions of the recorded rows and ``questions`` the question of each, ascending;
-    ``average`` is ``(questions, rows)``, whose rows sum to one; ``bins`` is ``(keys,)``, the span that a key's
-    attention is added to, one more than there are for none.
+    ``rows`` are ``(rows,)`` places of the recorded rows, ascending, each once; ``first`` and ``last`` say which
+    questions each belongs to at the least and at the most; ``average`` is ``(questions, rows)``, whose rows sum to
+    one; ``bins`` is ``(keys,)``, the span that a key's attention is added to, one more than there are for none.
     """
 
     rows: Tensor
-    questions: tuple[int, ...]
+    first: tuple[int, ...]
+    last: tuple[int, ...]
     average: Tensor
     bins: Tensor
 
     @classmethod
     def of(cls, recording: Recording, device: torch.device) -> _Laid:
-        rows = torch.cat([torch.arange(span.start, span.stop) for span in recording.rows])
-        each = torch.tensor([len(span) for span in recording.rows])
+        looking = torch.cat([torch.tensor(places) for places in recording.rows])
+        each = torch.tensor([len(places) for places in recording.rows])
         questions = torch.repeat_interleave(each)
+        rows, column = looking.unique(return_inverse=True)
         average = torch.zeros(len(each), rows.numel())
-        average[questions, torch.arange(rows.numel())] = 1 / each[questions]
+        average[questions, column] = 1 / each[questions]
+        first = torch.full((rows.numel(),), len(each)).scatter_reduce(0, column, questions, "amin")
+        last = torch.zeros(rows.numel(), dtype=torch.long).scatter_reduce(0, column, questions, "amax")
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
-        return cls(rows.to(device), tuple(questions.tolist()), average.to(device), bins.to(device))
+        return cls(rows.to(device), tuple(first.tolist()), tuple(last.tolist()), average.to(device), bins.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,7 @@ def record(
             totals = torch.zeros(len(part), questions, known, device=device)
             for row in range(0, rows, step):
                 piece = slice(row, row + step)
-                asking = slice(laid.questions[row], laid.questions[min(row + step, rows) - 1] + 1)
+                asking = slice(min(laid.first[piece]), max(laid.last[piece]) + 1)
                 attention = _attention_rows(chosen[:, piece], seen, mask_rows[piece], scaling, softcap, sink)
                 totals[:, asking] += laid.average[asking, piece] @ attention[:, :, :known]
             sums = torch.zeros(len(part), questions, recording.spans + 1, device=device)
@@ -242,7 +245,7 @@ def _sums_runs(recording: Recording, query: Tensor, key: Tensor, mask: Tensor) -
     return (
         key.dtype is not torch.float32
         and can_split(query[None], key[None], key[None])
-        and sum(map(len, recording.rows)) >= MANY_ROWS
+        and recording.laid_on(query.device).rows.numel() >= MANY_ROWS
         and keys <= key.shape[1] - mask.shape[1]
         and recording.runs.spans.numel() * SPAN_KEYS <= keys
         and recording.runs.others.numel() <= OTHER_KEYS * keys

@@ -29,7 +29,7 @@ from mmrh_retriever.scoring import HeadsByLayer, Recording, record
 IDS = torch.arange(5, 45)[None]
 
 
-def everything(seam: AttentionSeam, heads: int, tokens: int, rows: list[TokenSpan]) -> Recording:
+def everything(seam: AttentionSeam, heads: int, tokens: int, rows: list[range]) -> Recording:
     """A recording of every head with one span a token."""
     chosen = [HeadId(layer, head) for layer in seam.modules for head in range(heads)]
     return Recording(HeadsByLayer.of(chosen), rows, torch.arange(tokens), tokens)
@@ -62,7 +62,7 @@ def test_soft_capping_and_sliding_windows_are_honoured(kind: str) -> None:
     model = text_model(kind)
     seam = AttentionSeam.install(model.model)
     expected = eager(copy.deepcopy(model), input_ids=IDS)
-    recording = everything(seam, 4, 40, [TokenSpan(30, 31), TokenSpan(39, 40)])
+    recording = everything(seam, 4, 40, [range(30, 31), range(39, 40)])
     with torch.no_grad(), seam.running(recording=recording):
         model.model(input_ids=IDS, use_cache=False)
     for number, row in enumerate((30, 39)):
@@ -79,7 +79,7 @@ def test_padding_is_honoured() -> None:
     mask[:, :7] = 0
     reference = copy.deepcopy(model)
     expected = eager(reference, input_ids=IDS, attention_mask=mask)
-    recording = everything(backbone.seam, 4, 40, [TokenSpan(39, 40)])
+    recording = everything(backbone.seam, 4, 40, [range(39, 40)])
     with torch.no_grad(), backbone.seam.running(recording=recording):
         model.model(input_ids=IDS, attention_mask=mask, use_cache=False)
     torch.testing.assert_close(recording.mass[0], rows_of(expected, 39), atol=1e-5, rtol=0)
@@ -90,7 +90,7 @@ def test_attention_sinks_take_their_share() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(4, 6, 8), torch.randn(2, 6, 8)
     sinks = torch.tensor([2.0, -1.0, 0.5, 4.0])
-    recording = Recording(HeadsByLayer.of([(0, head) for head in range(4)]), [TokenSpan(5, 6)], torch.arange(6), 6)
+    recording = Recording(HeadsByLayer.of([(0, head) for head in range(4)]), [range(5, 6)], torch.arange(6), 6)
     record(recording, 0, query, key, torch.zeros(1, 6), scaling=0.3, sinks=sinks)
     logits = torch.stack([query[head, 5] @ key[head // 2].T * 0.3 for head in range(4)])
     exponents = logits.exp()
@@ -105,23 +105,28 @@ def test_recording_in_small_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch, 
     query, key = torch.randn(4, 9, 8, dtype=dtype), torch.randn(2, 50, 8, dtype=dtype)
     mask = PassPlan(41, 9).mask(None, query.device)[1:8].float().log()
     owner = torch.arange(45) // 9
+    rows = [(1, 2, 3), (1, 2, 5, 7), (4, 6)]  # of questions that share some
     results = []
     for budget, chunk, kept in ((10**6, 10**6, 10**6), (70, 7, 0)):
         monkeypatch.setattr("mmrh_retriever.scoring.LOGIT_BUDGET", budget)
         monkeypatch.setattr("mmrh_retriever.scoring.KEY_CHUNK", chunk)
         monkeypatch.setattr("mmrh_retriever.scoring.KEPT_KEYS", kept)
         heads = HeadsByLayer.of([(0, 3), (0, 0), (0, 1)])
-        recording = Recording(heads, [TokenSpan(1, 4), TokenSpan(4, 8)], owner, 5, tokens=True)
+        recording = Recording(heads, rows, owner, 5, tokens=True)
         record(recording, 0, query, key, mask, scaling=0.3)
         results.append(recording)
     torch.testing.assert_close(results[0].mass, results[1].mass)
     torch.testing.assert_close(results[0].token_mass, results[1].token_mass)
+    for number, chosen in enumerate(rows):  # each by itself
+        alone = Recording(heads, [chosen], owner, 5)
+        record(alone, 0, query, key, mask[[row - 1 for row in chosen]], scaling=0.3)
+        torch.testing.assert_close(alone.mass[0], results[1].mass[number])
 
 
 def test_probabilities_are_formed_in_float32_for_half_precision_models() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 8, dtype=torch.bfloat16), torch.randn(1, 3000, 8, dtype=torch.bfloat16)
-    recording = Recording(HeadsByLayer.of([(0, 0)]), [TokenSpan(0, 1)], torch.zeros(3000, dtype=torch.long), 1)
+    recording = Recording(HeadsByLayer.of([(0, 0)]), [range(1)], torch.zeros(3000, dtype=torch.long), 1)
     record(recording, 0, query, key, torch.zeros(1, 3000), scaling=0.01)
     assert abs(float(recording.mass) - 1) < 1e-5  # bfloat16 probabilities of 1/3000 add up to something else
 
@@ -227,7 +232,7 @@ def test_the_vision_tower_keeps_its_attention() -> None:
 def test_other_threads_are_not_recorded() -> None:
     model = tiny("llama").model
     seam = Backbone.of(model).seam
-    recording = everything(seam, 4, 40, [TokenSpan(39, 40)])
+    recording = everything(seam, 4, 40, [range(39, 40)])
     other: list[torch.Tensor] = []
 
     def elsewhere() -> None:
@@ -245,7 +250,7 @@ def test_other_threads_are_not_recorded() -> None:
 
 def test_a_layer_that_does_not_report_is_an_error() -> None:
     seam = Backbone.of(tiny("llama").model).seam
-    recording = everything(seam, 4, 40, [TokenSpan(39, 40)])
+    recording = everything(seam, 4, 40, [range(39, 40)])
     with (
         pytest.raises(AttentionCaptureError, match=r"Layers \[0, 1, 2\] did not report"),
         seam.running(None, recording),
@@ -257,7 +262,7 @@ def test_nan_is_an_error_that_names_the_heads() -> None:
     model = tiny("llama").model
     model.model.layers[1].self_attn.k_proj.weight.data[0, 0] = float("nan")
     seam = Backbone.of(model).seam
-    recording = everything(seam, 4, 40, [TokenSpan(39, 40)])
+    recording = everything(seam, 4, 40, [range(39, 40)])
     with (
         pytest.raises(AttentionCaptureError, match="1-0.*NaN"),
         torch.no_grad(),
@@ -268,7 +273,7 @@ def test_nan_is_an_error_that_names_the_heads() -> None:
 
 def test_a_question_without_rows_is_refused() -> None:
     with pytest.raises(AttentionCaptureError, match="at least one row"):
-        Recording(HeadsByLayer.of([(0, 0)]), [TokenSpan(3, 3)], torch.arange(4), 4)
+        Recording(HeadsByLayer.of([(0, 0)]), [range(3, 3)], torch.arange(4), 4)
 
 
 def test_unknown_families_are_refused_with_the_list() -> None:
@@ -334,6 +339,18 @@ def test_masks_are_kept_by_device() -> None:
     assert plan.mask(None, torch.device("meta")).device.type == "meta"
 
 
+def test_tokens_on_paths_see_their_own_question_and_what_stands_near_it() -> None:
+    plan = PassPlan(4, 6, paths=((0, 1, 2), (0, 3, 4), (5,)), places=torch.tensor([0, 1, 2, 3]), start=4)
+    own = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+    own += [[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+    seen = torch.tensor(own, dtype=torch.bool)
+    assert torch.equal(plan.mask(None, torch.device("cpu")), torch.cat([torch.ones(6, 4, dtype=torch.bool), seen], 1))
+    near = plan.mask(2, torch.device("cpu"))  # itself and the token before it
+    assert near[:, :4].nonzero().tolist() == [[0, 3], [5, 3]]
+    assert torch.equal(near[:, 4:].long().sum(1), torch.tensor([1, 2, 2, 2, 2, 1]))
+    assert bool(near[3, 4])
+
+
 def test_two_sided_tokens_see_each_other_beyond_the_window() -> None:
     mask = PassPlan(0, 8, twosided=(TokenSpan(1, 7),)).mask(3, torch.device("cpu"))
     assert bool(mask[1:7, 1:7].all())
@@ -358,6 +375,6 @@ def test_the_seam_comes_back_after_another_implementation_was_set() -> None:
     assert second is not first
     assert second.base == "eager"
     assert second.lock is first.lock
-    recording = everything(second, 4, 40, [TokenSpan(39, 40)])
+    recording = everything(second, 4, 40, [range(39, 40)])
     with torch.no_grad(), second.running(recording=recording):
         model.model(input_ids=IDS, use_cache=False)

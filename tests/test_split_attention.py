@@ -12,7 +12,6 @@ from torch import Tensor
 from mmrh_retriever import Page, Reranker, attention, scoring, split_attention
 from mmrh_retriever.scoring import HeadsByLayer, Recording, record
 from mmrh_retriever.split_attention import attend_behind, can_split, log_sum_exp
-from mmrh_retriever.types import TokenSpan
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -74,7 +73,7 @@ def test_spans_are_summed_as_if_attention_were_formed(sinks: bool, monkeypatch: 
     heads = HeadsByLayer.of([(0, 3), (0, 0), (0, 1)])
     query, key = drawn(4, 9, 16, dtype=torch.bfloat16) * 3, drawn(2, 209, 16, dtype=torch.bfloat16, seed=1)
     sink = drawn(4, seed=2) if sinks else None
-    rows = [TokenSpan(1, 4), TokenSpan(6, 9)]
+    rows = [range(1, 4), range(6, 9)]
     asked = torch.tensor([1, 2, 3, 6, 7, 8])
     mask = blocks(4, 5)[asked].masked_fill(blocks(4, 5)[asked] < 0, float("-inf"))
     formed = Recording(heads, rows, owner, 3, tokens=True)  # single keys are asked for: attention is formed
