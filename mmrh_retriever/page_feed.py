@@ -72,9 +72,13 @@ class PageFeed:
         yield from self._seen(batch)
 
     def _lay(self, place: int, page: Page, number: int) -> LaidPage:
-        digest = b"" if self.kept is None else self.prompter.page_digest(page, number)
-        stored = self.kept.get(digest) if self.kept is not None and self.ahead else None
-        piece = self.prompter.lay_page(page, number) if stored is None else stored.piece
+        digest, stored, image = b"", None, None
+        if self.kept is not None:
+            # an image file's bytes tell it from others; other images are drawn for that, and then not once more
+            image = None if isinstance(page.image, bytes) else self.prompter.image_shown(page)
+            digest = self.prompter.page_digest(page, number, image)
+            stored = self.kept.get(digest) if self.ahead else None
+        piece = self.prompter.lay_page(page, number, image) if stored is None else stored.piece
         if len(piece) > self.room:
             raise ContextOverflowError(
                 f"{page.name} takes {len(piece)} tokens; a window has room for {self.room} (token_budget, or the "

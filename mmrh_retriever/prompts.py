@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 
 from mmrh_retriever.backbones import Backbone
@@ -192,17 +193,30 @@ class Prompter:
         piece.add_text([*self._before, *self.plain(self.options.instruction + "\n")])
         return piece
 
-    def lay_page(self, page: Page, number: int) -> LaidPiece:
-        """One page: its label (not scored), its image and / or text (scored), a newline.
+    def image_shown(self, page: Page) -> Image.Image | None:
+        """The page's image, decoded, if the model is shown it.
 
         Raises:
-            PageError: the page has nothing that this model can take.
+            PageError: the page has nothing that this model can take, or can't be read.
+        """
+        return page.pixels() if self._content(page)[0] else None
+
+    def lay_page(self, page: Page, number: int, pixels: Image.Image | None = None) -> LaidPiece:
+        """One page: its label (not scored), its image and / or text (scored), a newline.
+
+        Args:
+            page: the page.
+            number: the number on its label.
+            pixels: what :meth:`image_shown` gave for it, if it was asked already.
+
+        Raises:
+            PageError: the page has nothing that this model can take, or can't be read.
         """
         image, text = self._content(page)
         piece = LaidPiece(self._axes)
         piece.add_text(self.plain(self.options.page_label.format(number=number)))
         if image:
-            self._add_image(piece, page)
+            self._add_image(piece, page, page.pixels() if pixels is None else pixels)
         if text is not None:
             if image:
                 piece.add_text(self.plain("\n"))
@@ -210,10 +224,11 @@ class Prompter:
         piece.add_text(self.plain("\n"))
         return piece
 
-    def page_digest(self, page: Page, number: int) -> bytes:
+    def page_digest(self, page: Page, number: int, pixels: Image.Image | None = None) -> bytes:
         """A digest of everything that :meth:`lay_page` lays, for as long as model, processor and options are the same.
 
-        The bytes of image files are taken as they are, undecoded; other images by their pixels.
+        The bytes of image files are taken as they are, undecoded; other images by their pixels, which
+        :meth:`image_shown` may have given already.
 
         Raises:
             PageError: the page has nothing that this model can take, or can't be read.
@@ -225,7 +240,7 @@ class Prompter:
             if isinstance(page.image, bytes):
                 digest.update(b"file" + page.image)
             else:
-                pixels = page.pixels()
+                pixels = page.pixels() if pixels is None else pixels
                 digest.update(f"{pixels.size}".encode() + pixels.tobytes())
         return digest.digest()
 
@@ -235,9 +250,8 @@ class Prompter:
         piece.add_text(self.plain(text), scored=scored)
         return piece
 
-    def _add_image(self, piece: LaidPiece, page: Page) -> None:
+    def _add_image(self, piece: LaidPiece, page: Page, pixels: Image.Image) -> None:
         layout: Any = self.backbone.family.layout
-        pixels = page.pixels()
         try:
             laid = layout(pixels, self.image_processor, self.backbone.config, self)
         except (ValueError, KeyError, ZeroDivisionError) as error:
@@ -327,7 +341,7 @@ class Prompter:
                     page=part.index,
                 )
             pieces.append(LaidPiece(self._axes))
-            self._add_image(pieces[-1], part)
+            self._add_image(pieces[-1], part, part.pixels())
             if not images_look:
                 pieces[-1].scored = []
         if not any(piece.scored for piece in pieces[1:]):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from factories import TEXT_ONLY, page_image, tiny
+from PIL import Image
 
 from mmrh_retriever import Page, PageError, PageStore, PromptOptions, Reranker
 
@@ -64,6 +65,28 @@ def test_pages_of_several_documents_are_found_in_any_company() -> None:
     both = scores(reranker, pages)
     assert scores(reranker, pages[::-1]) == pytest.approx(both[::-1], abs=1e-6)
     assert (store.hits, store.misses) == (2, 2)
+
+
+class Drawn:
+    """A page's image that counts how often it is drawn."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.times = 0
+
+    def load(self) -> Image.Image:
+        self.times += 1
+        return page_image(self.seed)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_a_page_is_drawn_once_a_call(independent: bool) -> None:
+    reranker = reranker_for(independent=independent, store=PageStore())
+    sources = [Drawn(1), Drawn(2)]
+    pages = [Page(image=source) for source in sources]
+    for calls in (1, 2):
+        scores(reranker, pages)
+        assert [source.times for source in sources] == [calls, calls]
 
 
 def test_pages_read_together_are_found_behind_the_same_pages_only() -> None:
