@@ -61,14 +61,38 @@ class Window:
     members: list[int] = field(default_factory=list)
     places: list[LaidPlace] = field(default_factory=list)
     cache: PageCache | None = None
-    owner: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    standing: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     next_standing: int = 0
     next_position: int = 0
     chain: bytes = b""
+    _length: int = 0
+    _owners: list[Tensor] = field(default_factory=list)
+    _standings: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return int(self.owner.numel())
+        return self._length
+
+    @property
+    def owner(self) -> Tensor:
+        """``(tokens,)`` long."""
+        return _joined(self._owners)
+
+    @property
+    def standing(self) -> Tensor:
+        """``(tokens,)`` long."""
+        return _joined(self._standings)
+
+    def add_tokens(self, owner: Tensor, standing: Tensor) -> None:
+        """Note whom the next tokens count for and where they stand."""
+        self._owners.append(owner)
+        self._standings.append(standing)
+        self._length += owner.numel()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts that follow each other as one, joined when they are read and not with every part that is added."""
+    if len(parts) != 1:
+        parts[:] = [torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)]
+    return parts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +161,10 @@ class Engine:
         """
         window: Window | None = None
         waiting: list[LaidPage] = []
-        tokens = 0
-        for laid in self._feed.pages(pages, numbers):
+        tokens = seen = 0
+        for count, laid in enumerate(self._feed.pages(pages, numbers), start=1):
             size = len(laid.piece)
+            seen += size
             if window is not None and len(window) + tokens + size > self.token_budget - TAIL_ROOM:
                 self._append(window, waiting)
                 yield window
@@ -151,6 +176,9 @@ class Engine:
             if waiting and (self.independent or together > PASS_TOKENS or cells > TAIL_CELLS):
                 self._append(window, waiting)
                 waiting, tokens = [], 0
+            if window.cache is not None:  # as if the pages to come were as long as those so far, or a little longer
+                to_come = int(1.1 * seen / count * (len(numbers) - count))
+                window.cache.expect(min(self.token_budget, len(window) + together + to_come))
             waiting.append(laid)
             tokens += size
         if window is not None:
@@ -250,8 +278,8 @@ class Engine:
                 plan,
                 inputs=self.vision.model_inputs([piece]),
             )
-            window.owner = torch.cat([window.owner, torch.full((len(piece),), -1, dtype=torch.long)])
-            window.standing = torch.cat([window.standing, torch.arange(len(piece)) + window.next_standing])
+            nobody = torch.full((len(piece),), -1, dtype=torch.long)
+            window.add_tokens(nobody, torch.arange(len(piece)) + window.next_standing)
             window.next_standing += len(piece)
             window.next_position += piece.extent
 
@@ -348,8 +376,7 @@ class Engine:
     def _open_window(self) -> Window:
         window = Window(cache=PageCache(self.heads.deepest + 1, capacity=min(self.token_budget, 4096)))
         self._run_pieces(window, [self._head])
-        window.owner = torch.full((len(self._head),), -1, dtype=torch.long)
-        window.standing = torch.arange(len(self._head))
+        window.add_tokens(torch.full((len(self._head),), -1, dtype=torch.long), torch.arange(len(self._head)))
         window.next_position = self._head.extent
         window.next_standing = len(self._head)
         return window
@@ -410,9 +437,8 @@ class Engine:
         span = TokenSpan(len(window), len(window) + len(counts))
         start, position = self._next_page(window)
         window.places.append(LaidPlace(span, tuple(token + span.start for token in visual), grid, extent))
-        window.owner = torch.cat([window.owner, torch.where(counts, len(window.members), -1)])
+        window.add_tokens(torch.where(counts, len(window.members), -1), torch.arange(len(span)) + start)
         window.members.append(place)
-        window.standing = torch.cat([window.standing, torch.arange(len(span)) + start])
         window.next_standing = max(window.next_standing, start + len(span))
         window.next_position = max(window.next_position, position + extent)
 

@@ -1,4 +1,4 @@
-"""Keys and values of pages, kept in one buffer that is never copied: written in place, cropped by a counter."""
+"""Keys and values of pages, kept in one buffer: written in place, cropped by a counter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mmrh_retriever.errors import ContextOverflowError
 
+AT_ONCE = 16
+"""How many times longer a buffer may become at once."""
+
 
 class PageLayer(DynamicLayer):
     """One layer's keys and values, ``(1, key heads, capacity, width)`` each, of which ``length`` are in use.
 
-    The buffer grows by half when it is full, so adding pages costs amortised constant time a token.
+    A full buffer grows by half or more, so adding pages costs amortised constant time a token. It grows to ``expected``
+    tokens at once where so many are known to come, up to :data:`AT_ONCE` times what there is.
     """
 
     is_sliding = False
+    expected = 0
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -37,7 +42,8 @@ class PageLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         stop = self.length + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            room = max(stop, self.keys.shape[2] * 3 // 2)
+            held = self.keys.shape[2]
+            room = max(stop, held * 3 // 2, min(self.expected, held * AT_ONCE))
             # both or neither, so that the layer stays whole where memory is short
             self.keys, self.values = _grown(self.keys, self.length, room), _grown(self.values, self.length, room)
         self.keys[:, :, self.length : stop] = key_states
@@ -63,6 +69,11 @@ class PageCache(Cache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers=[PageLayer(capacity) for _ in range(layers)])
+
+    def expect(self, tokens: int) -> None:
+        """Make room for so many tokens in all when a buffer is full."""
+        for layer in self.layers:
+            layer.expected = tokens
 
     def crop_to(self, length: int) -> None:
         """Forget all tokens from ``length`` on, in every layer.

@@ -11,7 +11,7 @@ from mmrh_retriever.errors import ContextOverflowError, PageError
 from mmrh_retriever.page_store import ModelPages, StoredPage
 from mmrh_retriever.prompts import LaidPiece, Prompter
 from mmrh_retriever.types import Page
-from mmrh_retriever.vision import PIXEL_BUDGET, Features, Vision, pixels_of
+from mmrh_retriever.vision import Features, Vision, pixels_of
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class PageFeed:
             # a page kept behind other pages is found once its window is known, and then needs no features
             looked_at = bool(laid.piece.inputs) and (self.kept is None or self.ahead)
             size = pixels_of(laid.piece)
-            if batch and (not looked_at or pixels + size > PIXEL_BUDGET):
+            if batch and (not looked_at or pixels + size > self.vision.pixel_budget):
                 yield from self._seen(batch)
                 batch, pixels = [], 0
             if looked_at:

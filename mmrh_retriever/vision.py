@@ -24,6 +24,8 @@ DEFAULT_VISION_MEMORY = 256 * 1024**2
 """Bytes of vision features that a reranker keeps."""
 PIXEL_BUDGET = 2 * 1024**2
 """Pixels that go through the vision tower at once; a page with more goes alone."""
+CPU_PIXEL_BUDGET = 512 * 1024
+"""The same on a CPU, where more at once is no faster: larger intermediates go back to the system and come anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Vision:
             raise PageError(f"vision_memory is in bytes and not negative, got {memory}.")
         self.backbone = backbone
         self.memory = memory
+        self.pixel_budget = CPU_PIXEL_BUDGET if backbone.device.type == "cpu" else PIXEL_BUDGET
+        """Pixels that go through the tower at once."""
         self.computed = 0
         """Images that went through the tower so far."""
         self._kept: ByteCache[bytes, Features] = ByteCache(memory)
@@ -95,7 +99,7 @@ class Vision:
         keys = [tensors_digest(piece.inputs) for piece in pieces]
         found = {key: features for key in keys if (features := self._kept.get(key)) is not None}
         missing = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in found}
-        for batch in _batches(list(missing.items()), self.backbone.family.images_along):
+        for batch in _batches(list(missing.items()), self.backbone.family.images_along, self.pixel_budget):
             for (key, _), features in zip(batch, self._computed([piece for _, piece in batch]), strict=True):
                 found[key] = features
                 self._kept.put(key, features)
@@ -153,13 +157,15 @@ def pixels_of(piece: LaidPiece) -> int:
     return piece.inputs["pixel_values"].numel() // 3 if piece.inputs else 0
 
 
-def _batches(items: Sequence[tuple[bytes, LaidPiece]], along: int) -> Iterator[list[tuple[bytes, LaidPiece]]]:
+def _batches(
+    items: Sequence[tuple[bytes, LaidPiece]], along: int, budget: int
+) -> Iterator[list[tuple[bytes, LaidPiece]]]:
     """Pieces that can go through the tower together: of shapes that join, within the pixel budget."""
     batch: list[tuple[bytes, LaidPiece]] = []
     pixels = 0
     for item in items:
         size = pixels_of(item[1])
-        if batch and (pixels + size > PIXEL_BUDGET or not _joinable(batch[0][1], item[1], along)):
+        if batch and (pixels + size > budget or not _joinable(batch[0][1], item[1], along)):
             yield batch
             batch, pixels = [], 0
         batch.append(item)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from factories import page_image, tiny
 
-from mmrh_retriever import AttentionCaptureError, ContextOverflowError, Page, PageError, PageStore, Reranker, kv_cache
+from mmrh_retriever import AttentionCaptureError, ContextOverflowError, Page, PageError, PageStore, Reranker
 from mmrh_retriever.engine import LaidPlace, Window
 from mmrh_retriever.final_heat import finalists
-from mmrh_retriever.kv_cache import PageCache, PageLayer
+from mmrh_retriever.kv_cache import PageCache
 from mmrh_retriever.types import TokenSpan
 
 QUESTION = "How did revenue change?"
@@ -109,25 +109,6 @@ def test_pages_that_a_window_no_longer_holds_are_not_gathered(monkeypatch: pytes
     monkeypatch.setattr(PageCache, "append_from", short)
     with pytest.raises(PageError, match="Lower final_heat or memory_budget"):
         engine.gather(windows, [8])
-
-
-def test_a_layer_that_could_not_grow_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = PageLayer(4)
-    layer.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
-    grown, calls = kv_cache._grown, []
-
-    def second_fails(*given: object) -> torch.Tensor:
-        calls.append(given)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError
-        return grown(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(kv_cache, "_grown", second_fails)
-    with pytest.raises(torch.OutOfMemoryError):
-        layer.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
-    assert layer.get_seq_length() == 4
-    keys, values = layer.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
-    assert keys.shape == values.shape == (1, 1, 7, 2)
 
 
 def test_one_window_needs_no_final() -> None:

@@ -94,8 +94,7 @@ def test_batches_keep_within_the_pixel_budget_and_shrink_when_memory_is_short(mo
     assert [scored.score for scored in got] == pytest.approx([scored.score for scored in expected], abs=1e-6)
     sizes.clear()
     vision.clear()
-    for module in ("vision", "page_feed"):
-        monkeypatch.setattr(f"mmrh_retriever.{module}.PIXEL_BUDGET", 1)
+    vision.pixel_budget = 1
     reranker.rank(QUESTION, pages)
     assert sizes == [1] * 6
 
