@@ -3,9 +3,8 @@
     python benchmarks/where_time_goes.py                       # the bundled model
     python benchmarks/where_time_goes.py --model random        # random weights: Qwen3-VL's architecture
 
-Stages hold only their own time: what runs inside another stage counts there. Reading pages and the vision tower run
-beside the decoder where there is a second thread for them; their seconds then overlap with others'. The second table
-of each case is torch's own profiler, operators by the time spent in them and not in those that they call.
+Stages hold only their own time: what runs inside another stage counts there. The second table of each case is torch's
+own profiler, operators by the time spent in them and not in those that they call.
 """
 
 from __future__ import annotations

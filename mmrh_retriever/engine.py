@@ -30,6 +30,8 @@ from mmrh_retriever.vision import Features, Vision
 
 TAIL_CELLS = 32 * 1024 * 1024
 """Question tokens times keys in one tail pass; more questions are split over several passes."""
+LEAST_TOKENS = 8
+"""Tokens that a question counts for at the least, also where it shares them: what it pays each key is held."""
 PASS_TOKENS = 1024
 """Tokens of pages that see one another, up to which several run in one pass (fewer where many keys are kept)."""
 UNLIMITED = 1 << 30
@@ -161,10 +163,9 @@ class Engine:
         """
         window: Window | None = None
         waiting: list[LaidPage] = []
-        tokens = seen = 0
-        for count, laid in enumerate(self._feed.pages(pages, numbers), start=1):
+        tokens = 0
+        for laid in self._feed.pages(pages, numbers):
             size = len(laid.piece)
-            seen += size
             if window is not None and len(window) + tokens + size > self.token_budget - TAIL_ROOM:
                 self._append(window, waiting)
                 yield window
@@ -176,9 +177,6 @@ class Engine:
             if waiting and (self.independent or together > PASS_TOKENS or cells > TAIL_CELLS):
                 self._append(window, waiting)
                 waiting, tokens = [], 0
-            if window.cache is not None:  # as if the pages to come were as long as those so far, or a little longer
-                to_come = int(1.1 * seen / count * (len(numbers) - count))
-                window.cache.expect(min(self.token_budget, len(window) + together + to_come))
             waiting.append(laid)
             tokens += size
         if window is not None:
@@ -521,14 +519,17 @@ class Engine:
         """Questions that go through one tail pass: as many as the memory and the context allow."""
         tree = PrefixTree()
         group: list[LaidPiece] = []
+        answers = 0
         for question in questions:
             self._check_room(window, len(window), len(question))
-            size = len(tree) + len(question) - len(tree.known(question.ids))
+            own = len(question.scored)
+            size = max(len(tree) + tree.fresh(question.ids), (answers + own) * LEAST_TOKENS)
             if group and size * (len(window) + size) > TAIL_CELLS:
                 yield tree, group
-                tree, group = PrefixTree(), []
+                tree, group, answers = PrefixTree(), [], 0
             tree.add(question.ids)
             group.append(question)
+            answers += own
         if group:
             yield tree, group
 

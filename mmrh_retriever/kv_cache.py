@@ -8,19 +8,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mmrh_retriever.errors import ContextOverflowError
 
-AT_ONCE = 16
-"""How many times longer a buffer may become at once."""
-
 
 class PageLayer(DynamicLayer):
     """One layer's keys and values, ``(1, key heads, capacity, width)`` each, of which ``length`` are in use.
 
-    A full buffer grows by half or more, so adding pages costs amortised constant time a token. It grows to ``expected``
-    tokens at once where so many are known to come, up to :data:`AT_ONCE` times what there is.
+    A full buffer grows by half, so adding pages costs amortised constant time a token.
     """
 
     is_sliding = False
-    expected = 0
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -42,8 +37,7 @@ class PageLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         stop = self.length + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            held = self.keys.shape[2]
-            room = max(stop, held * 3 // 2, min(self.expected, held * AT_ONCE))
+            room = max(stop, self.keys.shape[2] * 3 // 2)
             # both or neither, so that the layer stays whole where memory is short
             self.keys, self.values = _grown(self.keys, self.length, room), _grown(self.values, self.length, room)
         self.keys[:, :, self.length : stop] = key_states
@@ -69,11 +63,6 @@ class PageCache(Cache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers=[PageLayer(capacity) for _ in range(layers)])
-
-    def expect(self, tokens: int) -> None:
-        """Make room for so many tokens in all when a buffer is full."""
-        for layer in self.layers:
-            layer.expected = tokens
 
     def crop_to(self, length: int) -> None:
         """Forget all tokens from ``length`` on, in every layer.

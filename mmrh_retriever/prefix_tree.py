@@ -26,7 +26,23 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def known(self, ids: Sequence[int]) -> tuple[int, ...]:
+    def fresh(self, ids: Sequence[int]) -> int:
+        """How many tokens :meth:`add` would lay: those behind the longest beginning that is laid already."""
+        return len(ids) - len(self._laid(ids))
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Lay one more sequence."""
+        path = self._laid(ids)
+        place = path[-1] if path else -1
+        for depth in range(len(path), len(ids)):
+            before, place = place, len(self.ids)
+            self._next[before, ids[depth]] = place
+            self.ids.append(ids[depth])
+            self.depths.append(depth)
+            path.append(place)
+        self.paths.append(tuple(path))
+
+    def _laid(self, ids: Sequence[int]) -> list[int]:
         """Places of the longest beginning of ``ids`` that is laid already."""
         path: list[int] = []
         place = -1
@@ -36,16 +52,4 @@ class PrefixTree:
                 break
             place = following
             path.append(place)
-        return tuple(path)
-
-    def add(self, ids: Sequence[int]) -> None:
-        """Lay one more sequence."""
-        path = list(self.known(ids))
-        place = path[-1] if path else -1
-        for depth in range(len(path), len(ids)):
-            before, place = place, len(self.ids)
-            self._next[before, ids[depth]] = place
-            self.ids.append(ids[depth])
-            self.depths.append(depth)
-            path.append(place)
-        self.paths.append(tuple(path))
+        return path

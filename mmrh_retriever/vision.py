@@ -25,7 +25,7 @@ DEFAULT_VISION_MEMORY = 256 * 1024**2
 PIXEL_BUDGET = 2 * 1024**2
 """Pixels that go through the vision tower at once; a page with more goes alone."""
 CPU_PIXEL_BUDGET = 512 * 1024
-"""The same on a CPU, where more at once is no faster: larger intermediates go back to the system and come anew."""
+"""The same on a CPU, whose memory manager gives larger intermediates back to the system and has to take them anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,9 +36,7 @@ def test_shared_beginnings_are_laid_once(sequences: tuple[list[int], ...], ids: 
         assert list(path) == sorted(path), "a token stands behind those before it"
 
 
-def test_what_is_known_of_a_sequence() -> None:
+def test_what_a_sequence_would_add() -> None:
     tree = laid([5, 6, 7], [5, 8])
-    assert tree.known([5, 8, 7]) == (0, 3)
-    assert tree.known([6, 7]) == ()
-    assert tree.known([]) == ()
+    assert [tree.fresh(ids) for ids in ([5, 8, 7], [5, 6], [6, 7], [])] == [1, 0, 2, 0]
     assert len(tree) == 4
