@@ -148,7 +148,7 @@ class Engine:
         """Tokens of pages that one window takes."""
         return self.token_budget - TAIL_ROOM - len(self._head)
 
-    def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int]) -> Iterator[Window]:
+    def windows(self, pages: Iterable[tuple[int, Page]], *, numbers: Sequence[int], count: int = 0) -> Iterator[Window]:
         """Encode pages in their order and give each window once it is full.
 
         Pages are rendered and laid as far ahead as the vision tower and a pass take several at once, and no further.
@@ -156,6 +156,7 @@ class Engine:
         Args:
             pages: places in the caller's list and the pages.
             numbers: the label's number of each place.
+            count: how many pages come, if known, so that room can be made for them at once.
 
         Raises:
             PageError: a page that can't be read.
@@ -163,9 +164,10 @@ class Engine:
         """
         window: Window | None = None
         waiting: list[LaidPage] = []
-        tokens = 0
-        for laid in self._feed.pages(pages, numbers):
+        tokens = seen = 0
+        for number, laid in enumerate(self._feed.pages(pages, numbers), start=1):
             size = len(laid.piece)
+            seen += size
             if window is not None and len(window) + tokens + size > self.token_budget - TAIL_ROOM:
                 self._append(window, waiting)
                 yield window
@@ -179,6 +181,9 @@ class Engine:
                 waiting, tokens = [], 0
             waiting.append(laid)
             tokens += size
+            if window.cache is not None:
+                to_come = 9 * seen * max(0, count - number) // (8 * number)  # pages a little longer than those so far
+                window.cache.expect(min(len(window) + tokens + to_come, self.token_budget) + TAIL_ROOM)
         if window is not None:
             self._append(window, waiting)
             yield window

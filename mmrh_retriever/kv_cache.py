@@ -8,14 +8,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mmrh_retriever.errors import ContextOverflowError
 
+AT_ONCE = 16
+"""How many times longer a buffer may become at once."""
+
 
 class PageLayer(DynamicLayer):
     """One layer's keys and values, ``(1, key heads, capacity, width)`` each, of which ``length`` are in use.
 
-    A full buffer grows by half, so adding pages costs amortised constant time a token.
+    A full buffer grows by half, so adding pages costs amortised constant time a token; on a CPU, where memory that is
+    not written to costs nothing, to ``expected`` tokens at once, up to :data:`AT_ONCE` times what there is.
     """
 
     is_sliding = False
+    expected = 0
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -37,13 +42,26 @@ class PageLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         stop = self.length + key_states.shape[2]
         if stop > self.keys.shape[2]:
-            room = max(stop, self.keys.shape[2] * 3 // 2)
-            # both or neither, so that the layer stays whole where memory is short
-            self.keys, self.values = _grown(self.keys, self.length, room), _grown(self.values, self.length, room)
+            self._grow(stop)
         self.keys[:, :, self.length : stop] = key_states
         self.values[:, :, self.length : stop] = value_states
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def _grow(self, stop: int) -> None:
+        held = self.keys.shape[2]
+        least = max(stop, held * 3 // 2)
+        expected = min(self.expected, held * AT_ONCE) if self.keys.device.type == "cpu" else 0
+        try:
+            self._make_room(max(least, expected))
+        except RuntimeError:  # memory is short, also torch.OutOfMemoryError
+            if expected <= least:
+                raise
+            self._make_room(least)
+
+    def _make_room(self, tokens: int) -> None:
+        # both or neither, so that the layer stays whole where memory is short
+        self.keys, self.values = _grown(self.keys, self.length, tokens), _grown(self.values, self.length, tokens)
 
     def get_seq_length(self) -> int:
         """Tokens in use."""
@@ -63,6 +81,11 @@ class PageCache(Cache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__(layers=[PageLayer(capacity) for _ in range(layers)])
+
+    def expect(self, tokens: int) -> None:
+        """Make room for about so many tokens in all when a buffer is full."""
+        for layer in self.layers:
+            layer.expected = tokens
 
     def crop_to(self, length: int) -> None:
         """Forget all tokens from ``length`` on, in every layer.

@@ -205,7 +205,7 @@ class Reranker:
         laid = self.prompter.lay_questions(as_questions(questions))
         listed = as_pages(pages)
         engine = self._engine()
-        windows = engine.windows(shown(listed, progress), numbers=self.page_numbers(listed))
+        windows = engine.windows(shown(listed, progress), numbers=self.page_numbers(listed), count=len(listed))
         scores = Scores(len(laid), listed, with_tokens=with_tokens)
         null = self.null_questions()
         done: list[Window] = []
@@ -387,7 +387,7 @@ class EncodedPages:
         self._windows: list[Window] = []
         self._null: dict[int, Attention] = {}
         self._in_use: OrderedDict[int, None] = OrderedDict()  # windows that hold a cache, longest unused first
-        for window in self._engine.windows(shown(pages, progress), numbers=self._numbers):
+        for window in self._engine.windows(shown(pages, progress), numbers=self._numbers, count=len(pages)):
             self._windows.append(window)
             self._touch(len(self._windows) - 1)
 
