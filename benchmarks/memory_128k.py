@@ -55,9 +55,8 @@ def ask(keys: int, questions: int, heads: int, tokens: int, dtype: torch.dtype) 
         made = torch.empty(1, count, length, WIDTH, dtype=dtype)
         return made.normal_(generator=generator)
 
-    at_once = max(
-        1, min(questions, TAIL_CELLS // (keys + tokens * questions) // tokens)
-    )  # as Engine groups questions that begin with nothing alike
+    # as Engine groups questions that begin with nothing alike
+    at_once = max(1, min(questions, TAIL_CELLS // (keys + tokens * questions) // tokens))
     key, value = drawn(KEY_HEADS, keys + at_once * tokens), drawn(KEY_HEADS, keys + at_once * tokens)
     owner = torch.arange(keys) * PAGES // keys
     chosen = HeadsByLayer.of([(0, head) for head in range(heads)])

@@ -167,9 +167,8 @@ class PlainProcedure:
         start = len(ids) - len(question)
         owner[start:] = -1
         looking = question.scored[0].shifted(start)
-        recording = (
-            None if heads is None else Recording(heads, [range(looking.start, looking.stop)], owner, len(self.pages))
-        )
+        rows = [range(looking.start, looking.stop)]
+        recording = None if heads is None else Recording(heads, rows, owner, len(self.pages))
         backbone = self.backbone
         order = torch.cat(positions, dim=1)
         inputs = _batched([piece for piece in pieces if piece.inputs])

@@ -69,5 +69,7 @@ def test_the_largest_tensor_is_bounded_for_any_number_of_heads_and_questions(
     assert max(found.values()) <= 1.5 * BUDGET
     rows = sum(len(tree) for tree, _ in engine._groups(window, asked))
     held = max(len(every) * rows, 2 * len(asked)) * keys
-    assert held > 5 * BUDGET, "small enough to be held at once: the test could not fail"
+    assert held > (50 if kind == "different" else 5) * BUDGET, (
+        "small enough to be held at once: the test could not fail"
+    )
     torch.testing.assert_close(masses[12, len(asked)][:2, -1:], masses[1, 2], atol=1e-6, rtol=0)
