@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from mmrh_retriever import HeadScores, HeadSet
-from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import causal_markdown, summarise_causal
-from mmrh_retriever.cli_probes import LoadedModel, load
-from mmrh_retriever.detection import Detection, detect
-from mmrh_retriever.haystacks import Haystack
-from mmrh_retriever.head_analysis import chance_overlap, sparsity
-from mmrh_retriever.probes import TASKS, ProbeBuilder
+from mmrh_retriever.cli.probe_options import LoadedModel, load
+from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
+from mmrh_retriever.research.causal_tables import causal_markdown, summarise_causal
+from mmrh_retriever.research.detection import Detection, detect
+from mmrh_retriever.research.head_analysis import chance_overlap, sparsity
+from mmrh_retriever.research.probes.builder import TASKS, ProbeBuilder
+from mmrh_retriever.research.probes.haystacks import Haystack
 
 CLOZE = ("text", "rendered_text")
 """Tasks whose questions can be asked with the needle's beginning."""

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 
 import torch
 
-from mmrh_retriever.bench import run_benchmark, sample_pages, sample_questions
-from mmrh_retriever.bench_models import random_reranker
+from mmrh_retriever.benchmark.pairs import run_benchmark, sample_pages, sample_questions
+from mmrh_retriever.benchmark.random_models import random_reranker
 
 
 def difference(device: str, attention: str, pages: int = 4) -> tuple[float, float]:

@@ -23,9 +23,9 @@ import time
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mmrh_retriever.attention import AttentionSeam, PassPlan
-from mmrh_retriever.engine import TAIL_CELLS
-from mmrh_retriever.scoring import HeadsByLayer, Recording
+from mmrh_retriever.encoding.engine import TAIL_CELLS
+from mmrh_retriever.model.attention_seam import AttentionSeam, PassPlan
+from mmrh_retriever.model.recording import HeadsByLayer, Recording
 
 HEADS, KEY_HEADS, WIDTH = 32, 8, 128
 PAGES = 400

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmrh_retriever import Reranker
-from mmrh_retriever.bench import PlainProcedure, rank_anew, sample_pages, sample_questions
-from mmrh_retriever.bench_models import reranker_to_measure
+from mmrh_retriever.benchmark.pairs import PlainProcedure, rank_anew, sample_pages, sample_questions
+from mmrh_retriever.benchmark.random_models import reranker_to_measure
 
 
 def numbers(text: str) -> list[int]:

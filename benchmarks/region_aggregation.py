@@ -24,11 +24,24 @@ import numpy as np
 from tqdm import tqdm
 
 from mmrh_retriever import Reranker
-from mmrh_retriever.baselines import RankerSpec
-from mmrh_retriever.evaluation import settings_of
-from mmrh_retriever.metrics import Measured, PageBox, bootstrap_interval, layout_recall, paired_bootstrap, summarise
-from mmrh_retriever.mmdocir import Document, MMDocIR
-from mmrh_retriever.regions import AGGREGATES, DEFAULT_AGGREGATE, box_areas, region_fractions, region_scores
+from mmrh_retriever.evaluation.evaluate import settings_of
+from mmrh_retriever.evaluation.metrics import (
+    Measured,
+    PageBox,
+    bootstrap_interval,
+    layout_recall,
+    paired_bootstrap,
+    summarise,
+)
+from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR
+from mmrh_retriever.evaluation.rankers import RankerSpec
+from mmrh_retriever.ranking.region_scores import (
+    AGGREGATES,
+    DEFAULT_AGGREGATE,
+    box_areas,
+    region_fractions,
+    region_scores,
+)
 from mmrh_retriever.types import Page, PatchGrid
 
 CUTS = (1, 5, 10)

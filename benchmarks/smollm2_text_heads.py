@@ -27,15 +27,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, read_pdf
-from mmrh_retriever.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.causal_report import causal_markdown, plot_causal, summarise_causal
-from mmrh_retriever.detection import detect
-from mmrh_retriever.engine import Engine
-from mmrh_retriever.head_analysis import sparsity
-from mmrh_retriever.metrics import PAGE_CUTS as CUTS
-from mmrh_retriever.metrics import bootstrap_interval, page_recall, paired_bootstrap
-from mmrh_retriever.probe_prompts import token_counter
-from mmrh_retriever.probes import ProbeBuilder
+from mmrh_retriever.encoding.engine import Engine
+from mmrh_retriever.evaluation.metrics import PAGE_CUTS as CUTS
+from mmrh_retriever.evaluation.metrics import bootstrap_interval, page_recall, paired_bootstrap
+from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
+from mmrh_retriever.research.causal_tables import causal_markdown, plot_causal, summarise_causal
+from mmrh_retriever.research.detection import detect
+from mmrh_retriever.research.head_analysis import sparsity
+from mmrh_retriever.research.probes.builder import ProbeBuilder
+from mmrh_retriever.research.probes.prompts import token_counter
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
 TASK = "text"

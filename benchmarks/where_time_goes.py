@@ -21,11 +21,11 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mmrh_retriever import attention
-from mmrh_retriever.bench import rank_anew, sample_pages, sample_questions
-from mmrh_retriever.bench_models import reranker_to_measure
-from mmrh_retriever.prompts import Prompter
-from mmrh_retriever.vision import Vision
+from mmrh_retriever.benchmark.pairs import rank_anew, sample_pages, sample_questions
+from mmrh_retriever.benchmark.random_models import reranker_to_measure
+from mmrh_retriever.model import attention_seam as attention
+from mmrh_retriever.model.prompts import Prompter
+from mmrh_retriever.model.vision import Vision
 
 OPERATORS = 8
 

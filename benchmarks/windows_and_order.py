@@ -28,7 +28,7 @@ import numpy as np
 import pymupdf
 
 from mmrh_retriever import Page, Reranker, ScoredPage, read_pdf
-from mmrh_retriever.reranker import EncodedPages
+from mmrh_retriever.ranking.reranker import EncodedPages
 
 ADJECTIVES = "old new red grey tall small north south upper lower royal iron stone wooden public".split()  # noqa: SIM905
 THINGS = "bridge harbour station library mill tower museum market school theatre garden hospital".split()  # noqa: SIM905

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from mmrh_retriever import Reranker, read_pdf
-from mmrh_retriever.explain import save_heat_map
+from mmrh_retriever.explain.heat_maps import save_heat_map
 
 HERE = Path(__file__).parent
 

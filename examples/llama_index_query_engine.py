@@ -27,7 +27,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 
 from mmrh_retriever import iter_pdf
-from mmrh_retriever.baselines import EmbeddingScorer
+from mmrh_retriever.evaluation.rankers import EmbeddingScorer
 
 HERE = Path(__file__).parent
 

@@ -10,6 +10,7 @@ The names below are the public surface, and with them what these modules show: `
 ``evaluation``, ``metrics``, ``mmdocir`` and ``baselines``. Everything else may change.
 """
 
+from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.errors import (
     AttentionCaptureError,
     ContextOverflowError,
@@ -20,12 +21,11 @@ from mmrh_retriever.errors import (
     QuestionError,
     UnsupportedModelError,
 )
-from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
-from mmrh_retriever.page_store import PageStore
-from mmrh_retriever.pdf import iter_pdf, read_pdf
-from mmrh_retriever.prompts import PromptOptions
-from mmrh_retriever.reranker import EncodedPages, Reranker
-from mmrh_retriever.shared import release_shared_models, shared_reranker
+from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.model.prompts import PromptOptions
+from mmrh_retriever.pdf.reader import iter_pdf, read_pdf
+from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
+from mmrh_retriever.ranking.shared_models import release_shared_models, shared_reranker
 from mmrh_retriever.types import Page, PatchGrid, Region, ScoredPage, ScoredRegion, TokenSpan
 
 __version__ = "0.1.0"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from factories import Tiny
 from torch import Tensor
 
-from mmrh_retriever.prompts import LaidPiece
+from mmrh_retriever.model.prompts import LaidPiece
+from tests.factories import Tiny
 
 
 def batched_inputs(pieces: list[LaidPiece]) -> dict[str, Tensor]:

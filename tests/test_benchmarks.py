@@ -11,10 +11,10 @@ from types import ModuleType
 
 import pymupdf
 import pytest
-from factories import tiny
 
 from mmrh_retriever import HeadSet
-from mmrh_retriever.loading import HEADS_FILE
+from mmrh_retriever.model.loading import HEADS_FILE
+from tests.factories import tiny
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

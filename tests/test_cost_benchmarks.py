@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import tiny
 
 from mmrh_retriever import Reranker
-from mmrh_retriever.bench import sample_pages
+from mmrh_retriever.benchmark.pairs import sample_pages
+from tests.factories import tiny
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

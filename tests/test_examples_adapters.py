@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import mmrh_retriever
-from mmrh_retriever.shared import release_shared_models
+from mmrh_retriever.ranking.shared_models import release_shared_models
 from tests import factories
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mmrh_retriever import head_files
-from mmrh_retriever.published_heads import PublishedFile, PublishedModelEntry
+from mmrh_retriever import files
+from mmrh_retriever.heads import file_formats
+from mmrh_retriever.heads.published import PublishedFile, PublishedModelEntry
 
 SCALE = 100_000
 NEGATIVE_STEP = 100  # in units of 1 / SCALE
@@ -62,7 +63,7 @@ def condensed(values: list[list[float]]) -> list[list[int]]:
 
 def entry_of(path: Path) -> PublishedModelEntry:
     """One released file, condensed."""
-    content = head_files.parse_as(head_files.ReleasedScoresFile, head_files.read_text(path), name=str(path))
+    content = files.parse_as(file_formats.ReleasedScoresFile, files.read_text(path), name=str(path))
     facts = FACTS[content.model]
     global_layers = range(facts.global_every - 1, content.n_layers, facts.global_every)
     raw = json.loads(path.read_text(encoding="utf-8"))["scores"]
@@ -97,7 +98,7 @@ def main() -> int:
         scale=SCALE,
         models=[entries[model] for model in FACTS],
     )
-    head_files.write_model(arguments.output, content)
+    files.write_model(arguments.output, content)
     size = arguments.output.stat().st_size
     sys.stdout.write(f"{arguments.output}: {len(entries)} models, {size:,} bytes (limit {SIZE_LIMIT:,})\n")
     return int(size > SIZE_LIMIT)

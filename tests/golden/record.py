@@ -19,18 +19,22 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
-
-from factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from mmrh_retriever import Page, Region, Reranker, read_pdf  # noqa: E402
-from mmrh_retriever.detection import detect  # noqa: E402
-from mmrh_retriever.haystacks import Haystack  # noqa: E402
-from mmrh_retriever.probe_prompts import token_counter  # noqa: E402
-from mmrh_retriever.probes import TASKS, ProbeBuilder, page_probes  # noqa: E402
+from mmrh_retriever.research.detection import detect  # noqa: E402
+from mmrh_retriever.research.probes.builder import TASKS, ProbeBuilder, page_probes  # noqa: E402
+from mmrh_retriever.research.probes.haystacks import Haystack  # noqa: E402
+from mmrh_retriever.research.probes.prompts import token_counter  # noqa: E402
+from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny  # noqa: E402
 
 QUESTIONS = ["How did revenue change?", "Which table shows water use?", "How did revenue grow in the last year?"]
-TEXTS = ["Revenue grew by nine percent.", "The annual report shows emissions.", "Staff numbers and water use.", "Tables."]
+TEXTS = [
+    "Revenue grew by nine percent.",
+    "The annual report shows emissions.",
+    "Staff numbers and water use.",
+    "Tables.",
+]
 BUDGETS = {"one window": 4000, "several windows": None}
 LENGTH = 1100
 
@@ -116,7 +120,9 @@ def detection(model: Tiny) -> dict[str, Any]:
     probes += page_probes(golden_pages(model.name), [(QUESTIONS[0], 1), (QUESTIONS[1], [0, 2])], context_length=LENGTH)
     run = detect(model.model, processor, probes)
     return {
-        f"{task}": [[None if np.isnan(value) else float(value) for value in row] for row in run.table.at(task, LENGTH).values]
+        f"{task}": [
+            [None if np.isnan(value) else float(value) for value in row] for row in run.table.at(task, LENGTH).values
+        ]
         for task, _ in run.conditions
     }
 
@@ -130,7 +136,9 @@ def bundled() -> dict[str, Any]:
     regions = reranker.rank_regions(questions[0], pages, top_n=12)
     return {
         "pages": rankings(reranker, questions, pages),
-        "boxes": [[[region.kind, *[round(side, 3) for side in region.box]] for region in page.regions] for page in pages],
+        "boxes": [
+            [[region.kind, *[round(side, 3) for side in region.box]] for region in page.regions] for page in pages
+        ],
         "texts": [len(page.text or "") for page in pages],
         "regions": [[region.page.index, *region.box, region.score] for region in regions],
     }
@@ -150,7 +158,11 @@ def largest_difference(found: Any, wanted: Any, where: str = "") -> tuple[float,
     if isinstance(wanted, float):
         return abs(found - wanted), where
     keys = list(wanted) if isinstance(wanted, dict) else list(range(len(wanted)))
-    if type(found) is not type(wanted) or len(found) != len(wanted) or (isinstance(wanted, dict) and set(found) != set(wanted)):
+    if (
+        type(found) is not type(wanted)
+        or len(found) != len(wanted)
+        or (isinstance(wanted, dict) and set(found) != set(wanted))
+    ):
         return float("inf"), where
     each = [largest_difference(found[key], wanted[key], f"{where}/{key}") for key in keys]
     return max(each, key=lambda pair: pair[0], default=(0.0, where))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from golden.record import CASES, compare
+
+from tests.golden.record import CASES, compare
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters import AdapterSettings, check_top_n
+from mmrh_retriever.adapters.ranking import AdapterSettings, check_top_n
 from pydantic import ConfigDict, Field
 
 from langchain_mmrh.documents import clues_of, scored_copy
@@ -23,7 +23,7 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
         compressor = MMRHRerank(top_n=5)
         retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
 
-    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 

@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
 from mmrh_retriever import Page
-from mmrh_retriever.adapters import AdapterSettings, check_top_n
+from mmrh_retriever.adapters.ranking import AdapterSettings, check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 
@@ -30,7 +30,7 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
         retriever.invoke("How did revenue change?")
         retriever.invoke("Who sits on the board?", k=1)
 
-    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 

@@ -24,7 +24,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from mmrh_retriever import ContextOverflowError, Page, PageError, QuestionError, read_pdf
-from mmrh_retriever.shared import release_shared_models
+from mmrh_retriever.ranking.shared_models import release_shared_models
 from pydantic import ValidationError
 from tests.ranking_stub import StubReranker, real, stub, tiny
 

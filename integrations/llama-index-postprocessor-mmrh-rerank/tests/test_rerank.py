@@ -38,7 +38,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker, read_pdf
-from mmrh_retriever.shared import release_shared_models
+from mmrh_retriever.ranking.shared_models import release_shared_models
 from tests.ranking_stub import StubReranker, real, stub, tiny
 
 from llama_index.postprocessor.mmrh_rerank import MMRHRerank

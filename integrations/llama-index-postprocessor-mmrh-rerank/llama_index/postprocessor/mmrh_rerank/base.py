@@ -13,7 +13,8 @@ from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from mmrh_retriever.adapters import (
+from mmrh_retriever.adapters.page_sources import PageClues, clues_from_metadata
+from mmrh_retriever.adapters.ranking import (
     ERROR_KEY,
     REGIONS_KEY,
     RETRIEVAL_SCORE_KEY,
@@ -21,7 +22,6 @@ from mmrh_retriever.adapters import (
     RankedItem,
     check_top_n,
 )
-from mmrh_retriever.page_sources import PageClues, clues_from_metadata
 
 dispatcher = get_dispatcher(__name__)
 
@@ -36,7 +36,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         reranker = MMRHRerank(top_n=5)
         engine = index.as_query_engine(similarity_top_k=40, node_postprocessors=[reranker])
 
-    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 

@@ -1,0 +1,1 @@
+"""What adapters to other frameworks build on: settings, finding pages, ranking documents."""

@@ -1,0 +1,1 @@
+"""``mmrh``: one file per command. Results go to stdout, everything else to stderr."""

@@ -1,0 +1,1 @@
+"""Pages run once and their keys kept; questions run on the kept keys."""

@@ -1,0 +1,257 @@
+"""Encoded pages kept for later calls: in memory up to a budget, and on disk if a folder is given.
+
+A page's keys and values depend on the model, the processors, the prompt and, unless pages are encoded independently,
+on the pages before it. All of these are in its name or in its file's fingerprint, so that what is taken back is what
+encoding would give; a file of another model or prompt, or a damaged one, is refused and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.model.byte_cache import ByteCache
+from mmrh_retriever.model.fingerprints import tensors_digest
+from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.types import PatchGrid, TokenSpan
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STORE_MEMORY = 4 * 1024**3
+"""Bytes of encoded pages that a store holds in memory."""
+DEFAULT_STORE_DISK = 32 * 1024**3
+"""Bytes of files that a store's folder holds."""
+FORMAT = "mmrh-page-1"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPage:
+    """A page as tokens (without its pixels) and its keys and values.
+
+    ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
+    """
+
+    piece: LaidPiece
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keys and values take; the rest is small."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class PageStore:
+    """Encoded pages for later calls, of any number of rerankers.
+
+        store = PageStore(2 * 1024**3, "encoded/")
+        reranker = Reranker.from_pretrained(store=store)
+
+    With ``independent=True`` (the bundled model's way) every page is kept on its own, so that any selection of pages
+    seen before costs the question's tokens alone; its label then holds its own number (``Page.number``), also among
+    pages of other documents. Otherwise a page is found again behind the same pages only.
+
+    Args:
+        memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU
+            memory, beside what :class:`EncodedPages` holds.
+        folder: if given, every page is also written there, for later processes; one folder a model.
+        disk: bytes of files that the folder may hold; the pages used longest ago are deleted. No other file is touched.
+
+    Raises:
+        PageError: a negative budget, or a folder that is a file.
+    """
+
+    def __init__(
+        self,
+        memory: int = DEFAULT_STORE_MEMORY,
+        folder: str | Path | None = None,
+        *,
+        disk: int = DEFAULT_STORE_DISK,
+    ) -> None:
+        if memory < 0 or disk < 0:
+            raise PageError(f"A store's budgets are in bytes and not negative, got memory={memory}, disk={disk}.")
+        self.memory = memory
+        self.disk = disk
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise PageError(f"{self.folder} is a file. Expected a folder for encoded pages.", source=str(folder))
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.hits = 0
+        self.misses = 0
+        self._pages: ByteCache[tuple[str, str], StoredPage] = ByteCache(memory)
+        self._lock = threading.Lock()
+        self._on_disk = sum(size for _, size, _ in self._files())
+
+    def __len__(self) -> int:
+        """Pages in memory."""
+        return len(self._pages)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values in memory."""
+        return self._pages.nbytes
+
+    def clear(self) -> None:
+        """Forget the pages in memory; files stay."""
+        self._pages.clear()
+
+    def get(self, fingerprint: str, name: str) -> StoredPage | None:
+        """A page by its name, or ``None`` if it isn't there or its file can't be used (which is logged)."""
+        found = self._pages.get((fingerprint, name))
+        if found is None and self.folder is not None:
+            found = self._read(self.folder / f"{name}.safetensors", fingerprint)
+            if found is not None:
+                self._pages.put((fingerprint, name), found)
+        with self._lock:
+            self.hits += found is not None
+            self.misses += found is None
+        return found
+
+    def put(self, fingerprint: str, name: str, page: StoredPage) -> None:
+        """Keep a page. A folder that can't be written is logged; the page stays in memory."""
+        self._pages.put((fingerprint, name), page)
+        if self.folder is not None:
+            try:
+                written = _write(self.folder / f"{name}.safetensors", fingerprint, page)
+                with self._lock:
+                    self._on_disk += written
+                    if self._on_disk > self.disk:
+                        self._on_disk = self._delete_oldest()
+            except (OSError, SafetensorError) as error:
+                logger.warning("An encoded page could not be written to %s and stays in memory: %s", self.folder, error)
+
+    def _read(self, path: Path, fingerprint: str) -> StoredPage | None:
+        if not path.is_file():
+            return None
+        try:
+            found = _load(path, fingerprint)
+        except (DataError, OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            logger.warning("%s is not used and will be made again: %s", path, error)
+            return None
+        with suppress(OSError):  # a folder that may only be read
+            path.touch()
+        return found
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """The folder's pages, those used longest ago first: time, bytes and path of each."""
+        found = []
+        for path in () if self.folder is None else self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process has deleted it
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        return sorted(found)
+
+    def _delete_oldest(self) -> int:
+        """Bring the folder under its budget; gives the bytes that are left."""
+        files = self._files()
+        left = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if left <= self.disk:
+                break
+            path.unlink(missing_ok=True)
+            left -= size
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPages:
+    """One model's pages in a store: what an engine holds.
+
+    ``fingerprint`` stands for model, processors and prompt (see ``model.fingerprints``); ``layers`` is how
+    many of the first layers' keys are kept.
+    """
+
+    store: PageStore
+    fingerprint: str
+    layers: int
+
+    def get(self, digest: bytes) -> StoredPage | None:
+        """A page by the digest of what it holds and what stands before it."""
+        return self.store.get(self.fingerprint, self._name(digest))
+
+    def put(self, digest: bytes, page: StoredPage) -> None:
+        """Keep a page."""
+        self.store.put(self.fingerprint, self._name(digest), page)
+
+    def _name(self, digest: bytes) -> str:
+        return f"{digest.hex()}-{self.layers}"
+
+
+def _write(path: Path, fingerprint: str, page: StoredPage) -> int:
+    """Write a page's file; a reader sees the whole of it or nothing. Gives its bytes."""
+    tensors = _tensors(page)
+    piece = page.piece
+    told = {
+        "axes": piece.axes,
+        "extent": piece.extent,
+        "scored": [[span.start, span.stop] for span in piece.scored],
+        "twosided": [[span.start, span.stop] for span in piece.twosided],
+        "grid": None if piece.grid is None else [piece.grid.rows, piece.grid.columns],
+    }
+    metadata = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "piece": json.dumps(told),
+        "digest": tensors_digest(tensors).hex(),
+    }
+    own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        save_file(tensors, own, metadata=metadata)
+        written = own.stat().st_size
+        own.replace(path)
+        return written
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _load(path: Path, fingerprint: str) -> StoredPage:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise DataError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}.")
+        if metadata["fingerprint"] != fingerprint:
+            raise DataError("it was made by another model, processor or prompt. Give each of them a folder of its own.")
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if tensors_digest(tensors).hex() != metadata["digest"]:
+        raise DataError("its contents are damaged.")
+    told: dict[str, Any] = json.loads(metadata["piece"])
+    grid = None if told["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *told["grid"])
+    piece = LaidPiece(
+        axes=told["axes"],
+        ids=tensors["ids"].tolist(),
+        positions=[tensors["positions"]],
+        extent=told["extent"],
+        scored=[TokenSpan(*span) for span in told["scored"]],
+        visual=tuple(tensors["visual"].tolist()),
+        grid=grid,
+        twosided=tuple(TokenSpan(*span) for span in told["twosided"]),
+    )
+    return StoredPage(piece, tensors["keys"], tensors["values"])
+
+
+def _tensors(page: StoredPage) -> dict[str, Tensor]:
+    piece = page.piece
+    tensors = {
+        "keys": page.keys.contiguous(),
+        "values": page.values.contiguous(),
+        "ids": torch.tensor(piece.ids, dtype=torch.long),
+        "positions": piece.all_positions().contiguous(),
+        "visual": torch.tensor(piece.visual, dtype=torch.long),
+    }
+    if piece.grid is not None:
+        tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(piece.grid.boxes))
+    return tensors

@@ -1,0 +1,404 @@
+"""How good a ranking is: page recall, layout recall, MRR, nDCG, their averages, and how sure one can be of them.
+
+Pure functions on scores and boxes; nothing here knows files or models. All measures lie in [0, 1].
+
+Page and layout recall are those of MMDocIR (Dong et al. 2025, arXiv 2501.08828) as used by Li et al. 2026
+(arXiv 2605.27243): *micro* averages over questions, *macro* averages the domains' means. Equal scores are
+handled by expectation over all orders of the equals, in closed form (McSherry and Najork 2008, "Computing
+information retrieval performance measures efficiently in the presence of tied scores"): a ranker that says
+nothing about ten pages gets what a random order of them would get, not what the pages' order happens to give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrh_retriever.types import Box
+
+PAGE_CUTS = (1, 3, 5)
+"""Cut-offs of page recall and nDCG, as in the paper's tables."""
+LAYOUT_CUTS = (1, 5, 10)
+"""Cut-offs of layout recall, as in the paper's tables."""
+UNSPECIFIED = "unspecified"
+"""The evidence type under which questions without one are counted."""
+
+Average = Literal["micro", "macro"]
+Values = npt.NDArray[np.float64]
+
+
+class PageBox(NamedTuple):
+    """A rectangle on a page. ``page`` counts from 0; boxes on one page are in the same units."""
+
+    page: int
+    box: Box
+
+
+# Pages
+
+
+def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
+    """Share of the gold pages that are among the best ``k``: ``|top-k & gold| / |gold|``.
+
+    Args:
+        scores: one a page, ``(pages,)``, higher is better; ``NaN`` where a page was not ranked. No scores at
+            all stand for a question without result, and count as zero.
+        gold: 0-based indices of the pages that hold the evidence; at least one.
+        k: the cut-off, at least 1.
+
+    Raises:
+        ValueError: no gold page, or ``k`` below 1.
+    """
+    gains = _expected_gains(scores, _checked(gold, k))
+    return min(1.0, float(gains[:k].sum() / len(set(gold))))
+
+
+def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
+    """One over the rank of the best gold page, 0 if none was ranked; see :func:`page_recall` for the arguments.
+
+    Raises:
+        ValueError: no gold page.
+    """
+    wanted = _checked(gold, 1)
+    first = 1
+    for members in _tie_groups(scores):
+        size, hits = len(members), sum(int(place) in wanted for place in members)
+        if hits:
+            # P(the first hit stands at place j of the group) = C(size - j - 1, hits - 1) / C(size, hits)
+            orders = math.comb(size, hits)
+            places = range(size - hits + 1)
+            return min(1.0, sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in places))
+        first += size
+    return 0.0
+
+
+def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
+    """Normalised discounted cumulative gain of the best ``k`` pages, with gain 1 for gold pages.
+
+    ``sum over ranks r <= k of gain_r / log2(r + 1)``, over the same for an ideal order (Jarvelin and Kekalainen
+    2002). See :func:`page_recall` for the arguments.
+
+    Raises:
+        ValueError: no gold page, or ``k`` below 1.
+    """
+    wanted = _checked(gold, k)
+    gains = _expected_gains(scores, wanted)[:k]
+    discounts = 1.0 / np.log2(np.arange(2, k + 2))
+    return min(1.0, float(gains @ discounts[: len(gains)] / discounts[: len(wanted)].sum()))
+
+
+def page_measures(scores: npt.ArrayLike, gold: Collection[int], cuts: Sequence[int] = PAGE_CUTS) -> dict[str, float]:
+    """Every page measure of one question by name: ``recall@k`` and ``ndcg@k`` for each cut-off, and ``mrr``."""
+    measures = {f"recall@{k}": page_recall(scores, gold, k) for k in cuts}
+    measures["mrr"] = reciprocal_rank(scores, gold)
+    measures |= {f"ndcg@{k}": ndcg(scores, gold, k) for k in cuts if k > 1}
+    return measures
+
+
+def _checked(gold: Collection[int], k: int) -> set[int]:
+    if not gold:
+        raise ValueError("A question needs at least one gold page, got none. Leave it out or annotate it.")
+    if k < 1:
+        raise ValueError(f"The cut-off k is at least 1, got {k}.")
+    return set(gold)
+
+
+def _tie_groups(scores: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
+    """Indices of the ranked pages, best first; pages of equal score together."""
+    values = np.asarray(scores, dtype=np.float64).reshape(-1)
+    ranked = np.flatnonzero(~np.isnan(values))
+    order = ranked[np.argsort(-values[ranked], kind="stable")]
+    if not order.size:
+        return []
+    steps = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
+    return list(np.split(order, steps))
+
+
+def _expected_gains(scores: npt.ArrayLike, gold: set[int]) -> Values:
+    """The chance of a gold page at each rank, ``(ranked pages,)``."""
+    groups = _tie_groups(scores)
+    shares = [sum(int(place) in gold for place in members) / len(members) for members in groups]
+    return np.repeat(np.array(shares, dtype=np.float64), [len(members) for members in groups])
+
+
+# Layout
+
+
+def layout_recall(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) -> float:
+    """The official layout recall: gold area that the best ``k`` boxes overlap, over the whole gold area.
+
+    ``sum over gold g, top-k b on the same page of area(g & b) / sum over gold g of area(g)``. Where ranked boxes
+    overlap one another, ground covered twice counts twice, as in MMDocIR's definition; the sum is cut off at 1.
+    :func:`layout_coverage` is the strict form. Boxes of one page are in the same units.
+
+    Args:
+        ranked: best first; none stand for a question without result, and count as zero.
+        gold: the boxes that hold the evidence; their area together is above zero.
+        k: the cut-off, at least 1.
+
+    Raises:
+        ValueError: no gold area, or ``k`` below 1.
+    """
+    whole = sum(_area(item.box) for item in gold)
+    _check_area(whole, k)
+    covered = sum(_area(_meet(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
+    return min(1.0, covered / whole)
+
+
+def layout_coverage(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) -> float:
+    """Layout recall that counts each spot once, however many ranked or gold boxes lie over it.
+
+    Equals :func:`layout_recall` where neither the ranked nor the gold boxes overlap one another. Arguments and
+    errors as there.
+    """
+    whole = covered = 0.0
+    for page in {item.page for item in gold}:
+        wanted = [item.box for item in gold if item.page == page]
+        shown = [item.box for item in ranked[:k] if item.page == page]
+        whole += _union_area(wanted)
+        covered += _union_area([_meet(g, b) for g in wanted for b in shown])
+    _check_area(whole, k)
+    return min(1.0, covered / whole)
+
+
+def layout_measures(
+    ranked: Sequence[PageBox], gold: Sequence[PageBox], cuts: Sequence[int] = LAYOUT_CUTS
+) -> dict[str, float]:
+    """Every layout measure of one question by name: ``recall@k`` and ``coverage@k`` for each cut-off."""
+    measures = {f"recall@{k}": layout_recall(ranked, gold, k) for k in cuts}
+    return measures | {f"coverage@{k}": layout_coverage(ranked, gold, k) for k in cuts}
+
+
+def _check_area(whole: float, k: int) -> None:
+    if not whole > 0:
+        raise ValueError("The gold boxes have no area. Leave the question out or annotate it.")
+    if k < 1:
+        raise ValueError(f"The cut-off k is at least 1, got {k}.")
+
+
+def _meet(a: Box, b: Box) -> Box:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _union_area(boxes: Iterable[Box]) -> float:
+    """Area of the boxes' union, on the grid that their edges draw."""
+    solid = [box for box in boxes if _area(box) > 0]
+    xs = np.unique([value for box in solid for value in (box[0], box[2])])
+    ys = np.unique([value for box in solid for value in (box[1], box[3])])
+    if not solid:
+        return 0.0
+    inside = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)  # (cells down, cells across)
+    for x0, y0, x1, y1 in solid:
+        inside[(ys[:-1] >= y0) & (ys[1:] <= y1)] |= (xs[:-1] >= x0) & (xs[1:] <= x1)
+    return float(np.diff(ys) @ inside @ np.diff(xs))
+
+
+# Averages
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One question's measures, with what averages group it by.
+
+    ``document`` names where the question belongs (questions of one document are not independent), ``source``
+    says how the document came (such as ``scan``), ``types`` are kinds of evidence.
+    """
+
+    document: str
+    domain: str
+    values: Mapping[str, float]
+    types: tuple[str, ...] = ()
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Averages of one run. Inner keys are measures (``recall@1``), outer ones groups; ``counts`` has their questions.
+
+    ``macro`` averages the means of the domains that occur (ten in the whole of MMDocIR). A question with
+    several evidence types counts under each, one without under ``unspecified``.
+    """
+
+    questions: int
+    micro: dict[str, float]
+    macro: dict[str, float]
+    by_domain: dict[str, dict[str, float]]
+    by_type: dict[str, dict[str, float]]
+    by_source: dict[str, dict[str, float]]
+    counts: dict[str, dict[str, int]]
+
+
+def summarise(results: Sequence[Measured]) -> Summary:
+    """Average questions' measures: over all (micro), over domains' means (macro), and by group.
+
+    Every question has to be there: one without result stands with zeros, as the measures give for it.
+
+    Raises:
+        ValueError: no questions, or questions with different measures.
+    """
+    names = _measure_names(results)
+
+    def grouped(keys: Callable[[Measured], Iterable[str]]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+        groups: dict[str, list[Measured]] = defaultdict(list)
+        for item in results:
+            for key in keys(item):
+                groups[key].append(item)
+        found = {key: _mean([item.values for item in groups[key]], names) for key in sorted(groups)}
+        return found, {key: len(groups[key]) for key in found}
+
+    by_domain, domains = grouped(lambda item: [item.domain])
+    by_type, types = grouped(lambda item: dict.fromkeys(item.types) or [UNSPECIFIED])
+    by_source, sources = grouped(lambda item: [] if item.source is None else [item.source])
+    return Summary(
+        questions=len(results),
+        micro=_mean([item.values for item in results], names),
+        macro=_mean(list(by_domain.values()), names),
+        by_domain=by_domain,
+        by_type=by_type,
+        by_source=by_source,
+        counts={"by_domain": domains, "by_type": types, "by_source": sources},
+    )
+
+
+def _measure_names(results: Sequence[Measured]) -> list[str]:
+    if not results:
+        raise ValueError("There are no questions to average. Give at least one.")
+    kinds = Counter(tuple(item.values) for item in results)
+    if len(kinds) > 1:
+        raise ValueError(f"Questions carry different measures: {' and '.join(map(str, list(kinds)[:2]))}.")
+    return list(results[0].values)
+
+
+def _mean(values: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
+    return {name: math.fsum(item[name] for item in values) / len(values) for name in names}
+
+
+# Certainty
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """How much one run is above another on the same questions, with interval and two-sided p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike,
+    *,
+    domains: Sequence[str] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    samples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a mean (Efron 1979).
+
+    Args:
+        values: one measure, ``(questions,)``.
+        domains: a question's domain; given, the mean is the macro one and domains are resampled each for itself.
+        clusters: what is drawn, such as the question's document; questions themselves by default. Questions of
+            one document share its pages, so drawing documents gives the more honest, wider interval.
+        samples: how many resamples.
+        level: the interval's coverage.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: no values, or lists of different lengths.
+    """
+    given = np.asarray(values, dtype=np.float64).reshape(-1)
+    mean, drawn = _resample(given, domains, clusters, samples, seed)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def paired_bootstrap(
+    ours: npt.ArrayLike,
+    theirs: npt.ArrayLike,
+    *,
+    domains: Sequence[str] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    samples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """Paired bootstrap test of two runs on the same questions.
+
+    The test of Sakai 2006, "Evaluating evaluation metrics based on the bootstrap". ``p`` is the share of resamples
+    whose difference, centred on zero, is at least as far from zero as the one observed, with one added above and
+    below (Davison and Hinkley 1997), so it is never 0. Arguments as in :func:`bootstrap_interval`; ``ours`` and
+    ``theirs`` are in the same order of questions.
+
+    Raises:
+        ValueError: no values, or lists of different lengths.
+    """
+    first = np.asarray(ours, dtype=np.float64).reshape(-1)
+    second = np.asarray(theirs, dtype=np.float64).reshape(-1)
+    if first.shape != second.shape:
+        raise ValueError(f"Paired runs need the same questions, got {first.size} and {second.size} values.")
+    difference, drawn = _resample(first - second, domains, clusters, samples, seed)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    # A hair of tolerance: sums of the same values in another order differ in the last bits.
+    further = int(np.sum(np.abs(drawn - difference) >= abs(difference) - 1e-12))
+    return PairedDifference(difference, float(low), float(high), (further + 1) / (samples + 1))
+
+
+def _resample(
+    values: Values,
+    domains: Sequence[str] | None,
+    clusters: Sequence[Hashable] | None,
+    samples: int,
+    seed: int,
+) -> tuple[float, Values]:
+    """The mean of the values, and that of each resample, ``(samples,)``."""
+    places = np.arange(values.size)
+    strata = np.zeros(values.size, dtype=np.intp) if domains is None else _codes(domains)
+    units = places if clusters is None else _codes(clusters)
+    if not values.size or strata.size != values.size or units.size != values.size:
+        raise ValueError(
+            f"Expected one value, domain and cluster a question, got {values.size}, {strata.size} and {units.size}."
+        )
+    inside = [strata == stratum for stratum in np.unique(strata)]
+    members = [np.unique(units[chosen], return_inverse=True)[1] for chosen in inside]
+    weights = _draws(tuple(int(codes.max()) + 1 for codes in members), samples, seed)
+    drawn = np.zeros(samples, dtype=np.float64)
+    for chosen, codes, weight in zip(inside, members, weights, strict=True):
+        sums = np.bincount(codes, weights=values[chosen])  # (units,)
+        sizes = np.bincount(codes).astype(np.float64)  # (units,)
+        drawn += (weight @ sums) / (weight @ sizes) / len(inside)
+    return float(np.mean([values[chosen].mean() for chosen in inside])), drawn
+
+
+@lru_cache(maxsize=2)
+def _draws(units: tuple[int, ...], samples: int, seed: int) -> list[Values]:
+    """How often each unit is drawn in each resample, ``(samples, units)`` a stratum. A run asks for the same again."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64) for count in units]
+
+
+def _codes(labels: Sequence[Hashable]) -> npt.NDArray[np.intp]:
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels], dtype=np.intp)

@@ -1,0 +1,172 @@
+"""MMDocIR, and data of the same form: questions about long documents, with the pages and boxes that answer them.
+
+Questions come from an annotations file (one JSON object a line and document), pages from a folder of the PDFs
+or from the two official parquet files. Source and format: Dong et al. 2025, "MMDocIR: Benchmarking Multi-Modal
+Retrieval for Long Documents", arXiv 2501.08828, dataset ``MMDocIR/MMDocIR_Evaluation_Dataset`` on Hugging Face.
+
+Page ids count from 0; ``page_indices`` and ``layout_indices`` are first and last row, both included; boxes are
+``[x0, y0, x1, y1]`` in the units of the ``page_size`` beside them (PDF points), origin at the top left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from mmrh_retriever.errors import DataError
+from mmrh_retriever.evaluation.mmdocir.annotations import Document, GoldLayout, Question, read_annotations
+from mmrh_retriever.evaluation.mmdocir.parquet import ParquetPages, TextColumn
+from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, read_pdf
+from mmrh_retriever.types import Page
+
+__all__ = [
+    "Document", "GoldLayout", "MMDocIR", "PageReader", "ParquetPages", "PdfFolder", "Question", "read_annotations",
+]  # fmt: skip
+
+
+class PageReader(Protocol):
+    """Where a document's pages come from."""
+
+    def pages(self, document: Document, *, regions: bool) -> list[Page]:
+        """The document's pages in order, with their layout boxes if asked for.
+
+        Raises:
+            DataError: the pages are missing or don't fit the annotations.
+            PageError: a page that can't be read.
+        """
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True)
+class PdfFolder:
+    """Pages from a folder of PDFs named by ``doc_name``: a :class:`PageReader`."""
+
+    folder: Path
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def pages(self, document: Document, *, regions: bool) -> list[Page]:
+        """The PDF's pages; damaged parts of a file are read as far as they can be."""
+        path = self.folder / document.name
+        if not path.is_file():
+            raise DataError(f"{path}: no such PDF. Put it there.")
+        return read_pdf(path, max_pixels=self.max_pixels, layout=regions, doc_id=document.name, strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MMDocIR:
+    """Documents with questions, and their pages when asked for.
+
+    ``fingerprint`` tells two datasets apart: a hash over the annotations of the documents that are left.
+    """
+
+    documents: tuple[Document, ...]
+    source: PageReader = field(repr=False)
+    fingerprint: str
+
+    @classmethod
+    def from_pdfs(
+        cls,
+        annotations: str | Path,
+        documents: str | Path,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        allow_missing: bool = False,
+    ) -> MMDocIR:
+        """Questions from an annotations file, pages from a folder that holds each ``doc_name``.
+
+        Args:
+            annotations: the JSONL file.
+            documents: the folder of the PDFs.
+            max_pixels: a page's pixel budget, as for :func:`~mmrh_retriever.read_pdf`.
+            allow_missing: keep documents whose PDF is missing; reading their pages then fails, and whoever
+                measures has to count their questions as zero.
+
+        Raises:
+            DataError: a malformed line, or missing PDFs (all of them are listed).
+        """
+        listed = read_annotations(annotations)
+        folder = Path(documents)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder. Give the folder that holds the PDFs.")
+        missing = [document.name for document in listed if not (folder / document.name).is_file()]
+        if missing and not allow_missing:
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(listed)} PDFs are missing: {', '.join(missing)}. Put them there, or "
+                "allow missing documents; their questions then count as zero."
+            )
+        return cls(tuple(listed), PdfFolder(folder, max_pixels), _fingerprint(listed))
+
+    @classmethod
+    def from_parquet(
+        cls,
+        annotations: str | Path,
+        pages: str | Path,
+        layouts: str | Path | None = None,
+        *,
+        text: TextColumn = "ocr_text",
+    ) -> MMDocIR:
+        """Questions from the annotations file, pages and layout boxes from the official parquet files.
+
+        Args:
+            annotations: ``MMDocIR_annotations.jsonl``.
+            pages: ``MMDocIR_pages.parquet``.
+            layouts: ``MMDocIR_layouts.parquet``; needed for layout boxes and for the pages' sizes in points.
+            text: which text of a page stands for its text layer.
+
+        Raises:
+            DataError: a malformed line, a missing file or column, rows beyond the file's end.
+            ImportError: pyarrow is missing; it names the extra to install.
+        """
+        listed = read_annotations(annotations)
+        source = ParquetPages(Path(pages), None if layouts is None else Path(layouts), text)
+        source.check(listed, name=str(annotations))
+        return cls(tuple(listed), source, _fingerprint(listed))
+
+    def first(self, count: int) -> MMDocIR:
+        """The same data, cut to its first ``count`` documents."""
+        if count < 1:
+            raise DataError(f"At least one document is needed, got a limit of {count}.")
+        kept = self.documents[:count]
+        return replace(self, documents=kept, fingerprint=_fingerprint(kept))
+
+    def pages(self, document: Document, *, regions: bool = False) -> list[Page]:
+        """A document's pages in order, checked against the annotations.
+
+        Raises:
+            DataError: missing, fewer or more pages than the annotations say, or gold pages beyond the last.
+            PageError: a page that can't be read.
+        """
+        pages = self.source.pages(document, regions=regions)
+        if document.page_rows is not None and len(pages) != len(document.page_rows):
+            raise DataError(
+                f"{document.name} has {len(pages)} pages, its annotations (line {document.line}) speak of "
+                f"{len(document.page_rows)}. Get the edition that was annotated."
+            )
+        for question in document.questions:
+            beyond = [page for page in question.pages if page >= len(pages)]
+            if beyond:
+                raise DataError(
+                    f"{document.name} has {len(pages)} pages; question {question.number} of line {document.line} has "
+                    f"its evidence on page ids {beyond} (from 0). Correct the annotations, or get the right edition."
+                )
+        return pages
+
+
+def _fingerprint(documents: Iterable[Document]) -> str:
+    """A hash over everything that measuring depends on."""
+    digest = hashlib.sha256()
+    for document in documents:
+        content = [
+            document.name,
+            document.domain,
+            [
+                (item.text, item.pages, item.types, [(g.page, g.box) for g in item.layouts])
+                for item in document.questions
+            ],
+        ]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""Many machines: documents spread over Ray actors, each with its own model, results merged by the one who asked.
+
+Every worker reads the dataset by itself, so its files must be at the same place on all machines (a shared
+folder), and so must local models and head files. Rows come back to the driver, which alone writes them: a run
+over a cluster is resumed like any other, with or without a cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from mmrh_retriever.errors import DataError, MMRHError
+from mmrh_retriever.evaluation.documents import Rankers, Task, measure_document
+from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
+from mmrh_retriever.evaluation.rankers import RankerSpec, build_rankers
+from mmrh_retriever.evaluation.rows import Level, Part
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""How often a document is given to a worker that is then lost, before the run stops."""
+
+
+class ClusterError(MMRHError, RuntimeError):
+    """Workers of a cluster that can't be started, or that are lost again and again."""
+
+
+class RayEngine:
+    """An evaluation engine on Ray: one actor a worker, one document at a time each.
+
+    Args:
+        dataset: sent to every worker; its files are read there.
+        rankers: descriptions from which every worker makes its own rankers, or a function that makes them.
+        level: what is ranked.
+        workers: how many; by default one a GPU of the cluster, one if there is none.
+        address: of a running cluster (``"auto"`` finds it); a local one is started if ``None``, and stopped after.
+        gpus: GPUs a worker; by default one if the cluster has any and a model has to be loaded.
+        options: more options of the actors, such as ``{"num_cpus": 4}``.
+
+    Raises:
+        ImportError: Ray is missing; it names the extra to install.
+        DataError: fewer than one worker.
+    """
+
+    def __init__(
+        self,
+        dataset: MMDocIR,
+        rankers: Mapping[str, RankerSpec] | Callable[[], Rankers],
+        level: Level = "page",
+        *,
+        workers: int | None = None,
+        address: str | None = None,
+        gpus: float | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise DataError(f"A cluster needs at least one worker, got {workers}.")
+        self.ray = _ray()
+        self.dataset = dataset
+        self.rankers = rankers
+        self.level: Level = level
+        self.workers = workers
+        self.address = address
+        self.gpus = gpus
+        self.options = dict(options or {})
+
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[Part]:
+        """One part a document and ranker, as workers finish. A lost worker's document is run again by a new one.
+
+        Raises:
+            ClusterError: workers do not start, or are lost ``MAX_ATTEMPTS`` times over one document.
+            MMRHError: what a worker raised, such as heads that do not fit the model.
+        """
+        started = not self.ray.is_initialized()
+        if started:
+            self.ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        try:
+            yield from self._work(tasks)
+        finally:
+            if started:
+                self.ray.shutdown()
+
+    def _work(self, tasks: Sequence[Task]) -> Iterator[Part]:
+        waiting = deque((task, 1) for task in tasks)
+        busy: dict[Any, tuple[Any, Task, int]] = {}
+        idle = [self._worker() for _ in range(min(self._count(), len(tasks)))]
+        while waiting or busy:
+            while waiting and idle:
+                task, attempt = waiting.popleft()
+                worker = idle.pop()
+                busy[worker.measure.remote(task)] = worker, task, attempt
+            (done, *_), _ = self.ray.wait(list(busy), num_returns=1)
+            worker, task, attempt = busy.pop(done)
+            try:
+                parts = self.ray.get(done)
+            except self.ray.exceptions.RayActorError as error:
+                waiting.append((task, self._next(task, attempt, error)))
+                idle.append(self._worker())
+                continue
+            except self.ray.exceptions.RayTaskError as error:
+                raise _cause(error) from error
+            idle.append(worker)
+            yield from parts
+
+    def _next(self, task: Task, attempt: int, error: Exception) -> int:
+        if attempt >= MAX_ATTEMPTS:
+            raise ClusterError(
+                f"{MAX_ATTEMPTS} workers were lost over {task.document.name}, the last with: {error}. Look at the "
+                "workers' memory; finished documents are kept, so the run can be resumed."
+            ) from error
+        logger.warning("A worker was lost over %s; another one runs it again.", task.document.name)
+        return attempt + 1
+
+    def _worker(self) -> Any:
+        options = {"num_gpus": self._gpus(), "max_restarts": 0, **self.options}
+        return self.ray.remote(_Worker).options(**options).remote(self.dataset, self.rankers, self.level)
+
+    def _count(self) -> int:
+        gpus = self._gpus()
+        if not gpus:
+            return self.workers or 1
+        room = int(self.ray.cluster_resources().get("GPU", 0) // gpus)
+        if room < (self.workers or 1):
+            raise ClusterError(
+                f"{self.workers or 1} workers with {gpus:g} GPUs each were asked for; the cluster has room for {room}."
+            )
+        return self.workers or room
+
+    def _gpus(self) -> float:
+        if self.gpus is not None:
+            return self.gpus
+        rankers = self.rankers
+        needed = callable(rankers) or any(spec.needs_model for spec in rankers.values())
+        return float(needed and self.ray.cluster_resources().get("GPU", 0) > 0)
+
+
+class _Worker:
+    """Lives in its own process, perhaps on another machine. Its model is loaded once."""
+
+    def __init__(
+        self, dataset: MMDocIR, rankers: Mapping[str, RankerSpec] | Callable[[], Rankers], level: Level
+    ) -> None:
+        self.dataset = dataset
+        self.recipe = rankers
+        self.rankers: Rankers | None = None
+        self.level: Level = level
+
+    def measure(self, task: Task) -> list[Part]:
+        """A document under the rankers it lacks."""
+        if self.rankers is None:  # not at the start: what goes wrong here should reach the driver as it is
+            self.rankers = self.recipe() if callable(self.recipe) else build_rankers(dict(self.recipe))
+        return list(measure_document(self.dataset, task, self.rankers, self.level))
+
+
+def _cause(error: Exception) -> Exception:
+    """What the worker raised, if it is one of ours; a :class:`ClusterError` that quotes it otherwise."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, (MMRHError, ImportError)):
+        return cause
+    return ClusterError(f"A worker failed: {error}. Finished documents are kept, so the run can be resumed.")
+
+
+def _ray() -> Any:
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise ImportError("--engine ray needs Ray: pip install 'mmrh-retriever[ray]'.") from error

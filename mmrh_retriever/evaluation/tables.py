@@ -1,0 +1,237 @@
+"""An evaluation as tables for people (terminal and Markdown alike), as sentences, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mmrh_retriever.evaluation.evaluate import Evaluation
+from mmrh_retriever.evaluation.metrics import Interval
+
+SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("recall@1", "recall@5", "recall@10")}
+"""Measures in tables, by level; ``summary.json`` has all of them."""
+LABELS = {
+    "selected": "selected heads",
+    "all-heads": "all heads",
+    "bm25": "BM25",
+    "embedding": "embeddings",
+}
+"""How tables call the rankers that the command line makes; others keep their name."""
+SIGNIFICANT = 0.05
+_GROUPS = {"by_domain": "domain", "by_type": "evidence"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table; ``best`` marks the best figure of its column or row."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTable:
+    """A table, whatever it is printed as."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def label(ranker: str) -> str:
+    """A ranker's name for people."""
+    return LABELS.get(ranker, ranker)
+
+
+def result_tables(found: Evaluation) -> list[ResultTable]:
+    """All rankers; documents with a text layer and scans apart; by domain; by kind of evidence."""
+    tables = [overall_table(found)]
+    groups = next(iter(found.summaries.values())).counts
+    tables += [source_table(found)] if groups["by_source"] else []
+    return tables + [group_table(found, group) for group in _GROUPS if groups[group]]
+
+
+def overall_table(found: Evaluation) -> ResultTable:
+    """Rankers as rows: micro means with 95 % intervals, and macro means."""
+    shown = SHOWN_MEASURES[found.level]
+    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in shown]
+    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in shown]
+    heads = ["", *(f"micro {_short(name)}" for name in shown), *(f"macro {_short(name)}" for name in shown)]
+    title = f"{found.level.capitalize()} level: {_questions(found)} about {_documents(found)}, in %"
+    return ResultTable(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+
+
+def source_table(found: Evaluation) -> ResultTable:
+    """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
+    shown = SHOWN_MEASURES[found.level]
+    counts = next(iter(found.summaries.values())).counts["by_source"]
+    heads = [""]
+    columns: list[list[Cell]] = []
+    for source in sorted(counts, reverse=True):
+        heads += [f"{source} {_short(name)}" for name in shown]
+        columns.append(_marked([found.interval(ranker, shown[0], source=source) for ranker in found.summaries]))
+        summaries = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
+        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in shown[1:]]
+    parts = [f"{source} {_counted(counts[source], 'question')}" for source in sorted(counts, reverse=True)]
+    title = f"By text layer, micro: {', '.join(parts)}"
+    return ResultTable(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+
+
+def group_table(found: Evaluation, group: str, measure: str | None = None) -> ResultTable:
+    """Groups as rows, rankers as columns, one measure.
+
+    Args:
+        found: the evaluation.
+        group: ``by_domain`` or ``by_type``.
+        measure: the level's first by default.
+    """
+    measure = measure or SHOWN_MEASURES[found.level][0]
+    counts = next(iter(found.summaries.values())).counts[group]
+    rows = [
+        (
+            Cell(key),
+            Cell(str(count)),
+            *_marked([getattr(item, group)[key][measure] for item in found.summaries.values()]),
+        )
+        for key, count in counts.items()
+    ]
+    name = _GROUPS[group]
+    heads = (name, "questions", *(label(ranker) for ranker in found.summaries))
+    title = f"{_short(measure)} by {name}, in %"
+    return ResultTable(title, heads, tuple(rows))
+
+
+def comparisons(found: Evaluation) -> list[str]:
+    """How far the first ranker is from each other one, a sentence each: paired bootstrap that draws documents."""
+    first, *others = found.summaries
+    measure = SHOWN_MEASURES[found.level][0]
+    sentences = []
+    for other in others:
+        apart = found.compare(first, other, measure)
+        side = "above" if apart.difference >= 0 else "below"
+        sure = "significant" if apart.p < SIGNIFICANT else "not significant"
+        sentences.append(
+            f"{label(first)} {100 * abs(apart.difference):.1f} points {side} {label(other)} in {_short(measure)} "
+            f"(95 % {100 * apart.low:+.1f} to {100 * apart.high:+.1f}, p = {apart.p:.2g}, {sure} at 5 %)"
+        )
+    return sentences
+
+
+def notes(found: Evaluation) -> list[str]:
+    """What stands below the tables: comparisons, how to read them, and what has no result."""
+    lines = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in comparisons(found)]
+    lines.append("In brackets 95 % bootstrap intervals; they and the differences draw whole documents.")
+    if found.failed:
+        lines.append("Without result, counted as zero: " + ", ".join(sorted(found.failed)) + ".")
+    return lines
+
+
+def as_rich(table: ResultTable) -> Table:
+    """A table for the terminal; the best figures are bold and have a star, which a pipe keeps."""
+    made = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(table.heads):
+        last = head.rpartition(" ") if place and " " in head else ("", "", head)
+        made.add_column("\n".join(filter(None, (last[0], last[2]))), justify="right" if place else "left",
+                        overflow="fold", vertical="bottom")  # fmt: skip
+    starred = any(cell.best for row in table.rows for cell in row)
+    for row in table.rows:
+        first, *others = row
+        cells = [
+            Text(cell.text + ("*" if cell.best else " " * starred), "bold" if cell.best else "") for cell in others
+        ]
+        made.add_row(first.text, *cells)
+    return made
+
+
+def as_markdown(table: ResultTable) -> str:
+    """A table in Markdown, its title above it."""
+    cells = [[f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in table.rows]
+    lines = [list(table.heads), ["---", *["---:"] * (len(table.heads) - 1)], *cells]
+    return f"{table.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown_report(found: Evaluation) -> str:
+    """All tables and sentences of an evaluation in Markdown."""
+    first, *others = result_tables(found)
+    listed = "".join(f"- {line}\n" for line in notes(found))
+    return "\n".join([as_markdown(first), listed, *map(as_markdown, others)])
+
+
+def plot_comparison(found: Evaluation, path: str | Path) -> None:
+    """Draw all rankers side by side: micro means with 95 % intervals.
+
+    Raises:
+        ImportError: matplotlib is missing; it names the extra to install.
+    """
+    try:
+        figures: Any = import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'mmrh-retriever[plot]'.") from error
+    shown = SHOWN_MEASURES[found.level]
+    figure = figures.Figure(figsize=(2.6 + 1.7 * len(shown), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(found.summaries)
+    for place, ranker in enumerate(found.summaries):
+        intervals = [found.interval(ranker, name) for name in shown]
+        xs = [number + (place - (len(found.summaries) - 1) / 2) * width for number in range(len(shown))]
+        errors = [
+            [100 * max(0.0, item.mean - item.low) for item in intervals],
+            [100 * max(0.0, item.high - item.mean) for item in intervals],
+        ]
+        heights = [100 * item.mean for item in intervals]
+        axes.bar(xs, heights, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
+    axes.set_xticks(range(len(shown)), [_short(name) for name in shown])
+    axes.set_ylim(0, 100)
+    axes.set_ylabel(f"{found.level} level, micro mean in %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(Path(path), dpi=150)
+
+
+def _rows(names: Sequence[str], columns: Sequence[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
+    return tuple((Cell(name), *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True))
+
+
+def _marked(values: Sequence[float | Interval]) -> list[Cell]:
+    """Cells in percent; the best is marked if there is another one, ties by what is shown."""
+    means = [value.mean if isinstance(value, Interval) else value for value in values]
+    shown = list(_percents(means))
+    best = shown[max(range(len(means)), key=means.__getitem__)]
+    marks = [len(set(shown)) > 1 and text == best for text in shown]
+    return [
+        Cell(text + _bracketed(value) if isinstance(value, Interval) else text, mark)
+        for text, value, mark in zip(shown, values, marks, strict=True)
+    ]
+
+
+def _percents(values: Sequence[float]) -> Iterator[str]:
+    for value in values:
+        yield f"{100 * value:.1f}"
+
+
+def _bracketed(found: Interval) -> str:
+    low, high = _percents([found.low, found.high])
+    return f" ({low}–{high})"
+
+
+def _short(measure: str) -> str:
+    return measure.replace("recall@", "R@").replace("coverage@", "C@").replace("ndcg@", "nDCG@").replace("mrr", "MRR")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _questions(found: Evaluation) -> str:
+    return _counted(next(iter(found.summaries.values())).questions, "question")
+
+
+def _documents(found: Evaluation) -> str:
+    return _counted(len(next(iter(found.parts.values()))), "document")

@@ -1,0 +1,5 @@
+"""Where the evidence is, for people: heat maps and the HTML report."""
+
+from mmrh_retriever.explain.heat_maps import draw_regions, full_colour, heat, heat_map, save_heat_map
+
+__all__ = ["draw_regions", "full_colour", "heat", "heat_map", "save_heat_map"]

@@ -1,0 +1,414 @@
+"""Attention heads: their names and their measured scores.
+
+Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
+Everything here is pure: numpy arrays and JSON, no model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrh_retriever import files
+from mmrh_retriever.errors import DataError, HeadSetError
+from mmrh_retriever.heads import file_formats as formats
+from mmrh_retriever.types import FloatArray
+
+SCORE_TOLERANCE = 1e-4
+"""How far past -1 or 1 rounding may carry a score that is bounded by them."""
+_SHOWN_HEADS = 8
+_HEAD_TEXT = re.compile(r"([0-9]{1,6})-([0-9]{1,6})")
+
+
+class HeadId(NamedTuple):
+    """One query head: its decoder layer and its index in that layer, both from 0. Text form: ``"21-10"``."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.head}"
+
+    @classmethod
+    def parse(cls, text: str) -> HeadId:
+        """Read ``"21-10"``: layer 21, query head 10.
+
+        Raises:
+            HeadSetError: anything else.
+        """
+        match = _HEAD_TEXT.fullmatch(text.strip())
+        if match is None:
+            raise HeadSetError(
+                f"{text!r} does not name a head. Expected 'layer-head', both counted from 0, such as '21-10'."
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+def listed(heads: Iterable[HeadId]) -> str:
+    """Heads for a message, cut short when there are many."""
+    names = [str(head) for head in heads]
+    more = f" and {len(names) - _SHOWN_HEADS} more" if len(names) > _SHOWN_HEADS else ""
+    return ", ".join(names[:_SHOWN_HEADS]) + more
+
+
+def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> FloatArray:
+    """A read-only float32 copy of a layers x heads matrix whose finite values lie in ``[low, high]``."""
+    try:
+        matrix = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise HeadSetError(
+            f"The {what} are not a matrix of numbers ({error}). Expected one row a layer, equally long."
+        ) from error
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise HeadSetError(f"The {what} have shape {matrix.shape}. Expected (layers, query heads), both at least 1.")
+    wrong = np.isinf(matrix) | (matrix < low - SCORE_TOLERANCE) | (matrix > high + SCORE_TOLERANCE)
+    if wrong.any():
+        layer, head = (int(i) for i in np.argwhere(wrong)[0])
+        raise HeadSetError(
+            f"The {what} of head {HeadId(layer, head)} is {float(matrix[layer, head]):g}; expected a value from "
+            f"{low:g} to {high:g}, or NaN where nothing was measured. {int(wrong.sum())} heads are affected: "
+            "measure again, with the softmax in float32."
+        )
+    matrix.setflags(write=False)
+    return matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadScores:
+    """Detection scores of every head of one model on one task at one context length.
+
+    ``values`` is ``(n_layers, n_heads)`` float32, the mean over the detection examples of the
+    null-calibrated retrieval score (definitions 1 to 3 of the paper): a difference of two attention
+    masses, so it lies in [-1, 1]. NaN stands where a head was not measured, or where the score is
+    impossible. The latter occurs in the paper's release: Qwen2.5-VL-7B scores above 1 (and below -1) in
+    layers 27 and 0, from attention probabilities formed in bfloat16. Such heads are never selected;
+    ``invalid`` keeps what the file said about them.
+
+    ``selectable_layers`` names the layers whose heads may be selected, ``None`` meaning all: a head with
+    a sliding window can't see far-off evidence (definition 8). ``spread`` is each head's standard
+    deviation over the examples, ``recall_at_1`` the share of examples (0 to 1) in which the head alone
+    ranks the evidence first; both shaped like ``values``.
+
+    Raises:
+        HeadSetError: shapes that differ, values out of range, infinite values.
+    """
+
+    values: FloatArray
+    model_id: str
+    task: str
+    context_length: int
+    source: str = ""
+    n_examples: int | None = None
+    spread: FloatArray | None = None
+    recall_at_1: FloatArray | None = None
+    invalid: tuple[tuple[HeadId, float], ...] = ()
+    selectable_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _matrix(self.values, "scores", low=-1.0, high=1.0))
+        for name, high in (("spread", math.inf), ("recall_at_1", 1.0)):
+            extra = getattr(self, name)
+            if extra is None:
+                continue
+            matrix = _matrix(extra, name, low=0.0, high=high)
+            if matrix.shape != self.values.shape:
+                raise HeadSetError(f"{name} has shape {matrix.shape}, the scores {self.values.shape}; they must agree.")
+            object.__setattr__(self, name, matrix)
+        if self.context_length < 1:
+            raise HeadSetError(f"A context length counts tokens, from 1; got {self.context_length}.")
+        measured = [head for head, _ in self.invalid if not self._holds(head) or not np.isnan(self.values[head])]
+        if measured:
+            raise HeadSetError(f"Heads marked invalid must exist and have no score: {listed(measured)}.")
+        if self.selectable_layers is not None:
+            layers = tuple(sorted(set(self.selectable_layers)))
+            if not layers or layers[0] < 0 or layers[-1] >= self.n_layers:
+                raise HeadSetError(f"Selectable layers {layers} do not fit a model of {self.n_layers} layers.")
+            object.__setattr__(self, "selectable_layers", layers)
+
+    @classmethod
+    def from_released(
+        cls,
+        values: npt.ArrayLike,
+        *,
+        model_id: str,
+        task: str,
+        context_length: int,
+        source: str = "",
+        selectable_layers: tuple[int, ...] | None = None,
+    ) -> HeadScores:
+        """Scores as the paper's release holds them: those outside [-1, 1] become NaN and are noted as invalid.
+
+        Raises:
+            HeadSetError: not a matrix, or infinite values.
+        """
+        # Impossible scores are accepted here and only here.
+        matrix = np.array(_matrix(values, "released scores", low=-math.inf, high=math.inf))
+        impossible = np.abs(matrix) > 1.0 + SCORE_TOLERANCE
+        invalid = tuple((HeadId(int(i), int(j)), float(matrix[i, j])) for i, j in np.argwhere(impossible))
+        matrix[impossible] = np.nan
+        return cls(
+            matrix,
+            model_id,
+            task,
+            context_length,
+            source=source,
+            invalid=invalid,
+            selectable_layers=selectable_layers,
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers of the model."""
+        return int(self.values.shape[0])
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads a layer."""
+        return int(self.values.shape[1])
+
+    @property
+    def invalid_heads(self) -> tuple[HeadId, ...]:
+        """Heads whose given score was impossible, by layer and head."""
+        return tuple(head for head, _ in self.invalid)
+
+    def __getitem__(self, head: HeadId) -> float:
+        """The score of one head, NaN where there is none.
+
+        Raises:
+            HeadSetError: the model has no such head.
+        """
+        if not self._holds(head):
+            raise HeadSetError(f"Head {head} is not one of {self.n_layers} layers x {self.n_heads} heads.")
+        return float(self.values[head])
+
+    def as_given(self) -> FloatArray:
+        """The scores with the impossible ones put back: ``(n_layers, n_heads)``, to retrace published figures."""
+        matrix = np.array(self.values)
+        for head, value in self.invalid:
+            matrix[head] = value
+        return matrix
+
+    def selectable(self, max_layer: int | None = None) -> npt.NDArray[np.bool_]:
+        """Which heads may be selected, ``(n_layers, n_heads)``: scored, in a selectable layer, not too deep."""
+        mask = np.isfinite(self.values)
+        layers = np.arange(self.n_layers)
+        if self.selectable_layers is not None:
+            mask &= np.isin(layers, self.selectable_layers)[:, None]
+        if max_layer is not None:
+            mask &= (layers <= max_layer)[:, None]
+        return mask
+
+    def _holds(self, head: HeadId) -> bool:
+        return 0 <= head[0] < self.n_layers and 0 <= head[1] < self.n_heads
+
+
+class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
+    """Scores of one model on several tasks and context lengths: ``(task, context length) -> HeadScores``.
+
+    Immutable; tasks in the order given, lengths ascending.
+
+    Raises:
+        HeadSetError: no scores, one condition twice, or scores of different models or sizes.
+    """
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Iterable[HeadScores]) -> None:
+        given = list(entries)
+        if not given:
+            raise HeadSetError("A table of head scores needs at least one condition, got none.")
+        first = given[0]
+        for scores in given:
+            if (scores.model_id, scores.values.shape) != (first.model_id, first.values.shape):
+                raise HeadSetError(
+                    f"One table holds one model: got {first.model_id} of {first.values.shape} and "
+                    f"{scores.model_id} of {scores.values.shape} layers x heads."
+                )
+            if scores.selectable_layers != first.selectable_layers:
+                raise HeadSetError("The conditions of a table must agree on the selectable layers.")
+        tasks = list(dict.fromkeys(scores.task for scores in given))
+        given.sort(key=lambda scores: (tasks.index(scores.task), scores.context_length))
+        self._entries = {(scores.task, scores.context_length): scores for scores in given}
+        if len(self._entries) < len(given):
+            raise HeadSetError("A condition (task and context length) stands in the table twice.")
+
+    def __getitem__(self, condition: tuple[str, int]) -> HeadScores:
+        return self._entries[condition]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"HeadScoresTable({self.model_id}, {list(self._entries)})"
+
+    @property
+    def first(self) -> HeadScores:
+        """The scores of the first condition; what they say of the model holds for all."""
+        return next(iter(self._entries.values()))
+
+    @property
+    def model_id(self) -> str:
+        """The model whose heads these are."""
+        return self.first.model_id
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers of the model."""
+        return self.first.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads a layer."""
+        return self.first.n_heads
+
+    @property
+    def selectable_layers(self) -> tuple[int, ...] | None:
+        """Layers whose heads may be selected, ``None`` meaning all."""
+        return self.first.selectable_layers
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in the order given."""
+        return tuple(dict.fromkeys(task for task, _ in self._entries))
+
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """The context lengths in tokens, ascending."""
+        return tuple(sorted({length for _, length in self._entries}))
+
+    @property
+    def invalid_heads(self) -> tuple[HeadId, ...]:
+        """Heads whose given score is impossible under at least one condition, by layer and head."""
+        return tuple(sorted({head for scores in self.values() for head in scores.invalid_heads}))
+
+    def at(self, task: str, context_length: int) -> HeadScores:
+        """The scores of one condition.
+
+        Raises:
+            HeadSetError: there is no such condition; names those that there are.
+        """
+        found = self._entries.get((task, context_length))
+        if found is None:
+            raise HeadSetError(
+                f"No scores of {self.model_id} for the task {task!r} at {context_length} tokens. There are "
+                f"the tasks {', '.join(self.tasks)} and the lengths {', '.join(map(str, self.context_lengths))}."
+            )
+        return found
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadScoresTable:
+        """Read a scores file: our own format, or that of the paper's release (``.json`` or ``.json.gz``).
+
+        Impossible scores of a release become NaN (see :class:`HeadScores`); in our own format, where
+        nothing impossible is ever measured, they are an error.
+
+        Raises:
+            DataError: missing, not JSON, or of another format.
+            HeadSetError: scores that don't fit the model's size, or are out of range.
+        """
+        path = Path(path)
+        text = files.read_text(path)
+        declared = files.format_of(text, name=str(path))
+        if declared not in (None, formats.SCORES_FORMAT):
+            raise DataError(
+                f"{path}: has the format {declared!r}. Expected {formats.SCORES_FORMAT!r} or a released scores file."
+            )
+        try:
+            if declared is None:
+                return cls._from_release(files.parse_as(formats.ReleasedScoresFile, text, name=str(path)))
+            return cls._from_file(files.parse_as(formats.ScoresFile, text, name=str(path)))
+        except HeadSetError as error:
+            raise HeadSetError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_release(cls, content: formats.ReleasedScoresFile) -> HeadScoresTable:
+        entries = []
+        for task, lengths in content.scores.items():
+            for length, values in lengths.items():
+                if not re.fullmatch(r"[1-9][0-9]{0,8}", length):
+                    raise HeadSetError(f"scores.{task} has the key {length!r}. Expected a context length in tokens.")
+                scores = HeadScores.from_released(
+                    _sized(values, content.n_layers, content.n_heads, f"scores.{task}.{length}"),
+                    model_id=content.model,
+                    task=task,
+                    context_length=int(length),
+                    source="released scores of arXiv 2605.27243",
+                )
+                entries.append(scores)
+        return cls(entries)
+
+    @classmethod
+    def _from_file(cls, content: formats.ScoresFile) -> HeadScoresTable:
+        def matrix(values: formats.Matrix, what: str) -> FloatArray:
+            return _sized(values, content.n_layers, content.n_heads, what)
+
+        return cls(
+            HeadScores(
+                matrix(entry.values, f"{entry.task} at {entry.context_length}: values"),
+                content.model,
+                entry.task,
+                entry.context_length,
+                source=entry.source,
+                n_examples=entry.n_examples,
+                spread=None if entry.spread is None else matrix(entry.spread, "spread"),
+                recall_at_1=None if entry.recall_at_1 is None else matrix(entry.recall_at_1, "recall_at_1"),
+                invalid=tuple((HeadId.parse(head), value) for head, value in entry.invalid.items()),
+                selectable_layers=None if content.selectable_layers is None else tuple(content.selectable_layers),
+            )
+            for entry in content.scores
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write all conditions as one JSON file, all or nothing; packed when the name ends in ``.gz``.
+
+        Raises:
+            DataError: the folder is missing or can't be written.
+        """
+        content = formats.ScoresFile(
+            format="mmrh-head-scores",
+            version=1,
+            model=self.model_id,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            selectable_layers=None if self.selectable_layers is None else list(self.selectable_layers),
+            scores=[
+                formats.ScoresEntry(
+                    task=scores.task,
+                    context_length=scores.context_length,
+                    values=_rows(scores.values),
+                    source=scores.source,
+                    n_examples=scores.n_examples,
+                    spread=None if scores.spread is None else _rows(scores.spread),
+                    recall_at_1=None if scores.recall_at_1 is None else _rows(scores.recall_at_1),
+                    invalid={str(head): value for head, value in scores.invalid},
+                )
+                for scores in self.values()
+            ],
+        )
+        files.write_model(Path(path), content)
+
+
+def _sized(values: formats.Matrix, n_layers: int, n_heads: int, what: str) -> FloatArray:
+    """A matrix of a file, checked against the model's size that the same file declares."""
+    widths = {len(row) for row in values}
+    if len(values) != n_layers or widths != {n_heads}:
+        raise HeadSetError(
+            f"{what} has {len(values)} rows of {', '.join(map(str, sorted(widths)))} values. Expected {n_layers} "
+            f"layers x {n_heads} heads, as the file declares."
+        )
+    return np.array(values, dtype=np.float32)  # (layers, heads); null becomes NaN
+
+
+def _rows(matrix: FloatArray) -> formats.Matrix:
+    """A matrix for JSON: ``null`` for NaN, and the shortest decimals that give the same float32 back."""
+    return [[None if np.isnan(value) else float(str(value)) for value in row] for row in matrix]

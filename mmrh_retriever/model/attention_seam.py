@@ -1,0 +1,527 @@
+"""The one module that knows how transformers runs attention: recording and ablating heads.
+
+transformers lets a model call a registered attention function (``AttentionInterface``). Ours calls the
+function that the model used before (sdpa, flash attention, eager) for the output and, only while asked to,
+
+* forms the post-softmax attention of a few query heads from a few question rows, in float32, and adds it up
+  per span at once, so that nothing of size heads x tokens x tokens ever exists,
+* zeroes the output of ablated heads, which equals zeroing their post-softmax weights,
+* lays the mask that an engine's pass needs (keys kept from earlier passes, several questions that must not
+  see one another, images whose tokens see each other), and
+* ends the pass after the deepest layer that anyone asked about.
+
+State lives with the model, on an :class:`AttentionSeam` that each attention module of the decoder points to,
+and in the thread that runs the pass; other threads and other uses of the same model are not disturbed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
+from mmrh_retriever.model.cpu_split_attention import attend_behind, can_split
+from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
+from mmrh_retriever.types import TokenSpan
+
+PREFIX = "mmrh_"
+AblationPhase = Literal["all", "decode"]
+
+
+@dataclass(slots=True)
+class PassPlan:
+    """One forward pass of our engine: what its tokens may see, and where it ends.
+
+    ``past`` keys are kept from earlier passes and visible to every token. ``paths`` are the questions of a tail pass,
+    each directly behind the past: the places of its tokens in this pass, in order. A token sees those before it on a
+    path; questions may share the tokens that they begin with, and see no others of each other. Without paths the
+    pass's tokens are one text.
+    ``twosided`` are spans of this pass's tokens (images of some families) that see their own later tokens too.
+    ``visible`` leaves only so many of the first kept keys to be seen (a page that is encoded as if it were alone).
+    ``places`` says where each visible kept key stands, for sliding windows; ``start`` where this pass's tokens begin;
+    by default both count up through past and pass.
+    The pass ends at layer ``stop_at``: after recording if that layer records, and in any case once its keys
+    are kept.
+    """
+
+    past: int
+    length: int
+    paths: tuple[Sequence[int], ...] = ()
+    twosided: tuple[TokenSpan, ...] = ()
+    stop_at: int | None = None
+    visible: int | None = None
+    places: Tensor | None = None
+    start: int | None = None
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
+    additives: dict[tuple[int | None, torch.dtype, torch.device, bool], Tensor] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        """Kept keys that the pass sees."""
+        return self.past if self.visible is None else self.visible
+
+    def is_plain(self, window: int | None) -> bool:
+        """Whether the mask is plainly causal (with the past in front)."""
+        return len(self.paths) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
+
+    def visible_keys(self, key: Tensor) -> Tensor:
+        """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
+        if self.visible is None or self.visible == self.past:
+            return key
+        return torch.cat([key[:, :, : self.visible], key[:, :, self.past :]], dim=2)
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor:
+        """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
+        hiding = self.hiding(window, device)
+        if hiding.shape[1] > self.length:
+            return hiding
+        return torch.cat([torch.ones(self.length, self.seen, dtype=torch.bool, device=device), hiding], dim=1)
+
+    def hiding(self, window: int | None, device: torch.device) -> Tensor:
+        """The last columns of :meth:`mask`, those that hide something: the pass's own tokens, or all."""
+        if (window, device) not in self.masks:
+            self.masks[window, device] = self._make_mask(window, device)
+        return self.masks[window, device]
+
+    def hiding_from(self, rows: Tensor, window: int | None) -> Tensor:
+        """Some rows of :meth:`hiding`; a plain pass never lays the whole of it."""
+        if self.is_plain(window):
+            return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
+        return self.hiding(window, rows.device)[rows]
+
+    def hides_kept(self, window: int | None) -> bool:
+        """Whether some kept key may be hidden from some token: by a sliding window."""
+        return window is not None and not self.is_plain(window)
+
+    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype, *, own: bool = False) -> Tensor:
+        """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass.
+
+        With ``own`` the pass's own tokens' columns alone.
+        """
+        if (window, dtype, device, own) not in self.additives:
+            hiding = self.hiding(window, device)
+            laid = torch.zeros(self.length, (0 if own else self.seen) + self.length, dtype=dtype, device=device)
+            laid[:, laid.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
+            self.additives[window, dtype, device, own] = laid
+        return self.additives[window, dtype, device, own]
+
+    def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
+        own, depth = self._own_tokens(device)
+        if window is not None:
+            own = own & (depth[:, None] - depth[None, :] < window)
+        for span in self.twosided:  # also beyond the window, as transformers lays it
+            own[span.start : span.stop, span.start : span.stop] = True
+        if window is None:
+            return own
+        start = self.seen if self.start is None else self.start
+        place = start + depth  # where the token would stand if its question were alone
+        kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
+        return torch.cat([place[:, None] - kept[None, : self.seen] < window, own], dim=1)
+
+    def _own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which of the pass's own tokens each one follows, and how many of them stand between it and the past.
+
+        ``(tokens, tokens)`` bool, itself included, and ``(tokens,)``.
+        """
+        depth = torch.arange(self.length, device=device)
+        if not self.paths:
+            return depth[None, :] <= depth[:, None], depth
+        follows = np.zeros((self.length, self.length), dtype=bool)
+        depths = np.zeros(self.length, dtype=np.int64)
+        for path in self.paths:
+            places = np.asarray(path)
+            follows[places[:, None], places] = np.tri(len(places), dtype=bool)
+            depths[places] = np.arange(len(places))
+        return torch.from_numpy(follows).to(device), torch.from_numpy(depths).to(device)
+
+
+class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside a forward pass once its last needed layer is done."""
+
+
+@dataclass(slots=True)
+class _ThreadState:
+    plan: PassPlan | None = None
+    recording: Recording | None = None
+    ablated: Mapping[int, Tensor] = field(default_factory=dict)
+    phase: AblationPhase = "all"
+
+
+class _AsBase:
+    """An attention module as the base implementation wants to see it: under the base's own name."""
+
+    def __init__(self, module: nn.Module, base: str) -> None:
+        self._module = module
+        self.config = _ConfigAsBase(module.config, base)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _ConfigAsBase:
+    def __init__(self, config: Any, base: str) -> None:
+        self._config = config
+        self._attn_implementation = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+class AttentionSeam:
+    """Our hold on one model's decoder attention. Get it with :meth:`install`.
+
+    ``lock`` serialises passes over the model: whoever records, ablates or uses kept keys holds it.
+    """
+
+    def __init__(self, decoder: nn.Module, lock: threading.RLock | None = None) -> None:
+        self.lock = threading.RLock() if lock is None else lock
+        self.checked = False
+        self.modules = decoder_attention(decoder)
+        config: Any = decoder.config
+        self.base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
+        if self.base not in ("sdpa", "eager") and not self.base.startswith("flash_attention"):
+            raise UnsupportedModelError(
+                f"Attention {self.base!r} can't be read. Load the model with attn_implementation='sdpa', 'eager' or "
+                "'flash_attention_2'."
+            )
+        self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
+        self._as_base = {layer: _AsBase(module, self.base) for layer, module in self.modules.items()}
+        self._local = threading.local()
+        AttentionInterface.register(PREFIX + self.base, _attend)
+        AttentionMaskInterface.register(PREFIX + self.base, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
+        set_implementation(decoder, PREFIX + self.base)
+        for module in self.modules.values():
+            object.__setattr__(module, "_mmrh_seam", self)
+
+    @classmethod
+    def install(cls, decoder: nn.Module) -> AttentionSeam:
+        """The seam of a model's text decoder (the module that holds its layers), made on the first call.
+
+        It is made anew, under the same lock, if someone has set another attention implementation since.
+
+        Raises:
+            UnsupportedModelError: the decoder's attention can't be reached or read.
+        """
+        with _INSTALL_LOCK:
+            config: Any = decoder.config
+            first = next(iter(decoder_attention(decoder).values()))
+            seam = getattr(first, "_mmrh_seam", None)
+            if not isinstance(seam, cls):
+                return cls(decoder)
+            if config._attn_implementation == PREFIX + seam.base:
+                return seam
+            with seam.lock:
+                return cls(decoder, seam.lock)
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
+        """A copied model gets a seam of its own when it is used."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A pickled model leaves its seam behind."""
+        return type(None), ()
+
+    @property
+    def _state(self) -> _ThreadState:
+        if not hasattr(self._local, "state"):
+            self._local.state = _ThreadState()
+        return self._local.state  # type: ignore[no-any-return]
+
+    @contextmanager
+    def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
+        """One forward pass of this thread under a plan and / or a recording.
+
+        The body runs the model once. If the plan ends the pass early, the body is left at that point
+        without an error.
+
+        Raises:
+            AttentionCaptureError: what should have been recorded was not, or is NaN.
+        """
+        with self.lock:
+            state = self._state
+            outer = state.plan, state.recording
+            state.plan, state.recording = plan, recording
+            try:
+                yield
+            except _PassEnded:
+                pass
+            finally:
+                state.plan, state.recording = outer
+        if recording is not None:
+            recording.finish()
+
+    @contextmanager
+    def ablating(self, heads: Sequence[tuple[int, int]], phase: AblationPhase = "all") -> Iterator[None]:
+        """Zero the given ``(layer, head)`` query heads' attention in every pass of this thread.
+
+        ``phase="decode"`` leaves the prefill alone and acts only on passes of a single new token.
+
+        Raises:
+            HeadSetError: a head that the model does not have.
+            ValueError: another phase.
+        """
+        if phase not in ("all", "decode"):
+            raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            if layer not in self.modules or not 0 <= head < _query_heads(self.modules[layer]):
+                raise HeadSetError(
+                    f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
+                    f"{_query_heads(self.modules[0])} heads each."
+                )
+            by_layer.setdefault(layer, []).append(head)
+        with self.lock:
+            state = self._state
+            outer = state.ablated, state.phase
+            state.ablated = {layer: torch.tensor(sorted(indices)) for layer, indices in by_layer.items()}
+            state.phase = phase
+            try:
+                yield
+            finally:
+                state.ablated, state.phase = outer
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The function that the model calls in each layer; see the module's docstring.
+
+        Shapes: query ``(batch, heads, tokens, width)``, key and value ``(batch, key heads, keys, width)``,
+        the output ``(batch, tokens, heads, width)``.
+        """
+        state, layer = self._state, layer_index(module)
+        plan, recording = state.plan, state.recording
+        if plan is not None:
+            key, value = plan.visible_keys(key), plan.visible_keys(value)
+        if recording is not None and layer in recording.heads.columns:
+            rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)
+            record(recording, layer, query[0], key[0], rows, **_softmax_options(module, kwargs))
+        if plan is not None and plan.stop_at is not None and layer >= plan.stop_at:
+            raise _PassEnded
+        output, weights = self._run_base(plan, module, query, key, value, attention_mask, kwargs)
+        if layer in state.ablated and (state.phase == "all" or (query.shape[2] == 1 and key.shape[2] > 1)):
+            output = output.clone()
+            output[:, :, state.ablated[layer].to(output.device)] = 0
+        return output, weights
+
+    def _mask_rows(
+        self,
+        plan: PassPlan | None,
+        recording: Recording,
+        layer: int,
+        attention_mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+    ) -> Tensor:
+        """``(recorded rows, last keys)`` additive float32 mask; the keys before these are seen by every row."""
+        tokens, keys = query.shape[2], key.shape[2]
+        rows = recording.laid_on(query.device).rows
+        if query.shape[0] != 1:
+            raise AttentionCaptureError(f"Recording takes one sequence at a time, got a batch of {query.shape[0]}.")
+        if plan is None and attention_mask is not None and attention_mask.dim() == 4:
+            chosen = attention_mask[0, 0, rows, :keys]
+            if chosen.dtype is not torch.bool:
+                return chosen.float()
+        elif plan is None:
+            chosen = PassPlan(keys - tokens, tokens).hiding_from(rows, self.windows[layer])
+            if attention_mask is not None:  # (1, keys), as flash attention is given it: padding
+                unhidden = torch.ones(len(rows), keys - chosen.shape[1], dtype=torch.bool, device=rows.device)
+                chosen = torch.cat([unhidden, chosen], dim=1) & attention_mask[:1, :keys].bool()
+        else:
+            chosen = plan.hiding_from(rows, self.windows[layer])
+        return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
+
+    def _run_base(
+        self,
+        plan: PassPlan | None,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        base, layer = self.base, layer_index(module)
+        if plan is not None:
+            window = self.windows[layer]
+            plain = plan.is_plain(window)
+            if base == "eager" or not plain or (base == "sdpa" and plan.seen and plan.length > 1):
+                options = _softmax_options(module, kwargs)
+                usual = options["softcap"] is None and options["sinks"] is None
+                if usual and plan.seen and not plan.hides_kept(window) and can_split(query, key, value):
+                    own = None if plain else plan.additive(window, query.device, query.dtype, own=True)
+                    output = attend_behind(query, key, value, plan.seen, scaling=options["scaling"], mask=own)
+                    return output.transpose(1, 2).contiguous(), None
+                mask = plan.additive(window, query.device, query.dtype)[None, None]
+                if usual:
+                    return _masked_attention(query, key, value, mask, options["scaling"]), None
+                base, attention_mask = "eager", mask
+            else:
+                attention_mask = None
+        if base == "eager":
+            eager = sys.modules[type(module).__module__].eager_attention_forward
+            output, weights = eager(module, query, key, value, attention_mask, **kwargs)
+            return output, weights
+        function = ALL_ATTENTION_FUNCTIONS[base]
+        seen_as = self._as_base[layer] if base == self.base else module
+        output, weights = function(seen_as, query, key, value, attention_mask, **kwargs)
+        return output, weights
+
+    def verify(self, run: Any, eager_attentions: Any, *, tolerance: float) -> float:
+        """Check the seam on a short input: rows sum to one, equal eager's, and ablation moves the output.
+
+        Args:
+            run: runs the model's decoder on the short input and gives its last hidden state, ``(1, t, d)``.
+            eager_attentions: the same with plain eager attention, giving one ``(1, heads, t, t)`` tensor for
+                each layer.
+            tolerance: the largest difference allowed, as rounding in the model's dtype permits.
+
+        Returns:
+            The largest difference between our rows and eager's.
+
+        Raises:
+            AttentionCaptureError: one of the three does not hold.
+        """
+        with self.lock:
+            plain = run()
+            length = int(plain.shape[1])
+            heads = [(layer, head) for layer in self.modules for head in range(_query_heads(self.modules[layer]))]
+            recording = Recording(HeadsByLayer.of(heads), [range(length - 1, length)], torch.arange(length), length)
+            with self.running(recording=recording):
+                run()
+            total = recording.mass.sum(dim=2)
+            if float((total - 1).abs().max()) > 1e-3:
+                raise AttentionCaptureError(
+                    f"Attention rows sum to {float(total.min()):.4f} to {float(total.max()):.4f}, expected 1. "
+                    "This attention backend masks or scales in a way that we don't see; use attn_implementation='sdpa'."
+                )
+            expected = torch.stack([layer[0, :, -1].float().cpu() for layer in eager_attentions()]).flatten(0, 1)
+            difference = float((recording.mass[0] - expected).abs().max())
+            if not difference <= tolerance:
+                raise AttentionCaptureError(
+                    f"Recorded attention differs from eager attention by {difference:.2e}, at most {tolerance:.0e} was "
+                    "expected. Use another attn_implementation or dtype, and report the model and its versions."
+                )
+            with self.ablating(heads[: _query_heads(self.modules[heads[0][0]])]):
+                ablated = run()
+            if torch.equal(ablated, plain):
+                raise AttentionCaptureError(
+                    f"Ablating every head of layer {heads[0][0]} left the output as it was; expected it to move. "
+                    "The model does not use the output of the attention function."
+                )
+            self.checked = True
+            return difference
+
+
+_INSTALL_LOCK = threading.Lock()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What is registered with transformers: hands over to the seam that the module points to."""
+    seam = getattr(module, "_mmrh_seam", None)
+    if not isinstance(seam, AttentionSeam):
+        raise AttentionCaptureError(
+            f"{type(module).__name__} runs our attention function but was never prepared for it. Was the model copied "
+            "or its layers replaced after it was given to Reranker? Build a new Reranker with it."
+        )
+    return seam.attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
+    """The attention module of each decoder layer, by layer index.
+
+    Raises:
+        UnsupportedModelError: no such modules, or two of the same index.
+    """
+    found: dict[int, nn.Module] = {}
+    for name, module in decoder.named_modules():
+        if name.rsplit(".", 1)[-1] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):
+            layer = layer_index(module)
+            if layer in found:
+                raise UnsupportedModelError(f"{type(decoder).__name__} has two attention modules in layer {layer}.")
+            found[layer] = module
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no self-attention modules with a layer index; expected one in each layer."
+        )
+    return dict(sorted(found.items()))
+
+
+def layer_index(module: nn.Module) -> int:
+    """An attention module's layer."""
+    index: Any = module.layer_idx
+    return int(index)
+
+
+def set_implementation(decoder: nn.Module, name: str) -> None:
+    """Set the decoder's attention implementation alone: not the vision tower's, and without asking the hub for it."""
+    config: Any = decoder.config
+    config._attn_implementation = name
+
+
+def _softmax_options(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = kwargs.get("scaling")
+    if scaling is None:
+        scaling = getattr(module, "scaling", None)
+    if scaling is None:
+        width: Any = module.head_dim
+        scaling = float(width) ** -0.5
+    return {"scaling": float(scaling), "softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+
+
+def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        if types[layer] == "full_attention":
+            return None
+        if types[layer] == "sliding_attention":
+            return int(config.sliding_window)
+        raise UnsupportedModelError(
+            f"Layer {layer} has attention of type {types[layer]!r}; only full and sliding attention can be recorded."
+        )
+    window = getattr(module, "sliding_window", None)
+    if window is None and getattr(config, "use_sliding_window", True):
+        window = getattr(config, "sliding_window", None)
+    return int(window) if window else None
+
+
+def _query_heads(module: nn.Module) -> int:
+    config: Any = module.config
+    return int(config.num_attention_heads)
+
+
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention of torch's own under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
+
+    On a CPU torch shares key heads itself. Elsewhere the query heads that share a key head are stacked as further rows,
+    since the fused kernels take no mask with shared keys.
+    """
+    _, heads, tokens, width = query.shape
+    shared = heads // key.shape[1]
+    if query.device.type == "cpu" or shared == 1:
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared > 1
+        )
+    else:
+        rows = query.reshape(1, key.shape[1], shared * tokens, width)
+        output = nn.functional.scaled_dot_product_attention(
+            rows, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
+        ).view(1, heads, tokens, value.shape[3])
+    return output.transpose(1, 2).contiguous()

@@ -1,0 +1,143 @@
+"""The model families that we can drive: one row of a table each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.model import image_tokens as image_layouts
+from mmrh_retriever.model.attention_seam import AttentionSeam
+from mmrh_retriever.model.image_tokens import LaidImage
+
+Layout = Callable[..., LaidImage]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where a family keeps what we need.
+
+    ``decoder`` is the attribute of the base model that holds the text decoder, ``None`` where the base model
+    is the decoder itself (text-only families, which take pages' text alone). ``layout`` lays an image into
+    tokens, ``None`` for text-only families. ``three_axes`` says that positions are M-RoPE's (time, row, column).
+    ``listed`` says that the vision tower gives a list with one tensor an image, rather than one tensor of all
+    tiles; ``images_along`` is the axis along which several images' inputs join.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    decoder: str | None
+    layout: Layout | None
+    three_axes: bool = False
+    listed: bool = False
+    images_along: int = 0
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
+    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
+    Family("Qwen3-VL", ("qwen3_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
+    Family("Gemma3", ("gemma3",), "language_model", image_layouts.gemma3),
+    Family("InternVL", ("internvl",), "language_model", image_layouts.internvl),
+    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_layouts.llava_onevision, listed=True),
+    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_layouts.idefics3, images_along=1),
+    Family("Mistral3", ("mistral3",), "language_model", image_layouts.mistral3, listed=True),
+    Family("Llama (text pages)", ("llama",), None, None),
+    Family("Qwen3 (text pages)", ("qwen3",), None, None),
+)
+
+
+def find_family(model_type: str) -> Family:
+    """The row for a ``config.model_type``.
+
+    Raises:
+        UnsupportedModelError: no such row; the message lists those there are.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
+    raise UnsupportedModelError(
+        f"Models of type {model_type!r} are not supported. Supported families: {known}. "
+        "Load one of these, or add a row to mmrh_retriever/backbones.py."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A loaded model, seen through its family's row."""
+
+    family: Family
+    model: PreTrainedModel
+    base: nn.Module
+    decoder: nn.Module
+    seam: AttentionSeam
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Backbone:
+        """Find the model's row and take hold of its attention (once a model, however often it is asked).
+
+        Raises:
+            UnsupportedModelError: an unknown family, or a model without what its row promises.
+        """
+        config = getattr(model, "config", None)
+        if not isinstance(model, PreTrainedModel) or config is None:
+            raise UnsupportedModelError(
+                f"Expected a loaded transformers model, got {type(model).__name__}. "
+                "Reranker.from_pretrained(...) loads one by name."
+            )
+        family = find_family(config.model_type)
+        base = model.base_model
+        decoder = base if family.decoder is None else getattr(base, family.decoder, None)
+        if not isinstance(decoder, nn.Module):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no {family.decoder!r} in its base model; the row for {family.name} "
+                "expects the classes of transformers 5."
+            )
+        if model.training:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is in training mode, where dropout makes every pass another one. "
+                "Call model.eval() first."
+            )
+        return cls(family, model, base, decoder, AttentionSeam.install(decoder))
+
+    @property
+    def config(self) -> Any:
+        """The whole model's config."""
+        return self.model.config
+
+    @property
+    def text_config(self) -> Any:
+        """The text decoder's config."""
+        return self.decoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return torch.device(embeddings.weight.device)
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def heads(self) -> int:
+        """Query heads in each layer."""
+        return int(self.text_config.num_attention_heads)
+
+    @property
+    def global_layers(self) -> tuple[int, ...]:
+        """Layers that attend to the whole context; only these can hold retrieval heads."""
+        return tuple(layer for layer, window in self.seam.windows.items() if window is None)
+
+    @property
+    def context(self) -> int:
+        """The longest context, in tokens, that the model was made for."""
+        return int(getattr(self.text_config, "max_position_embeddings", 0) or 32_768)

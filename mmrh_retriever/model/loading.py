@@ -1,0 +1,299 @@
+"""Loading a model, its tokenizer, its image processor and its heads by name, through transformers' own loaders."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
+
+from mmrh_retriever.errors import DataError, HeadSetError, UnsupportedModelError
+from mmrh_retriever.heads.published import published_head_set, resolve_published
+from mmrh_retriever.heads.sets import HeadScoresTable, HeadSet, load_head_set
+from mmrh_retriever.model.families import Backbone, find_family
+from mmrh_retriever.types import Page
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = "bundled"
+"""The name of the small model inside the package."""
+BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
+"""Where that model lies, if the package was installed with it."""
+HEADS_FILE = "mmrh_heads.json"
+"""A head set beside a local model's weights; ``heads="published"`` takes it before any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """What turns pages and questions into model inputs: a tokenizer and an image processor.
+
+    Where a transformers ``*Processor`` can be had, it serves as well; its image processor and tokenizer are
+    taken from it. ``image_processor`` is ``None`` for text-only models.
+    """
+
+    tokenizer: Any
+    image_processor: Any = None
+
+    @classmethod
+    def of(cls, processor: Any) -> Processors:
+        """From a ``*Processor``, a tokenizer, or a pair of tokenizer and image processor.
+
+        Raises:
+            UnsupportedModelError: none of these.
+        """
+        if isinstance(processor, cls):
+            return processor
+        if isinstance(processor, tuple) and len(processor) == 2:
+            return cls(*processor)
+        if hasattr(processor, "tokenizer"):
+            found = cls(processor.tokenizer, getattr(processor, "image_processor", None))
+            if not getattr(found.tokenizer, "chat_template", None) and getattr(processor, "chat_template", None):
+                found.tokenizer.chat_template = processor.chat_template
+            return found
+        if hasattr(processor, "convert_tokens_to_ids"):
+            return cls(processor)
+        raise UnsupportedModelError(
+            f"Expected a transformers processor, a tokenizer, or (tokenizer, image_processor), got "
+            f"{type(processor).__name__}."
+        )
+
+
+def model_path(model: str | Path | None) -> tuple[str, bool]:
+    """A model's name or folder, and whether it is the bundled model.
+
+    Raises:
+        UnsupportedModelError: the bundled model is missing from this installation.
+    """
+    if model is not None and str(model) != BUNDLED:
+        return str(model), False
+    folder = BUNDLED_FOLDER
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModelError(
+            "The bundled model is missing from this installation. Install the package from its wheel, or name a model: "
+            'Reranker.from_pretrained("Qwen/Qwen3-VL-8B-Instruct").'
+        )
+    return str(folder), True
+
+
+def load_model(
+    model: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    quantization_config: Any = None,
+    max_pixels: int | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, Processors]:
+    """A model in evaluation mode with its processors.
+
+    Args:
+        model: hub id or local folder.
+        device: where to put it; the first accelerator if there is one, else the CPU.
+        dtype: the weights' type; as stored on an accelerator and, if that is bfloat16, on a CPU that multiplies it in
+            hardware (AMX); float32 on other CPUs.
+        attn_implementation: ``sdpa`` (transformers' choice), ``flash_attention_2``, ``eager`` ...
+        revision: branch, tag or commit on the hub.
+        cache_dir: the hub cache folder.
+        local_files_only: never go to the network.
+        quantization_config: handed to transformers.
+        max_pixels: pixels an image is scaled down to before the model sees it, for families that take images
+            at their own size (Qwen-VL).
+        kwargs: handed to ``from_pretrained`` of the model untouched.
+
+    Raises:
+        UnsupportedModelError: an unknown family.
+        OSError: transformers' own, if files are missing.
+    """
+    if kwargs.pop("trust_remote_code", False):
+        raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
+    if max_pixels is not None and max_pixels < 1:
+        raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
+    where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    where = {key: value for key, value in where.items() if value not in (None, False)}
+    try:
+        config = AutoConfig.from_pretrained(model, **where)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{model} has no configuration that transformers knows: {error}") from error
+    family = find_family(config.model_type)
+    target = _checked_device(device)
+    quantised = quantization_config is not None or getattr(config, "quantization_config", None) is not None
+    placed_by_transformers = quantised or "device_map" in kwargs
+    if dtype is None:
+        on_cpu = target.type == "cpu" and not placed_by_transformers
+        dtype = cpu_dtype(getattr(config, "dtype", None)) if on_cpu else "auto"
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    if quantised:
+        kwargs.setdefault("device_map", {"": str(target)})
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
+    loader = AutoModelForCausalLM if family.layout is None else AutoModelForImageTextToText
+    loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
+    if not placed_by_transformers:
+        loaded = loaded.to(target)
+    processors = load_processors(model, text_only=family.layout is None, max_pixels=max_pixels, where=where)
+    return loaded, processors
+
+
+def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
+    """The fast type for weights on this CPU: bfloat16 where it is both stored and multiplied in hardware, else float32.
+
+    Without matrix units for bfloat16, torch computes it more slowly than float32.
+    """
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if stored is torch.bfloat16 and capabilities.get("amx_bf16") else torch.float32
+
+
+def default_dtype(folder: Path, device: str | torch.device | None = None) -> str:
+    """The name of the type that a saved model's weights get where none is asked for: ``"auto"`` is as stored.
+
+    Raises:
+        OSError: transformers' own, if the folder has no configuration.
+    """
+    target = default_device() if device is None else torch.device(device)
+    if target.type != "cpu":
+        return "auto"
+    written, _ = PreTrainedConfig.get_config_dict(folder)
+    stored = getattr(torch, str(written.get("dtype", written.get("torch_dtype"))), None)
+    return str(cpu_dtype(stored)).removeprefix("torch.")
+
+
+def load_processors(
+    model: str, *, text_only: bool, max_pixels: int | None = None, where: Mapping[str, Any] | None = None
+) -> Processors:
+    """A model's tokenizer with its chat template, and its image processor in its Pillow form.
+
+    Raises:
+        UnsupportedModelError: ``max_pixels`` for a family whose images have a fixed size.
+    """
+    where = where or {}
+    tokenizer = AutoTokenizer.from_pretrained(model, **where)
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _processor_template(model, where)
+    if text_only:
+        return Processors(tokenizer)
+    image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+    if max_pixels is not None:
+        size = dict(image_processor.size)
+        if not {"shortest_edge", "longest_edge"} <= {key for key, value in size.items() if value}:
+            raise UnsupportedModelError(
+                f"max_pixels fits families that take images at their own size; {type(image_processor).__name__} has "
+                f"the size {size}. Leave max_pixels out."
+            )
+        image_processor.size = {
+            "shortest_edge": min(int(size["shortest_edge"]), max_pixels),
+            "longest_edge": max_pixels,
+        }
+    return Processors(tokenizer, image_processor)
+
+
+def _processor_template(model: str, where: Mapping[str, Any]) -> str | None:
+    """The chat template that older checkpoints keep for their processor alone."""
+    found = cached_file(
+        model, "chat_template.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, **where,
+    )  # fmt: skip
+    if found is None:
+        return None
+    return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"])
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    try:
+        target = torch.device(device) if device is not None else default_device()
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise UnsupportedModelError(
+            f"Device {str(device)!r} can't be used: {str(error).splitlines()[0]} Leave it out for the best there is."
+        ) from error
+    return target
+
+
+def default_device() -> torch.device:
+    """The first accelerator that torch can use, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, backbone: Backbone) -> HeadSet:
+    """The heads to score with, checked against the model.
+
+    ``"published"`` takes the set beside a local model's weights, else the one published for the model;
+    ``"all"`` every head of every layer that sees the whole context; a path is read as a head set, or as scores
+    of which the best 5 % are taken.
+
+    Raises:
+        HeadSetError: heads of another model, out of range, or none published.
+        DataError: a file that can't be read.
+    """
+    name = str(getattr(backbone.config, "_name_or_path", "") or type(backbone.model).__name__)
+    if isinstance(heads, HeadScoresTable):
+        found = HeadSet.of_tasks(heads)
+    elif isinstance(heads, HeadSet):
+        found = heads
+    elif str(heads) == "all":
+        return HeadSet.all_heads(backbone.layers, backbone.heads, backbone.global_layers, model_id=name)
+    elif str(heads) == "published":
+        found = _published(name, backbone)
+    elif isinstance(heads, (str, Path)):
+        if not Path(heads).is_file():
+            raise DataError(
+                f"heads={str(heads)!r} is neither 'published' nor 'all' nor a file. Give one of these, a HeadSet, or "
+                "the path of a file that `mmrh detect` wrote."
+            )
+        found = load_head_set(heads)
+    else:
+        raise HeadSetError(f"Expected heads as a HeadSet, a path, 'published' or 'all', got {type(heads).__name__}.")
+    found.validate_for(backbone.layers, backbone.heads, backbone.global_layers)
+    return found
+
+
+def _published(name: str, backbone: Backbone) -> HeadSet:
+    """The set beside a local model's weights, else the paper's, united over its four tasks at 128K tokens."""
+    beside = Path(name) / HEADS_FILE
+    if beside.is_file():
+        return HeadSet.load(beside)
+    match = resolve_published(
+        name,
+        model_type=backbone.config.model_type,
+        n_layers=backbone.layers,
+        n_heads=backbone.heads,
+        hidden_size=backbone.text_config.hidden_size,
+    )
+    if not match.exact:
+        logger.warning(match.note)
+    return published_head_set(match.model_id)
+
+
+def as_page(item: Any, place: int) -> Page:
+    """A page from whatever users have: a Page, a PIL image, the bytes or the path of an image.
+
+    Raises:
+        PageError: none of these, or one that can't be read.
+    """
+    if isinstance(item, Page):
+        return item
+    doc_id = Path(item).name if isinstance(item, (str, Path)) else None
+    return Page(image=item, index=place if doc_id is None else 0, doc_id=doc_id)

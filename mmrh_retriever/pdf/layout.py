@@ -1,0 +1,361 @@
+"""Where things stand on a page: text, titles, tables, images and figures, each once, in reading order.
+
+A page with a text layer is taken apart by its structure (:func:`layout_regions`), a page that is only a picture
+by its ink (:func:`image_regions`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pymupdf
+from PIL import Image
+
+from mmrh_retriever.pdf.boxes import area, clip, clusters, extents, grown, inside, label, union, without_nested
+from mmrh_retriever.pdf.scans import ink_of, inked_boxes, spread
+from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order
+from mmrh_retriever.types import Box, Region
+
+_SCAN_CHARACTERS = 30  # a page with less text than this and a picture over half of it is a scan
+_BACKGROUND = 0.8  # of the page: what covers more is its ground, not a figure on it
+_PANEL_PROSE = 0.25  # of a drawn box: running text over more makes it a frame around text, not a figure
+_INSIDE = 0.7  # of a block: more than this in another box belongs to the box
+_NEAR = 8.0  # points between two drawn things of one figure
+_PANEL_ITEMS = 6  # a box drawn with at most so many strokes and with text over _PANEL_TEXT of it is a text
+_PANEL_TEXT = 0.08
+_LABEL_DISTANCE = 14.0  # points between a chart and the marks of its axes
+_SMALLEST_FIGURE = 36.0  # points: lower or narrower drawings are bullets, rules and icons
+_MOST_STROKES = 15  # drawn things for each cell of a table; with more it is a map or a chart
+_CELL_GAP = 90.0  # points between two cells of a row without lines
+_MOST_DRAWINGS = 8_000  # on a page; with more, ruled tables are not looked for (the time grows with the square)
+_TABLE_OPTIONS = (
+    {"use_layout": False} if "use_layout" in inspect.signature(pymupdf.table.find_tables).parameters else {}
+)
+
+
+@dataclass(slots=True)
+class _Found:
+    box: Box
+    kind: str
+    blocks: list[TextBlock]
+
+
+def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Region, ...]:
+    """The layout of a PDF page whose text blocks are known.
+
+    Boxes are in points of the displayed (rotated, cropped) page and lie within it. Kinds are ``text``,
+    ``title``, ``table``, ``image`` and ``figure``. A region's ``text`` is what the text layer has inside.
+    MuPDF is not thread-safe: the caller holds the lock.
+    """
+    size = (float(page.rect.width), float(page.rect.height))
+    images, drawings = _drawn(page, size)
+    characters = sum(len(block.text) for block in blocks)
+    covered = max((area(box) for box in images), default=0.0) / (size[0] * size[1])
+    if characters == 0 or (characters < _SCAN_CHARACTERS and covered > 0.5):
+        return image_regions(_picture(page), size=size)
+    gridded = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else []
+    gridded += _aligned_tables(blocks, [box for box, _ in gridded])
+    cells = dict(gridded)
+    tables = without_nested(list(cells))
+    figures = _figures(images, drawings, blocks, tables, size)
+    if any(area(box) >= _BACKGROUND * size[0] * size[1] for box in images):
+        figures += _pictures_in_ground(page, blocks, [*tables, *(figure.box for figure in figures)], size)
+    found = figures + [
+        _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table", []) for box in tables
+    ]
+    rest = []
+    for block in blocks:
+        owner = next((f for f in found if inside(block.box, f.box) > _INSIDE), None)
+        if owner is not None:
+            owner.blocks.append(block)
+        else:
+            rest.append(block)
+    body = _body_size(blocks)
+    for group in _paragraphs([part for block in rest for part in _split_at_gaps(block)]):
+        kind = "title" if _is_title(group, body) else "text"
+        found.append(_Found(union(block.box for block in group), kind, list(group)))
+    return _as_regions(found, size)
+
+
+def image_regions(image: Image.Image, *, size: tuple[float, float] | None = None) -> tuple[Region, ...]:
+    """The layout of a page that is only a picture, from its ink.
+
+    Args:
+        image: The page.
+        size: Width and height of the page in the units in which the boxes are wanted; the image's pixels by
+            default.
+
+    Returns:
+        Regions of the kinds ``text``, ``title``, ``table``, ``image`` and ``figure``, in reading order and
+        without text.
+    """
+    size = size or (float(image.width), float(image.height))
+    found = [_Found(box, kind, []) for box, kind in inked_boxes(image, size)]
+    return _as_regions(found, size)
+
+
+def _as_regions(found: Sequence[_Found], size: tuple[float, float]) -> tuple[Region, ...]:
+    kept = []
+    for item in found:
+        box = clip(item.box, size)
+        if box is not None and min(box[2] - box[0], box[3] - box[1]) >= 3.0:
+            kept.append(_Found(box, item.kind, item.blocks))
+    stand_ins = [TextBlock(item.box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for item in kept]
+    return tuple(Region(kept[i].box, kept[i].kind, page_text(kept[i].blocks) or None) for i in reading_order(stand_ins))
+
+
+# Text
+
+
+def _body_size(blocks: Sequence[TextBlock]) -> float:
+    """The font size in which most of the page's text stands."""
+    sizes: dict[float, int] = {}
+    for block in blocks:
+        sizes[block.font_size] = sizes.get(block.font_size, 0) + len(block.text)
+    return max(sizes, key=lambda size: sizes[size], default=0.0)
+
+
+def _is_title(group: Sequence[TextBlock], body: float) -> bool:
+    text = " ".join(block.text for block in group)
+    letters = sum(character.isalpha() for character in text)
+    if not 3 <= letters <= 150 or text.count("\n") > 2:
+        return False
+    size = max(block.font_size for block in group)
+    return size >= 1.18 * body or (size >= 0.98 * body and all(block.bold for block in group) and len(text) < 100)
+
+
+def _split_at_gaps(block: TextBlock) -> list[TextBlock]:
+    """A block cut where more room is left between two of its lines than between the others."""
+    if not block.upright or len(block.lines) < 3:
+        return [block]
+    rows = [union(row) for row in _lanes([box for box, _ in block.lines], axis=1)]
+    gaps = [below[1] - above[3] for above, below in itertools.pairwise(rows)]
+    if not gaps:
+        return [block]
+    limit = sorted(gaps)[(len(gaps) - 1) // 2] + 0.4 * block.font_size
+    cuts = [below[1] for gap, below in zip(gaps, rows[1:], strict=True) if gap > limit]
+    parts: list[list[tuple[Box, str]]] = [[] for _ in range(len(cuts) + 1)]
+    for box, text in block.lines:
+        parts[sum((box[1] + box[3]) / 2 > cut for cut in cuts)].append((box, text))
+    return [
+        dataclasses.replace(
+            block, box=union(box for box, _ in part), lines=tuple(part), text="\n".join(join_rows(part))
+        )
+        for part in parts
+        if part
+    ]
+
+
+def _paragraphs(blocks: Sequence[TextBlock]) -> list[list[TextBlock]]:
+    """Blocks in reading order, joined where one goes on with the other: same look, same column, no gap."""
+    groups: list[list[TextBlock]] = []
+    for block in blocks:
+        if groups and _goes_on(groups[-1][-1], block):
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def _goes_on(last: TextBlock, block: TextBlock) -> bool:
+    if last.bold != block.bold or abs(last.font_size - block.font_size) > 0.5 or last.upright != block.upright:
+        return False
+    gap = block.box[1] - last.box[3]
+    shared = min(last.box[2], block.box[2]) - max(last.box[0], block.box[0])
+    narrower = min(last.box[2] - last.box[0], block.box[2] - block.box[0])
+    return -0.5 * block.font_size < gap < 0.6 * block.font_size and shared > 0.5 * narrower
+
+
+# Tables
+
+
+def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[tuple[Box, int]]:
+    """Tables with drawn lines, as MuPDF finds them, without mere frames; and how many cells they have."""
+    if hasattr(pymupdf, "no_recommend_layout"):
+        pymupdf.no_recommend_layout()  # or an advertisement is printed
+    turn, rotation = pymupdf.Matrix(page.rotation_matrix), page.rotation
+    centres = np.asarray(
+        [((x0 + x1) / 2, (y0 + y1) / 2) for block in blocks for (x0, y0, x1, y1), _ in block.lines]
+    ).reshape(-1, 2)
+    boxes = []
+    page.set_rotation(0)  # MuPDF's own way with turned pages rewrites their content
+    try:
+        for table in page.find_tables(**_TABLE_OPTIONS).tables:
+            box = clip(_turned(table.bbox, turn), size)
+            if box is None or table.row_count < 2 or table.col_count < 2 or area(box) > 0.95 * size[0] * size[1]:
+                continue
+            cells = np.asarray([_turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
+            within = ((centres[:, None] >= cells[None, :, :2]) & (centres[:, None] <= cells[None, :, 2:])).all(-1)
+            if within.any(0).mean() >= 0.4 and within.any(0).sum() >= 4:
+                boxes.append((box, len(cells)))
+    finally:
+        page.set_rotation(rotation)
+    return boxes
+
+
+def _is_picture(box: Box, cells: int, images: Sequence[Box], drawings: Sequence[Box]) -> bool:
+    """Whether what looks like a table has so much drawn in it that it must be a map or a chart."""
+    pictured = sum(area(image) for image in images if inside(image, box) > 0.5)
+    strokes = sum(inside(drawing, box) > 0.5 for drawing in drawings)
+    return pictured > 0.3 * area(box) or strokes > _MOST_STROKES * cells
+
+
+def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[tuple[Box, int]]:
+    """Tables without a grid of lines: short pieces of text that stand in rows and columns."""
+    cells = [
+        (box, re.search(r"\d", text) is not None)
+        for block in blocks
+        if block.upright and not any(inside(block.box, box) > 0.5 for box in known)
+        for box, text in block.lines
+        if len(text) <= 40
+    ]
+    tables = []
+    for group in clusters([(x0 - _CELL_GAP / 2, y0, x1 + _CELL_GAP / 2, y1) for (x0, y0, x1, y1), _ in cells], 10.0):
+        members = [cells[i][0] for i in group]
+        figures = sum(cells[i][1] for i in group) / len(group)
+        rows = _lanes(members, axis=1)
+        columns = _lanes([cell for row in rows if len(row) > 1 for cell in row], axis=0)
+        wide = [row for row in rows if len(row) >= max(2, min(3, len(columns)))]
+        filled = sum(map(len, rows)) / max(1, len(rows) * len(columns))
+        shaped = len(wide) >= 3 and len(wide) >= 0.5 * len(rows) and filled >= 0.5
+        if shaped and len(columns) >= 2 and (figures >= 0.25 or len(columns) >= 4):
+            tables.append((union(members), len(members)))
+    return tables
+
+
+def _lanes(boxes: Sequence[Box], axis: int) -> list[list[Box]]:
+    """Boxes grouped into rows (``axis`` 1) or columns (``axis`` 0) that do not overlap each other."""
+    lanes: list[list[Box]] = []
+    end = float("-inf")
+    for box in sorted(boxes, key=lambda box: box[axis]):
+        if not lanes or box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
+            lanes.append([])
+            end = float("-inf")
+        lanes[-1].append(box)
+        end = max(end, box[axis + 2])
+    return lanes
+
+
+# Figures
+
+
+def _turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:
+    rect = (pymupdf.Rect(box) * turn).normalize()
+    return rect.x0, rect.y0, rect.x1, rect.y1
+
+
+def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], list[Box]]:
+    """Boxes of the images and of the vector drawings on the page."""
+    turn = pymupdf.Matrix(page.rotation_matrix)
+    images: list[Box] = []
+    drawings: list[Box] = []
+    for kind, rect in page.get_bboxlog():
+        target = images if "image" in kind else drawings if "path" in kind or "shade" in kind else None
+        if target is not None and (box := clip(grown(_turned(rect, turn), 0.1), size)) is not None:
+            target.append(box)
+    return images, drawings
+
+
+def _figures(
+    images: Sequence[Box],
+    drawings: Sequence[Box],
+    blocks: Sequence[TextBlock],
+    tables: Sequence[Box],
+    size: tuple[float, float],
+) -> list[_Found]:
+    whole = size[0] * size[1]
+    items = [
+        box
+        for box in (*images, *drawings)
+        if area(box) < _BACKGROUND * whole and not any(inside(box, table) > 0.5 for table in tables)
+    ]
+    pictures = set(images)
+    figures = []
+    for members in _drawn_groups(items, whole):
+        box = union(members)
+        if min(box[2] - box[0], box[3] - box[1]) < _SMALLEST_FIGURE:
+            continue
+        within = [block for block in blocks if inside(block.box, box) > _INSIDE]
+        prose = sum(area(block.box) for block in within if _is_prose(block))
+        if prose > _PANEL_PROSE * area(box) or (prose and area(box) > _BACKGROUND * whole):
+            continue  # a frame or ground of running text
+        shown = sum(area(member) for member in members if member in pictures)
+        written = sum(area(block.box) for block in within)
+        if shown > 0.5 * area(box):
+            kind = "image"
+        elif (
+            not shown and len(members) <= _PANEL_ITEMS and area(box) < 0.5 * whole and written > _PANEL_TEXT * area(box)
+        ):
+            kind = "text"
+        else:
+            kind = "figure"
+            box = _with_labels(box, blocks)
+        figures.append(_Found(box, kind, []))
+    kept = set(without_nested([figure.box for figure in figures]))
+    return [figure for figure in figures if figure.box in kept]
+
+
+def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
+    """Drawn things that stand near each other; grounds that lie under most of the page do not count."""
+    groups = []
+    for group in clusters(items, _NEAR):
+        members = [items[i] for i in group]
+        smaller = [member for member in members if area(member) < 0.25 * whole]
+        if area(union(members)) > 0.5 * whole:
+            apart = smaller if len(smaller) < len(members) else members
+            groups += [[apart[i] for i in part] for part in clusters(apart, 2.0)]
+        else:
+            groups.append(members)
+    return groups
+
+
+def _is_prose(block: TextBlock) -> bool:
+    """Whether a block is running text, not a label or the cells of a row."""
+    pieces = max(1, len(block.lines))
+    return len(block.text) > 25 * pieces or (len(block.text) > 80 and len(block.text) > 15 * pieces)
+
+
+def _with_labels(box: Box, blocks: Sequence[TextBlock]) -> Box:
+    """A figure's box, widened to the short texts right beside it: marks of an axis, names of bars."""
+    for _ in range(2):
+        near = grown(box, _LABEL_DISTANCE)
+        labels = [b.box for b in blocks if len(b.text) <= 40 and not _is_prose(b) and inside(b.box, near) > 0.5]
+        box = union([box, *labels])
+    return box
+
+
+# Pictures of pages
+
+
+def _picture(page: pymupdf.Page) -> Image.Image:
+    zoom = min(1.0, 1000.0 / max(page.rect.width, page.rect.height))
+    drawn = page.get_pixmap(matrix=pymupdf.Matrix(zoom, zoom), colorspace=pymupdf.csGRAY, alpha=False)
+    return Image.frombytes("L", (drawn.width, drawn.height), drawn.samples)
+
+
+def _pictures_in_ground(
+    page: pymupdf.Page, blocks: Sequence[TextBlock], known: Sequence[Box], size: tuple[float, float]
+) -> list[_Found]:
+    """What is to be seen in an image under the whole page, besides what is known to stand on it."""
+    picture = _picture(page)
+    scale = (picture.width / size[0], picture.height / size[1])
+    ink = ink_of(picture)
+    for box in (*known, *(block.box for block in blocks)):
+        x0, y0, x1, y1 = grown(box, 3.0)
+        ink[
+            max(0, int(y0 * scale[1])) : int(y1 * scale[1]) + 1, max(0, int(x0 * scale[0])) : int(x1 * scale[0]) + 1
+        ] = False
+    found = []
+    for box in extents(label(spread(ink, right=12, down=12))):
+        there = (box[0] / scale[0], box[1] / scale[1], box[2] / scale[0], box[3] / scale[1])
+        prose = any(inside(block.box, there) > _INSIDE and _is_prose(block) for block in blocks)
+        if min(there[2] - there[0], there[3] - there[1]) >= _SMALLEST_FIGURE and not prose:
+            found.append(_Found(there, "image", []))
+    kept = set(without_nested([item.box for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]]))
+    return [item for item in found if item.box in kept]

@@ -1,0 +1,169 @@
+"""The text layer of a PDF page: its blocks, and the order in which a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pymupdf
+
+from mmrh_retriever.pdf.boxes import union
+from mmrh_retriever.types import Box
+
+_PROSE_CHARACTERS = 15  # a column of running text has lines at least this long; table columns mostly do not
+
+
+@dataclass(frozen=True, slots=True)
+class TextBlock:
+    """A block of text of a PDF page.
+
+    Boxes are in points on the displayed page. ``lines`` are the pieces that the file has, so the cells of a
+    table row are several; ``text`` has one line for each row of words. ``font_size`` is in points,
+    ``upright`` is false for text that runs up or down the page.
+    """
+
+    box: Box
+    lines: tuple[tuple[Box, str], ...]
+    text: str
+    font_size: float
+    bold: bool
+    upright: bool
+    characters_per_line: float
+
+
+def text_blocks(page: pymupdf.Page) -> list[TextBlock]:
+    """The text blocks of a page in reading order, in points of the displayed (rotated, cropped) page."""
+    # Ligatures are expanded, what lies outside the crop box is left out.
+    flags = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_MEDIABOX_CLIP | pymupdf.TEXT_CID_FOR_UNKNOWN_UNICODE
+    turn = page.rotation_matrix
+    found = [
+        block
+        for raw in page.get_text("dict", flags=flags)["blocks"]
+        if (block := _text_block(raw["lines"], turn)) is not None
+    ]
+    return [found[i] for i in reading_order(found)]
+
+
+def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBlock | None:
+    rows: list[tuple[Box, str]] = []
+    sizes: dict[float, int] = {}
+    bold = total = upright = 0
+    for line in lines:
+        text = "".join(span["text"] for span in line["spans"]).strip()
+        if not text:
+            continue
+        box = (pymupdf.Rect(line["bbox"]) * turn).normalize()
+        direction = pymupdf.Point(line["dir"]) * pymupdf.Matrix(turn.a, turn.b, turn.c, turn.d, 0, 0)
+        for span in line["spans"]:
+            length = len(span["text"].strip())
+            size = round(span["size"], 1)
+            sizes[size] = sizes.get(size, 0) + length
+            bold += length * bool(span["flags"] & pymupdf.TEXT_FONT_BOLD)
+            total += length
+        upright += len(text) * (abs(direction.x) >= abs(direction.y))
+        rows.append(((box.x0, box.y0, box.x1, box.y1), text))
+    if not rows:
+        return None
+    is_upright = 2 * upright >= sum(len(text) for _, text in rows)
+    joined = join_rows(rows) if is_upright else [text for _, text in rows]
+    return TextBlock(
+        box=union(box for box, _ in rows),
+        lines=tuple(rows),
+        text="\n".join(joined),
+        font_size=max(sizes, key=lambda size: sizes[size]),
+        bold=2 * bold > total,
+        upright=is_upright,
+        characters_per_line=sum(map(len, joined)) / len(joined),
+    )
+
+
+def join_rows(lines: Sequence[tuple[Box, str]]) -> list[str]:
+    """Lines that stand beside each other (cells of a table row) become one line."""
+    rows: list[list[tuple[float, str]]] = []
+    last: Box | None = None
+    for box, text in sorted(lines, key=lambda line: line[0][1] + line[0][3]):
+        if last is None or not _beside(last, box):
+            rows.append([])
+        rows[-1].append((box[0], text))
+        last = box
+    return [" ".join(text for _, text in sorted(row)) for row in rows]
+
+
+def page_text(blocks: Sequence[TextBlock]) -> str:
+    """The text of ``blocks``, in the order given; single lines beside each other become one line."""
+    text = ""
+    last: TextBlock | None = None
+    for block in blocks:
+        if last is not None:
+            beside = "\n" not in last.text + block.text and _beside(last.box, block.box)
+            text += " " if beside else "\n"
+        text += block.text
+        last = block
+    return text
+
+
+def _beside(one: Box, other: Box) -> bool:
+    """Whether two boxes stand in one row: they share more than half of the lower one's height."""
+    shared = min(one[3], other[3]) - max(one[1], other[1])
+    return shared > 0.5 * min(one[3] - one[1], other[3] - other[1])
+
+
+def reading_order(blocks: Sequence[TextBlock]) -> list[int]:
+    """Positions of ``blocks`` in the order in which a person reads them.
+
+    Columns of running text are read one after the other, everything else row by row. Text that runs up or
+    down the page comes last.
+    """
+    upright = [i for i, block in enumerate(blocks) if block.upright]
+    turned = [i for i, block in enumerate(blocks) if not block.upright]
+    return _ordered(upright, blocks) + sorted(turned, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
+
+
+def _ordered(chosen: list[int], blocks: Sequence[TextBlock]) -> list[int]:
+    if len(chosen) < 2:
+        return chosen
+    columns = _columns(chosen, blocks)
+    if columns is not None:
+        return [i for column in columns for i in _ordered(column, blocks)]
+    bands = _split(chosen, blocks, axis=1)
+    if len(bands) == 1:
+        return sorted(chosen, key=lambda i: (blocks[i].box[1], blocks[i].box[0]))
+    order: list[int] = []
+    while bands:
+        # As many bands as stand in the same columns are read together, not paragraph beside paragraph.
+        taken = next((n for n in range(len(bands), 1, -1) if _columns([i for b in bands[:n] for i in b], blocks)), 1)
+        group = [i for band in bands[:taken] for i in band]
+        if taken > 1 or _columns(group, blocks):
+            order += _ordered(group, blocks)
+        else:
+            order += sorted(group, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
+        bands = bands[taken:]
+    return order
+
+
+def _columns(chosen: Sequence[int], blocks: Sequence[TextBlock]) -> list[list[int]] | None:
+    """The columns of running text that ``chosen`` falls into, or None where it has none."""
+    columns = _split(chosen, blocks, axis=0)
+    if len(columns) < 2:
+        return None
+    for column in columns:
+        lines = sorted((blocks[i].characters_per_line for i in column), reverse=True)
+        if lines[(len(lines) - 1) // 2] < _PROSE_CHARACTERS:
+            return None
+    return columns
+
+
+def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> list[list[int]]:
+    """Groups parted by a clear gap along ``axis`` (0: side by side, 1: one below the other), in order."""
+    groups: list[list[int]] = []
+    end = float("-inf")
+    for i in sorted(chosen, key=lambda i: blocks[i].box[axis]):
+        low, high = blocks[i].box[axis], blocks[i].box[axis + 2]
+        slack = 0.25 * blocks[i].font_size if axis else 0.0  # glyph boxes of neighbouring lines overlap a little
+        if low >= end - slack:
+            groups.append([])
+            end = high
+        groups[-1].append(i)
+        end = max(end, high)
+    return groups

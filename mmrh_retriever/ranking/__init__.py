@@ -1,0 +1,1 @@
+"""Pages and questions in, ranked pages and regions out."""

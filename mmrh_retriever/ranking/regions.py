@@ -1,0 +1,175 @@
+"""Boxes of pages as ranked regions: from the page pass itself, or each box as a candidate image of its own.
+
+The page pass has seen every box already: a box's score is what the visual tokens under it got (``"page"``). Li et al.
+2026 (arXiv 2605.27243) cut every box out and run it as an image (``"crops"``), which costs a pass over all boxes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from mmrh_retriever.errors import PageError
+from mmrh_retriever.ranking.region_scores import Aggregate, region_fractions, region_scores
+from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion
+
+RegionMethod = Literal["page", "crops"]
+"""``"page"``: from the page pass, no crop and no extra forward. ``"crops"``: each box is a candidate image."""
+
+MIN_CROP_SIDE = 28
+"""Crops narrower or lower than this, in pixels, get white around them: image processors want a patch or two."""
+MAX_CROP_RATIO = 100
+"""Crops longer than this many times their shorter side get white along it; image processors refuse longer strips."""
+
+
+def check_regions(pages: Sequence[Page], method: str) -> None:
+    """See, before a model runs, that the pages' regions can be ranked.
+
+    Pages without regions are fine beside others (a blank page has none).
+
+    Raises:
+        PageError: no page has regions, or a region lies off its page.
+        ValueError: an unknown method.
+    """
+    if method not in get_args(RegionMethod):
+        raise ValueError(
+            f"No method of ranking regions is called {method!r}. Expected one of {', '.join(get_args(RegionMethod))}."
+        )
+    if not any(page.regions for page in pages):
+        raise PageError(
+            f"None of the {len(pages)} pages has regions to rank. Read PDF files with read_pdf(path, layout=True), or "
+            "give boxes of your own: Page(..., regions=[Region((x0, y0, x1, y1))]), in the units of the page's size.",
+            source=pages[0].doc_id if pages else None,
+        )
+    for page in pages:
+        region_fractions(page)
+
+
+def ranked_regions(
+    ranking: Iterable[ScoredPage], *, aggregate: Aggregate, top_n: int | None = None
+) -> list[ScoredRegion]:
+    """The boxes of pages that were ranked with their token scores, best first over all pages.
+
+    Equals stand in the order of the pages and of the regions on them. For the aggregates see
+    :func:`~mmrh_retriever.ranking.region_scores.region_scores`.
+
+    Raises:
+        PageError: a page with regions whose image the model didn't see, or ``top_n`` under 1.
+    """
+    found: list[tuple[float, Page, Region]] = []
+    for scored in sorted(ranking, key=lambda scored: scored.position):
+        page = scored.page
+        if not page.regions:
+            continue
+        if scored.token_scores is None or scored.grid is None:
+            raise PageError(
+                f"The regions of {page.name} can't be ranked from the page pass: the model read the page as text, "
+                "whose words have no place on it. Give the page an image and the model a vision tower, or use "
+                "method='crops'.",
+                source=page.doc_id,
+                page=page.index,
+            )
+        scores = region_scores(scored.token_scores, scored.grid, region_fractions(page), aggregate)
+        found += [(float(score), page, region) for score, region in zip(scores, page.regions, strict=True)]
+    found.sort(key=lambda item: -item[0])  # stable
+    return [
+        ScoredRegion(page=page, region=region, score=score, rank=rank)
+        for rank, (score, page, region) in enumerate(found[: checked_count(top_n)], start=1)
+    ]
+
+
+def checked_count(top_n: int | None) -> int | None:
+    """``top_n`` as it is.
+
+    Raises:
+        PageError: it is under 1.
+    """
+    if top_n is not None and top_n < 1:
+        raise PageError(f"top_n is at least 1 (or None for all regions), got {top_n}.")
+    return top_n
+
+
+class Crops:
+    """The boxes of pages, each as a page of its own: ``pages``, in the order of the pages and their regions.
+
+    A crop is cut when its pixels are needed; a page is drawn once for the crops that follow each other.
+
+    Raises:
+        PageError: a region lies off its page.
+    """
+
+    def __init__(self, pages: Sequence[Page]) -> None:
+        last = _LastPage()
+        self._origins = [(page, region) for page in pages for region in page.regions]
+        self.pages = [
+            Page(
+                image=None if page.image is None else RegionCrop(page, tuple(box.tolist()), last),
+                text=region.text,
+                doc_id=page.doc_id,
+                index=page.index,
+                size=(region.box[2] - region.box[0], region.box[3] - region.box[1]),
+                metadata={"region": region.kind},
+            )
+            for page in pages
+            for region, box in zip(page.regions, region_fractions(page), strict=True)
+        ]
+
+    def ranked(self, ranking: Iterable[ScoredPage]) -> list[ScoredRegion]:
+        """A ranking of ``pages`` as one of the regions that they show."""
+        return [
+            ScoredRegion(*self._origins[scored.position], score=scored.score, rank=scored.rank) for scored in ranking
+        ]
+
+
+@dataclass(slots=True)
+class _LastPage:
+    """The pixels of the page drawn last."""
+
+    page: Page | None = None
+    image: Image.Image | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pixels(self, page: Page) -> Image.Image:
+        with self.lock:
+            if self.image is None or self.page is not page:
+                self.page, self.image = page, page.pixels()
+            return self.image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionCrop:
+    """A part of a page's image: an :class:`~mmrh_retriever.types.ImageSource`.
+
+    ``box`` is ``x0, y0, x1, y1`` in fractions of the page.
+    """
+
+    page: Page
+    box: tuple[float, ...]
+    last: _LastPage = field(default_factory=_LastPage, repr=False)
+
+    def load(self) -> Image.Image:
+        """Cut the part out, to whole pixels outwards; crops too small or too long for a model get white around them.
+
+        Raises:
+            PageError: the page can't be drawn.
+        """
+        image = self.last.pixels(self.page)
+        edges = np.array(self.box) * (image.width, image.height, image.width, image.height)
+        left, top = (int(edge) for edge in np.floor(edges[:2] + 1e-6))
+        right, bottom = (
+            max(int(edge), low + 1) for edge, low in zip(np.ceil(edges[2:] - 1e-6), (left, top), strict=True)
+        )
+        crop = image.crop((left, top, right, bottom))
+        least = max(MIN_CROP_SIDE, math.ceil(max(crop.size) / MAX_CROP_RATIO))
+        size = (max(crop.width, least), max(crop.height, least))
+        if size == crop.size:
+            return crop
+        ground = Image.new("RGB", size, "white")
+        ground.paste(crop, ((size[0] - crop.width) // 2, (size[1] - crop.height) // 2))
+        return ground

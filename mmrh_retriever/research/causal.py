@@ -1,0 +1,243 @@
+"""The causal test: does a model stop finding its answers when its retrieval heads are masked?
+
+After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243: answer accuracy with no head masked, with
+the selected heads masked, and with as many random heads masked; while reading and answering, or only while answering.
+A masked head's post-softmax weights are zero. Two controls: random heads from anywhere in the model, and random heads
+with as many in each layer as the selection has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from mmrh_retriever.errors import DataError, HeadSetError
+from mmrh_retriever.files import write_atomically
+from mmrh_retriever.heads.sets import HeadSet
+from mmrh_retriever.model.attention_seam import AblationPhase
+from mmrh_retriever.model.loading import resolve_heads
+from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
+from mmrh_retriever.research.answers import chosen, measure
+from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
+
+logger = logging.getLogger(__name__)
+
+Answering = Literal["generate", "choices"]
+"""How a model answers: freely through ``generate()``, or by the likelihood of each choice."""
+
+UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "random, same layers"
+
+
+@dataclass(frozen=True, slots=True)
+class CausalRow:
+    """One answer under one masking.
+
+    ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``; ``phase`` ``all`` (reading and
+    answering) or ``decode`` (answering alone), empty where nothing is masked; ``seed`` tells random draws apart.
+    ``correct`` and the other measures run from 0 to 1 (:class:`mmrh_retriever.research.answers.AnswerMeasures`).
+    """
+
+    probe: str
+    task: str
+    context_length: int
+    depth: float
+    masked: str
+    phase: str
+    seed: int | None
+    heads: int
+    given: str
+    answer: str
+    correct: float
+    exact: float
+    contains: float
+    anls: float
+    fuzzy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    masked: str
+    phase: AblationPhase
+    seed: int | None
+    heads: HeadSet | None
+
+    @property
+    def masking(self) -> Masking:
+        return Masking(() if self.heads is None else self.heads.heads, self.phase)
+
+
+def maskings(
+    heads: HeadSet,
+    global_layers: Sequence[int],
+    *,
+    random_seeds: int = 5,
+    same_layers: bool = True,
+    phases: Sequence[AblationPhase] = ("all", "decode"),
+) -> list[tuple[str, str, int | None, HeadSet | None]]:
+    """The conditions of a causal test as ``(masked, phase, seed, heads)``, those that share a prefill side by side.
+
+    Random heads come from the layers with global attention and leave out the selected ones. Where a layer has too few
+    others for the same-layer control, that control may draw selected heads too, and a warning says so.
+
+    Raises:
+        HeadSetError: too few heads in the model for a random control.
+    """
+    return [
+        (condition.masked, condition.phase if condition.heads else "", condition.seed, condition.heads)
+        for condition in _conditions(heads, global_layers, random_seeds, phases, same_layers=same_layers)
+    ]
+
+
+def _conditions(
+    heads: HeadSet, global_layers: Sequence[int], seeds: int, phases: Sequence[AblationPhase], *, same_layers: bool
+) -> list[_Condition]:
+    draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
+    for seed in range(seeds):
+        draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
+        if same_layers:
+            draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
+    # answering alone goes on from the unmasked prefill, so it stands beside it
+    ordered: list[AblationPhase] = sorted(phases, key=lambda phase: phase != "decode")
+    masked = [_Condition(name, phase, seed, drawn) for phase in ordered for name, seed, drawn in draws]
+    return [_Condition(UNMASKED, "all", None, None), *masked]
+
+
+def _same_layers(heads: HeadSet, seed: int) -> HeadSet:
+    try:
+        return heads.random_same_layers(seed)
+    except HeadSetError:
+        if seed == 0:
+            logger.warning(
+                "A layer has too few heads besides the selected ones: the same-layer control may draw these too, so it "
+                "lies nearer to the selected heads than it should. Select fewer heads for a clean control."
+            )
+        return heads.random_same_layers(seed, disjoint=False)
+
+
+def causal_rows(
+    model: PreTrainedModel,
+    processor: Any,
+    probes: Iterable[Probe],
+    heads: str | Path | HeadSet,
+    *,
+    answering: Answering | None = None,
+    random_seeds: int = 5,
+    same_layers: bool = True,
+    phases: Sequence[AblationPhase] = ("all", "decode"),
+    prompt: ProbePrompt | None = None,
+    lead_in: str = LEAD_IN,
+    max_new_tokens: int = 32,
+    finished: Collection[str] = (),
+    progress: bool = False,
+    total: int | None = None,
+) -> Iterator[CausalRow]:
+    """Answer each probe under each masking, one row at a time.
+
+    Args:
+        model: a loaded transformers model of a supported family.
+        processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
+        probes: probes with answers.
+        heads: the selected heads: a set, a path, ``"published"``.
+        answering: ``generate`` or ``choices``; unless given, by likelihood where a probe has choices that are words
+            and freely elsewhere. Models that don't follow instructions need ``choices``.
+        random_seeds: random draws of each control.
+        same_layers: also draw random heads with the selection's spread over the layers.
+        phases: mask while reading and answering (``all``), only while answering (``decode``), or both.
+        prompt: how probes are worded.
+        lead_in: what the answer is begun with.
+        max_new_tokens: the longest free answer.
+        finished: names of probes that are passed over, such as those of a run that is resumed.
+        progress: show a bar on stderr, if that is a terminal.
+        total: how many probes there are, for the bar.
+
+    Raises:
+        HeadSetError: heads that do not fit the model, or too few others for a control.
+        DataError: no answer to compare with, or no choices where these are asked for.
+        ContextOverflowError: a probe longer than the model's context.
+        PageError: an item that can't be read, or that this model can't take.
+    """
+    reranker = Reranker(model, processor, heads="all")
+    backbone = reranker.backbone
+    selected = resolve_heads(heads, backbone)
+    if selected.n_layers is None or selected.n_heads is None:
+        selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
+    conditions = _conditions(selected, backbone.global_layers, random_seeds, phases, same_layers=same_layers)
+    answerer = Answerer(
+        backbone,
+        ProbePrompter(reranker.prompter, prompt),
+        lead_in=lead_in,
+        max_new_tokens=max_new_tokens,
+        independent=reranker.independent,
+    )
+    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
+    for probe in bar:
+        if probe.name in finished:
+            continue
+        if not probe.answer:
+            raise DataError(f"Probe {probe.name!r} has no answer to compare with. Use probes with answers.")
+        how: Answering = answering or ("choices" if len(probe.choices) > 1 else "generate")
+        for condition in conditions:
+            yield _row(answerer, probe, condition, how)
+
+
+def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:
+    accepted = (probe.answer, *probe.accepted)
+    if how == "choices":
+        given, _ = answerer.choose(probe, condition.masking)
+        correct = given == probe.answer
+        measures = measure(given, accepted)
+    else:
+        given = answerer.generate(probe, condition.masking)
+        measures = measure(given, accepted)
+        named = chosen(given, probe.choices) if probe.choices else None
+        correct = named == probe.answer if probe.choices else measures.contains == 1.0
+    return CausalRow(
+        probe=probe.name,
+        task=probe.task,
+        context_length=probe.context_length,
+        depth=probe.depth,
+        masked=condition.masked,
+        phase=condition.phase if condition.heads is not None else "",
+        seed=condition.seed,
+        heads=0 if condition.heads is None else len(condition.heads),
+        given=given,
+        answer=probe.answer,
+        correct=float(correct),
+        **asdict(measures),
+    )
+
+
+def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
+    """Write rows as JSON lines as they come, through to the disk, and give them all.
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    found: list[CausalRow] = []
+    try:
+        with Path(path).open("w", encoding="utf-8") as stream:
+            for row in rows:
+                stream.write(json.dumps(asdict(row)) + "\n")
+                stream.flush()
+                found.append(row)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written ({error}). Check that its folder exists.") from error
+    return found
+
+
+def save_json(content: Any, path: str | Path) -> None:
+    """Write a value as indented JSON, all or nothing.
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    write_atomically(Path(path), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -1,0 +1,300 @@
+"""Detection: how much each head of a model attends from a question to its evidence, over many probes.
+
+After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243: a head's score on a probe is the mean over
+the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
+question on the same context; its detection score is the mean over the probes of a task and context length.
+
+A probe's context runs once and its keys are kept; the question and the null question run on them together. What is
+held at a time is one context's keys and values and a number a head and item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from mmrh_retriever.encoding.engine import UNLIMITED, Engine, Window
+from mmrh_retriever.errors import AttentionCaptureError, DataError
+from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.research.detection_journal import Journal, ProbeScores
+from mmrh_retriever.research.head_analysis import Stability, stability
+from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.prompts import LaidContext, ProbePrompt, ProbePrompter
+from mmrh_retriever.types import FloatArray
+
+_OUT_OF_RANGE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """A finished detection run: every probe's scores, and what follows from them.
+
+    ``global_layers`` are the layers whose attention spans the whole context; the others have no scores.
+    """
+
+    model_id: str
+    global_layers: tuple[int, ...]
+    probes: tuple[ProbeScores, ...]
+    source: str
+
+    @property
+    def table(self) -> HeadScoresTable:
+        """The mean, spread (standard deviation over the probes) and recall@1 of each head, by task and length."""
+        return HeadScoresTable(self._scores(*condition) for condition in self.conditions)
+
+    @property
+    def conditions(self) -> tuple[tuple[str, int], ...]:
+        """Tasks and context lengths, in the order in which they were probed."""
+        return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
+
+    def example_scores(self, task: str, context_length: int, depth: float | None = None) -> FloatArray:
+        """Each probe's calibrated scores under one condition, ``(probes, layers, heads)``, NaN where not measured.
+
+        Raises:
+            DataError: no such probes.
+        """
+        return np.stack([probe.scores for probe in self._at(task, context_length, depth)])
+
+    def depths(self, task: str, context_length: int) -> tuple[float, ...]:
+        """The needle depths probed under one condition, ascending."""
+        return tuple(sorted({probe.depth for probe in self._at(task, context_length, None)}))
+
+    def stability(self, task: str, context_length: int, **options: Any) -> Stability:
+        """Overlap of the best heads found on disjoint parts of the probes.
+
+        ``options`` go to :func:`mmrh_retriever.research.head_analysis.stability`.
+
+        Raises:
+            DataError: no such probes.
+            HeadSetError: fewer probes than parts.
+        """
+        scores = self.example_scores(task, context_length)
+        return stability(scores, selectable_layers=self.global_layers, **options)
+
+    def _at(self, task: str, context_length: int, depth: float | None) -> list[ProbeScores]:
+        found = [
+            probe
+            for probe in self.probes
+            if (probe.task, probe.context_length) == (task, context_length) and depth in (None, probe.depth)
+        ]
+        if not found:
+            raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {self.conditions}.")
+        return found
+
+    def _scores(self, task: str, context_length: int) -> HeadScores:
+        probes = self._at(task, context_length, None)
+        scores = np.stack([probe.scores for probe in probes]).astype(np.float64)  # (probes, layers, heads)
+        unmeasured = np.isnan(scores[0])
+        recall = np.stack([probe.hits for probe in probes]).mean(axis=0)
+        spread = scores.std(axis=0, ddof=1) if len(probes) > 1 else np.zeros_like(scores[0])
+        every = len(self.global_layers) == scores.shape[1]
+        return HeadScores(
+            scores.mean(axis=0).astype(np.float32),
+            self.model_id,
+            task,
+            context_length,
+            source=self.source,
+            n_examples=len(probes),
+            spread=np.where(unmeasured, np.nan, spread).astype(np.float32),
+            recall_at_1=np.where(unmeasured, np.nan, recall).astype(np.float32),
+            selectable_layers=None if every else self.global_layers,
+        )
+
+
+def detect_heads(model: PreTrainedModel, processor: Any, probes: Iterable[Probe], **options: Any) -> HeadScoresTable:
+    """Null-calibrated retrieval scores of every head on probes, by task and context length.
+
+    Takes what :func:`detect` takes and gives its table alone; ``table.save("scores.json")`` keeps it and
+    :meth:`HeadSet.of_tasks` selects from it.
+    """
+    return detect(model, processor, probes, **options).table
+
+
+def detect(
+    model: PreTrainedModel,
+    processor: Any,
+    probes: Iterable[Probe],
+    *,
+    prompt: ProbePrompt | None = None,
+    model_id: str | None = None,
+    independent: bool | None = None,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    total: int | None = None,
+) -> Detection:
+    """Score every head of the layers with global attention on probes.
+
+    Args:
+        model: a loaded transformers model of a supported family.
+        processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
+        probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
+        prompt: how probes are worded, and which tokens look.
+        model_id: the name that the scores are filed under; the model's own unless given.
+        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; where it is
+            not given, as the model's config says.
+        journal: a file that takes each probe's scores at once, so that a killed run can be resumed.
+        resume: go on with a journal that exists; probes that it holds are not run again.
+        settings: what else must be alike when a journal is resumed (how the probes were made).
+        progress: show a bar on stderr, if that is a terminal.
+        total: how many probes there are, for the bar.
+
+    Raises:
+        DataError: no probes, two of one name, one without evidence; a journal that exists without ``resume``, of
+            another model, shape or settings, or that holds other probes than these.
+        ContextOverflowError: a probe longer than the model's context.
+        AttentionCaptureError: the seam does not hold on this model, or attention is NaN.
+        UnsupportedModelError: a family that we can't drive.
+        PageError: an item that can't be read, or that this model can't take.
+    """
+    reranker = Reranker(model, processor, heads="all", independent=independent)
+    backbone = reranker.backbone
+    name = model_id or str(getattr(backbone.config, "_name_or_path", "") or type(model).__name__)
+    prompter = ProbePrompter(reranker.prompter, prompt)
+    scorer = _Scorer(backbone, prompter, independent=reranker.independent)
+    fixed = {
+        "model": name,
+        **_identity(backbone),
+        "independent": reranker.independent,
+        "prompt": asdict(prompter.prompt),
+        "probes": dict(settings or {}),
+    }
+    shape = (backbone.layers, backbone.heads)
+    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
+    found: dict[str, ProbeScores] = {}
+    with Journal(journal, fixed, shape, resume=resume) if journal is not None else nullcontext() as log:
+        done = {} if log is None else dict(log.done)
+        for probe in bar:
+            if probe.name in found:
+                raise DataError(f"Two probes are called {probe.name!r}. Give each a name of its own.")
+            if probe.name in done:
+                found[probe.name] = _same(done.pop(probe.name), probe, str(journal))
+                continue
+            found[probe.name] = scorer.score(probe)
+            if log is not None:
+                log.add(found[probe.name])
+        if done:
+            raise DataError(
+                f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
+                "probes that the run was begun with, or write to another file."
+            )
+    if not found:
+        raise DataError("There are no probes to detect heads with. Give at least one.")
+    source = f"mmrh detect, {len(found)} probes, null question {prompter.prompt.null_question!r}"
+    return Detection(name, backbone.global_layers, tuple(found.values()), source)
+
+
+class _Scorer:
+    """Runs probes; keeps the last context for neighbours that share it."""
+
+    def __init__(self, backbone: Backbone, prompter: ProbePrompter, *, independent: bool) -> None:
+        self.backbone = backbone
+        self.prompter = prompter
+        self.independent = independent
+        self.heads = [HeadId(layer, head) for layer in backbone.global_layers for head in range(backbone.heads)]
+        self._key: tuple[Any, ...] = ()
+        self._kept: tuple[Sequence[object], LaidContext, Window] | None = None
+        self._null: Tensor | None = None
+
+    def score(self, probe: Probe) -> ProbeScores:
+        """Run one probe."""
+        if not probe.evidence:
+            raise DataError(
+                f"Probe {probe.name!r} has no evidence, so no head can be scored on it. Leave such probes "
+                "(negatives) to the causal test."
+            )
+        context, window, engine = self._context(probe)
+        mass, null = self._ask(engine, window, probe)  # (heads, parts) each
+        calibrated = (mass.double() - null.double()).numpy()
+        in_part = any(span.start is not None for span in probe.evidence)
+        gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
+        values = calibrated[:, gold].sum(axis=1)
+        if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + _OUT_OF_RANGE:
+            raise AttentionCaptureError(
+                f"Probe {probe.name!r} gave a head the score {values[np.argmax(np.abs(values))]}; expected -1 to 1. "
+                "Load the model again, or with dtype=torch.float32, and report it if that does not help."
+            )
+        items = calibrated @ np.eye(len(probe.items))[list(context.item)]  # (heads, items)
+        is_gold = np.array([place in probe.gold for place in range(len(probe.items))])
+        others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
+        return ProbeScores(
+            probe.name,
+            probe.fingerprint(),
+            probe.task,
+            probe.context_length,
+            probe.depth,
+            len(window),
+            self._grid(values, np.nan).astype(np.float32),
+            self._grid(items[:, is_gold].max(axis=1) > others, 0).astype(np.bool_),
+        )
+
+    def _grid(self, values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
+        grid = np.full((self.backbone.layers, self.backbone.heads), fill)
+        grid[list(self.backbone.global_layers)] = values.reshape(-1, self.backbone.heads)
+        return grid
+
+    def _context(self, probe: Probe) -> tuple[LaidContext, Window, Engine]:
+        prompter = self.prompter.prompter(probe)
+        budget = UNLIMITED if self.independent else self.backbone.context
+        engine = Engine(prompter, self.heads, budget, independent=self.independent)
+        in_part = tuple(span for span in probe.evidence if span.start is not None)
+        key = (*map(id, probe.items), probe.labelled, in_part)
+        if self._kept is None or key != self._key:
+            self._kept = self._null = None  # one context's keys at a time
+            context = self.prompter.lay_context(probe)
+            self._kept = (probe.items, context, engine.encode(context.pieces))
+            self._key = key
+        _, context, window = self._kept
+        return context, window, engine
+
+    def _ask(self, engine: Engine, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
+        """``(heads, parts)`` of the question and of the null question."""
+        asked = self.prompter.lay_question(probe)
+        if len(asked) == 1 and not asked[0].inputs and not probe.options:
+            null = [] if self._null is not None else self.prompter.lay_null_question(probe)
+            mass = engine.ask(window, [*asked, *null]).mass
+            if null:
+                self._null = mass[1]
+            return mass[0], mass[-1] if self._null is None else self._null
+        mass = engine.ask_in_pieces(window, asked).mass
+        return mass[0], engine.ask_in_pieces(window, self.prompter.lay_null_question(probe)).mass[0]
+
+
+def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
+    if done.fingerprint != probe.fingerprint():
+        raise DataError(
+            f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
+            f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another file."
+        )
+    return done
+
+
+def _identity(backbone: Backbone) -> dict[str, Any]:
+    """What tells one model's scores from another's."""
+    digest = hashlib.sha256()
+    with torch.inference_mode():
+        for name, parameter in backbone.model.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            sample = torch.cat([flat[:4], flat[-4:]]).float().cpu().numpy()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.tobytes())
+    return {
+        "model_type": str(backbone.config.model_type),
+        "n_layers": backbone.layers,
+        "n_heads": backbone.heads,
+        "dtype": str(backbone.model.dtype),
+        "weights": digest.hexdigest()[:16],
+    }

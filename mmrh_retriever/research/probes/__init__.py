@@ -1,0 +1,1 @@
+"""Probes: needles in long contexts, built, read from data sets, and turned into prompts."""

@@ -1,0 +1,1 @@
+"""What every long run shares: a journal that resumes, bootstrap intervals, tables and figures."""

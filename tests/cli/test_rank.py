@@ -1,0 +1,167 @@
+"""The command line: results on stdout, messages on stderr, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mmrh_retriever import HeadId, HeadSet
+from mmrh_retriever.cli.main import main
+from mmrh_retriever.model.loading import BUNDLED_FOLDER, HEADS_FILE
+from tests.factories import page_image, tiny
+
+QUESTION = "How did revenue change?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    fresh = tiny("qwen3_vl")
+    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
+        part.save_pretrained(folder)
+    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    for seed in range(3):
+        page_image(seed).save(folder / f"page{seed}.png")
+    page_image(8, (120, 160)).save(folder / "scan.pdf", save_all=True, append_images=[page_image(9, (120, 160))])
+    return sorted(folder.iterdir())
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def mmrh(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    monkeypatch.setenv("COLUMNS", "240")  # messages in one line
+
+    def run(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_rank_gives_one_json_object_a_line(
+    mmrh: Callable[..., Done], model: Path, files: list[Path], tmp_path: Path
+) -> None:
+    done = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 4, "--heatmap", tmp_path / "maps")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert all(list(row) == ["rank", "document", "page", "score"] for row in rows)
+    assert {row["document"] for row in rows} <= {file.name for file in files}
+    assert all(row["page"] >= 1 for row in rows)
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 4
+    assert "bundled" not in done.stderr
+
+
+def test_rank_writes_a_report_and_keeps_pages_for_the_next_question(
+    mmrh: Callable[..., Done], model: Path, files: list[Path], tmp_path: Path
+) -> None:
+    report, store = tmp_path / "new" / "report.html", tmp_path / "store"
+    plain = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9)
+    first = mmrh("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store)
+    kept = {path: path.stat().st_ino for path in store.iterdir()}
+    again = mmrh(
+        *("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9, "--store", store, "--report", report)
+    )
+    assert (plain.returncode, first.returncode, again.returncode) == (0, 0, 0), again.stderr
+    assert len(kept) == len(plain.stdout.splitlines())
+    assert {path: path.stat().st_ino for path in store.iterdir()} == kept, "nothing was encoded again"
+    scores = [[json.loads(line)["score"] for line in done.stdout.splitlines()] for done in (plain, first, again)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-6)
+    assert QUESTION in report.read_text()
+
+
+def test_rank_prints_a_table_for_people(mmrh: Callable[..., Done], model: Path, files: list[Path]) -> None:
+    done = mmrh("rank", files[0], files[-1], QUESTION, "--model", model, "--heads", "all")
+    assert done.returncode == 0, done.stderr
+    assert QUESTION in done.stdout
+    assert "scan.pdf" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["rank", "only.pdf"], 2, "at least one file and the question"),
+        (["rank", "a.pdf", QUESTION, "--top-n", "0"], 2, "--top-n"),
+        (["rank"], 2, "Missing argument"),
+        (["heads", "Qwen3-VL-8B-Instruct", "--top", "0"], 2, "expected a share"),
+        (["rank", "missing.pdf", QUESTION], 1, "missing.pdf"),
+        (["rank", "x.pdf", QUESTION, "--model", "no/such-model"], 1, "Error"),
+        (["heads", "blip-base"], 1, "mmrh detect"),
+    ],
+)
+def test_exit_codes(mmrh: Callable[..., Done], model: Path, arguments: list[str], code: int, message: str) -> None:
+    more = ["--model", model] if arguments[-1] == QUESTION and code == 1 else []
+    done = mmrh(*arguments, *more)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_where_the_question_belongs(mmrh: Callable[..., Done], files: list[Path]) -> None:
+    done = mmrh("rank", files[0], files[1])
+    assert done.returncode == 2
+    assert "must be the question" in done.stderr
+
+
+def test_heads_of_a_published_model(mmrh: Callable[..., Done]) -> None:
+    done = mmrh("heads", "Qwen/Qwen3-VL-8B-Instruct", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model"] == "Qwen/Qwen3-VL-8B-Instruct"
+
+
+def test_heads_of_a_head_set(mmrh: Callable[..., Done], tmp_path: Path) -> None:
+    heads = HeadSet((HeadId(2, 1), HeadId(0, 3)), scores=(0.5, 0.25), model_id="some/model", n_layers=3, n_heads=4)
+    heads.save(tmp_path / HEADS_FILE)
+    for source in (tmp_path, tmp_path / HEADS_FILE):  # a model's folder, or the file
+        done = mmrh("heads", source, "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["heads"], report["scores"], report["by_layer"]) == (["2-1", "0-3"], [0.5, 0.25], [1, 0, 1])
+    shown = mmrh("heads", tmp_path)
+    assert "some/model: 2 heads of 3 x 4" in shown.stdout
+    assert "0.250" in shown.stdout
+    for option in ("--plot", "--compare"):
+        refused = mmrh("heads", tmp_path, option, tmp_path / "x.png")
+        assert refused.returncode == 1
+        assert "give a scores file" in refused.stderr
+
+
+def test_heads_of_the_bundled_model(mmrh: Callable[..., Done]) -> None:
+    if not (BUNDLED_FOLDER / HEADS_FILE).is_file():
+        pytest.skip("the bundled model is not installed")
+    done = mmrh("heads", "bundled", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["size"] >= 1
+
+
+def test_the_installed_command_runs() -> None:
+    command = [sys.executable, "-m", "mmrh_retriever.cli.main", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("mmrh-retriever 0.")

@@ -1,0 +1,42 @@
+"""What several sequences begin with is laid once."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmrh_retriever.encoding.question_tree import PrefixTree
+
+
+def laid(*sequences: list[int]) -> PrefixTree:
+    tree = PrefixTree()
+    for sequence in sequences:
+        tree.add(sequence)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("sequences", "ids"),
+    [
+        (([5, 6, 7], [5, 6, 8, 7]), [5, 6, 7, 8, 7]),
+        (([5, 6], [6, 5]), [5, 6, 6, 5]),  # the same token in another place is another
+        (([5, 6, 7], [5, 6]), [5, 6, 7]),
+        (([5, 6], [5, 6, 7]), [5, 6, 7]),
+        (([5, 6], [5, 6]), [5, 6]),
+        (([5, 5, 5], [5, 5, 6]), [5, 5, 5, 6]),
+        (([1, 2, 3], [4], [1, 2, 5], [1, 6]), [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_shared_beginnings_are_laid_once(sequences: tuple[list[int], ...], ids: list[int]) -> None:
+    tree = laid(*sequences)
+    assert tree.ids == ids
+    assert len(tree) == len(ids)
+    for sequence, path in zip(sequences, tree.paths, strict=True):
+        assert [tree.ids[place] for place in path] == sequence
+        assert [tree.depths[place] for place in path] == list(range(len(sequence)))
+        assert list(path) == sorted(path), "a token stands behind those before it"
+
+
+def test_what_a_sequence_would_add() -> None:
+    tree = laid([5, 6, 7], [5, 8])
+    assert [tree.fresh(ids) for ids in ([5, 8, 7], [5, 6], [6, 7], [])] == [1, 0, 2, 0]
+    assert len(tree) == 4

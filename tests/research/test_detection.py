@@ -1,0 +1,252 @@
+"""Detection against the plain eager computation on the full prompt, and runs that are killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker
+from mmrh_retriever.errors import ContextOverflowError, DataError
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.prompts import Prompter
+from mmrh_retriever.research.detection import detect, detect_heads
+from mmrh_retriever.research.probes.builder import TASKS, Evidence, Probe, ProbeBuilder, page_probes
+from mmrh_retriever.research.probes.haystacks import Haystack
+from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter, token_counter
+from tests.factories import TEXT_ONLY, Tiny, page_image, tiny
+from tests.reference import eager_attentions
+
+LENGTH = 1100
+
+
+def processor(model: Tiny) -> object:
+    return (model.tokenizer, model.image_processor)
+
+
+def probes_for(model: Tiny, task: str, *, examples: int = 1, depths: int = 2, seed: int = 0) -> list[Probe]:
+    prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
+    passages = Haystack.generated(1, passages=20, images=0).passages
+    images = tuple(Page(image=page_image(number), doc_id="haystack", index=number) for number in range(6))
+    haystack = Haystack(passages, () if model.name in TEXT_ONLY else images, "test")
+    share = 0.0 if model.name in TEXT_ONLY else 0.4
+    build = ProbeBuilder(token_counter(prompter), haystack, image_share=share, seed=seed)
+    return list(build.build(task, LENGTH, examples=examples, depths=depths))
+
+
+def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
+    """``(layers, heads)`` by the definition: two plain full passes, everything kept."""
+    prompter = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor))
+    context = prompter.lay_context(probe)
+    head = prompter.prompter(probe).lay_head()
+    found = []
+    for question in (prompter.lay_question(probe), prompter.lay_null_question(probe)):
+        pieces = [head, *context.pieces, *question]
+        attention = eager_attentions(model, pieces)  # (layers, heads, tokens, tokens)
+        starts = np.cumsum([0, *map(len, pieces)])
+        parts = [
+            (start + span.start, start + span.stop)
+            for start, piece in zip(starts[1:], context.pieces, strict=False)
+            for span in piece.scored
+        ]
+        keys = [
+            token
+            for (first, stop), gold in zip(parts, context.evidence, strict=True)
+            for token in (range(first, stop) if gold else ())
+        ]
+        rows = [
+            token
+            for start, piece in zip(starts[1 + len(context.pieces) :], question, strict=False)
+            for span in piece.scored
+            for token in range(start + span.start, start + span.stop)
+        ]
+        found.append(attention[:, :, rows][:, :, :, keys].double().sum(-1).mean(-1).numpy())
+    return found[0] - found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        *((name, "text") for name in ("qwen3_vl", "qwen2_5_vl", "gemma3", "mistral3", "llama", "qwen3")),
+        *((name, task) for name in ("qwen3_vl", "gemma3", "smolvlm") for task in TASKS[1:]),
+        ("internvl", "rendered_text"),
+        ("llava_onevision", "image"),
+    ],
+)
+def test_detection_equals_the_plain_computation(name: str, task: str) -> None:
+    model = tiny(name)
+    (probe,) = probes_for(model, task, depths=1)
+    table = detect_heads(model.model, processor(model), [probe])
+    found = table.at(task, LENGTH).values
+    expected = expected_scores(tiny(name), probe)
+    measured = ~np.isnan(found)
+    layers = Backbone.of(model.model).global_layers
+    assert sorted(set(np.argwhere(measured)[:, 0].tolist())) == list(layers)
+    difference = np.abs(found - expected)[measured].max()
+    print(f"{name:16} {task:16} {difference:.1e} of {np.abs(expected).max():.1e}")
+    assert np.abs(expected).max() > 1e-3
+    assert difference < 1e-5
+
+
+def test_pages_share_one_prefill_and_score_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("qwen3_vl")
+    pages = [Page(image=page_image(number)) for number in range(3)]
+    probes = list(page_probes(pages, [("How did revenue change?", 0), ("Where is it?", 2)], context_length=4096))
+    together = detect(model.model, processor(model), probes)
+    for probe, scored in zip(probes, together.probes, strict=True):
+        np.testing.assert_allclose(scored.scores, expected_scores(tiny("qwen3_vl"), probe), atol=1e-5)
+    alone = [detect(model.model, processor(model), [probe]).probes[0] for probe in probes]
+    for one, other in zip(alone, together.probes, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+        assert (one.hits == other.hits).all()
+    table = together.table
+    assert table.tasks == ("page",)
+    assert table.at("page", 4096).n_examples == 2
+    assert len(HeadSet.of_tasks(table, count=3)) == 3
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_scores_are_those_that_the_reranker_gives(independent: bool) -> None:
+    model = tiny("qwen3_vl")
+    pages = [Page(image=page_image(number)) for number in range(3)]
+    question, head = "How did revenue change?", HeadId(1, 2)
+    (probe,) = page_probes(pages, [(question, 1)], context_length=4096)
+    run = detect(
+        model.model,
+        processor(model),
+        [probe],
+        independent=independent,
+        prompt=ProbePrompt(null_question=PromptOptions().null_question),
+    )
+    heads = HeadSet((head,), n_layers=3, n_heads=4)
+    reranker = Reranker(model.model, processor(model), heads=heads, independent=independent)
+    ranked = reranker.rank(question, pages)
+    (score,) = (one.score for one in ranked if one.position == 1)
+    assert run.probes[0].scores[head] == pytest.approx(score, abs=1e-6)
+    assert run.probes[0].hits[head] == (ranked[0].position == 1)
+
+
+def test_mean_spread_recall_and_stability_follow_from_the_probes(tmp_path: Path) -> None:
+    model = tiny("qwen3_vl")
+    probes = probes_for(model, "rendered_text", examples=3)
+    run = detect(model.model, processor(model), probes, model_id="org/tiny")
+    scores = run.example_scores("rendered_text", LENGTH)
+    assert scores.shape == (6, 3, 4)
+    found = run.table.at("rendered_text", LENGTH)
+    np.testing.assert_allclose(found.values, scores.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(found.spread, scores.std(axis=0, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(found.recall_at_1, np.mean([probe.hits for probe in run.probes], axis=0), atol=1e-6)
+    assert 0 <= run.stability("rendered_text", LENGTH, share=0.3).mean <= 1
+    assert run.depths("rendered_text", LENGTH) == (0.0, 1.0)
+    assert run.example_scores("rendered_text", LENGTH, depth=1.0).shape == (3, 3, 4)
+    with pytest.raises(DataError, match="No probes of the task"):
+        run.example_scores("text", LENGTH)
+    run.table.save(tmp_path / "scores.json")
+    loaded = HeadScoresTable.load(tmp_path / "scores.json")
+    np.testing.assert_array_equal(loaded.at("rendered_text", LENGTH).values, found.values)
+    assert loaded.model_id == "org/tiny"
+
+
+def test_sliding_layers_have_no_scores_and_are_never_selected() -> None:
+    model = tiny("gemma3")
+    table = detect_heads(model.model, processor(model), probes_for(model, "text"))
+    scores = table.at("text", LENGTH)
+    assert np.isnan(scores.values[[0, 2]]).all()
+    assert np.isfinite(scores.values[[1, 3]]).all()
+    assert scores.recall_at_1 is not None
+    assert np.isnan(scores.recall_at_1[0]).all()
+    assert table.selectable_layers == (1, 3)
+    assert {head.layer for head in HeadSet.top(scores, count=8)} == {1, 3}
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    model = tiny("llama")
+    probes = probes_for(model, "text", examples=3)
+    whole = detect_heads(model.model, processor(model), probes)
+    journal = tmp_path / "run.jsonl"
+
+    def dying():  # type: ignore[no-untyped-def]
+        yield from probes[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detect(model.model, processor(model), dying(), journal=journal)
+    with journal.open("ab") as stream:
+        stream.write(b'{"name": "text-11')  # killed while writing
+    with pytest.raises(DataError, match="exists already"):
+        detect(model.model, processor(model), probes, journal=journal)
+    passes = []
+    handle = model.model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    resumed = detect_heads(model.model, processor(model), probes, journal=journal, resume=True)
+    first = len(passes)
+    again = detect_heads(model.model, processor(model), probes, journal=journal, resume=True)
+    handle.remove()
+    assert 0 < first == len(passes), "nothing is run again when everything is there"
+    for table in (resumed, again):
+        np.testing.assert_array_equal(table.at("text", LENGTH).values, whole.at("text", LENGTH).values)
+        np.testing.assert_array_equal(table.at("text", LENGTH).recall_at_1, whole.at("text", LENGTH).recall_at_1)
+
+
+def test_a_run_is_not_resumed_with_other_settings_models_or_probes(tmp_path: Path) -> None:
+    model, journal = tiny("llama"), tmp_path / "run.jsonl"
+    probes = probes_for(model, "text")
+
+    def go(model: Tiny = model, probes: list[Probe] = probes, **options: object) -> None:
+        detect(model.model, processor(model), probes, journal=journal, resume=True, **options)  # type: ignore[arg-type]
+
+    go(settings={"seed": 0})
+    with pytest.raises(DataError, match=r"probes\.seed: the file has 0, this run 1"):
+        go(settings={"seed": 1})
+    with pytest.raises(DataError, match=r"prompt\.null_question"):
+        go(settings={"seed": 0}, prompt=ProbePrompt(null_question="nothing"))
+    with pytest.raises(DataError, match="weights"):
+        go(tiny("llama", seed=9), settings={"seed": 0})
+    with pytest.raises(DataError, match="model_type"):
+        go(tiny("qwen3"), settings={"seed": 0})
+    with pytest.raises(DataError, match="not among these"):
+        go(probes=probes[:1], settings={"seed": 0})
+    with pytest.raises(DataError, match="fingerprint"):
+        go(probes=probes_for(model, "text", seed=4), settings={"seed": 0})
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b"{oops\n" + lines[1])
+    with pytest.raises(DataError, match=r"run\.jsonl, line 2"):
+        go(settings={"seed": 0})
+
+
+def test_what_cannot_be_detected_is_refused() -> None:
+    model = tiny("llama")
+    (probe, *_) = probes_for(model, "text")
+    with pytest.raises(DataError, match="no probes"):
+        detect_heads(model.model, processor(model), [])
+    with pytest.raises(DataError, match="Two probes"):
+        detect_heads(model.model, processor(model), [probe, probe])
+    silent = Probe("text", "p", probe.items, ("Q?",), (), "a", LENGTH)
+    with pytest.raises(DataError, match="no evidence"):
+        detect_heads(model.model, processor(model), [silent])
+    long = Probe("text", "long", (Page(text="word " * 5000),), ("Q?",), (Evidence(0),), "a", LENGTH)
+    with pytest.raises(ContextOverflowError):
+        detect_heads(model.model, processor(model), [long])
+
+
+def test_a_head_that_looks_for_the_questions_words_is_found() -> None:
+    model = tiny("llama")
+    words = ("emissions", "revenue", "balance")
+    pages = [Page(text=f"{word} {word} {word}") for word in words]
+    questions = [(f"{word} {word}", place) for place, word in enumerate(words)]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        attention = model.model.model.layers[0].self_attn
+        embedding = model.model.model.embed_tokens.weight
+        embedding.copy_(torch.randn(embedding.shape))
+        same = torch.randn(8, embedding.shape[1]) * 2 / embedding.shape[1] ** 0.5
+        same[[0, 1, 4, 5]] = 0  # content alone: only the dimensions that rotate slowly
+        attention.q_proj.weight[:8] = same  # head 0
+        attention.k_proj.weight[:8] = same
+    scores = detect_heads(model.model, processor(model), page_probes(pages, questions, context_length=64))
+    found = scores.at("page", 64)
+    best = HeadSet.top(found, count=1).heads[0]
+    assert best == (0, 0)
+    assert found.recall_at_1 is not None
+    assert found.recall_at_1[best] > 0.5
