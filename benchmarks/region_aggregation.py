@@ -25,14 +25,7 @@ from tqdm import tqdm
 
 from mmrh_retriever import Reranker
 from mmrh_retriever.evaluation.evaluate import settings_of
-from mmrh_retriever.evaluation.metrics import (
-    Measured,
-    PageBox,
-    bootstrap_interval,
-    layout_recall,
-    paired_bootstrap,
-    summarise,
-)
+from mmrh_retriever.evaluation.metrics import Measured, PageBox, layout_recall, summarise
 from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec
 from mmrh_retriever.ranking.region_scores import (
@@ -42,6 +35,7 @@ from mmrh_retriever.ranking.region_scores import (
     region_fractions,
     region_scores,
 )
+from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 from mmrh_retriever.types import Page, PatchGrid
 
 CUTS = (1, 5, 10)

@@ -29,13 +29,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, read_pdf
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.evaluation.metrics import PAGE_CUTS as CUTS
-from mmrh_retriever.evaluation.metrics import bootstrap_interval, page_recall, paired_bootstrap
+from mmrh_retriever.evaluation.metrics import page_recall
 from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
 from mmrh_retriever.research.causal_tables import causal_markdown, plot_causal, summarise_causal
 from mmrh_retriever.research.detection import detect
 from mmrh_retriever.research.head_analysis import sparsity
 from mmrh_retriever.research.probes.builder import ProbeBuilder
 from mmrh_retriever.research.probes.prompts import token_counter
+from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
 TASK = "text"
@@ -111,7 +112,7 @@ def cut(page: Page, tokenizer: object, tokens: int) -> Page:
 def page_mass(engine: Engine, pages: list[Page], questions: list[str], window_pages: int) -> np.ndarray:
     """Calibrated attention ``(questions, heads, pages)`` of every head."""
     prompter = engine.prompter
-    laid = [*map(prompter.lay_question, questions), prompter.lay_null_question()]
+    laid = [*map(prompter.question_segment, questions), prompter.null_segment()]
     mass = np.zeros((len(questions), engine.heads.count, len(pages)))
     numbers = [place + 1 for place in range(len(pages))]
     for start in range(0, len(pages), window_pages):

@@ -67,7 +67,7 @@ def by_stage(decoder: torch.nn.Module, run: Callable[[], object]) -> tuple[float
     stages = Stages()
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (Prompter, "lay_page", "images to patches, prompt"),
+            (Prompter, "page_segment", "images to patches, prompt"),
             (Vision, "_run", "vision tower"),
             (type(decoder), "forward", "decoder but attention"),
             (attention.AttentionSeam, "attend", "attention"),

@@ -19,13 +19,14 @@ from mmrh_retriever.errors import (
     MMRHError,
     PageError,
     QuestionError,
+    SettingsError,
     UnsupportedModelError,
 )
 from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable, HeadSet
-from mmrh_retriever.model.prompts import PromptOptions
 from mmrh_retriever.pdf.reader import iter_pdf, read_pdf
 from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
 from mmrh_retriever.ranking.shared_models import release_shared_models, shared_reranker
+from mmrh_retriever.settings import PromptOptions, RerankSettings
 from mmrh_retriever.types import Page, PatchGrid, Region, ScoredPage, ScoredRegion, TokenSpan
 
 __version__ = "0.1.0"
@@ -48,9 +49,11 @@ __all__ = [
     "PromptOptions",
     "QuestionError",
     "Region",
+    "RerankSettings",
     "Reranker",
     "ScoredPage",
     "ScoredRegion",
+    "SettingsError",
     "TokenSpan",
     "UnsupportedModelError",
     "iter_pdf",

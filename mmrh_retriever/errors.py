@@ -5,6 +5,7 @@
     ├── HeadSetError             heads of another model, out of range, not selectable, or none published
     ├── PageError                a page or document that can't be read; ``source`` and ``page`` say which
     ├── QuestionError            an empty or unusable question
+    ├── SettingsError            a setting or argument that is out of its range
     ├── ContextOverflowError     more tokens asked than allowed; ``tokens`` and ``allowed`` say how many
     ├── AttentionCaptureError    the attention seam did not see what it must see (or saw NaN)
     └── DataError                a dataset, probe or result file that is malformed or does not fit
@@ -42,6 +43,10 @@ class PageError(MMRHError, ValueError):
 
 class QuestionError(MMRHError, ValueError):
     """A question with nothing to score."""
+
+
+class SettingsError(MMRHError, ValueError):
+    """A setting or an argument that is out of its range."""
 
 
 class ContextOverflowError(MMRHError, ValueError):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,11 +27,15 @@ class FileModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-FileModelT = TypeVar("FileModelT", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_text(path: Path) -> str:
-    """The text of a JSON file, unpacked when its name ends in ``.gz``.
+def read_text(path: Path, *, what: str) -> str:
+    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``.
+
+    Args:
+        path: the file.
+        what: what the caller reads, for messages, such as ``"head set"``.
 
     Raises:
         DataError: the file is missing, unreadable, damaged or not UTF-8.
@@ -39,12 +44,62 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Check the path of the head file.") from error
+        raise DataError(f"{path}: no such file. Check the path of the {what}.") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 JSON file.") from error
+        raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file: the {what}.") from error
 
 
-def format_of(text: str, *, name: str) -> str | None:
+def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[int, Model]]:
+    """The lines of a JSON lines file, checked, each with its number (from 1). Empty lines are passed over.
+
+    Args:
+        path: the file.
+        model: the schema of a line.
+        what: what a line is, for messages, such as ``"question"``.
+
+    Raises:
+        DataError: the file can't be read, or a malformed line; names file, line and field.
+    """
+    try:
+        with path.open("rb") as lines:  # binary: a line ends at "\n" alone, not at other separators inside a text
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, parse_as(model, line, where=f"{path}, line {number}", what=what)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. Check the path of the {what} file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error}). Expected JSON lines: a {what} per line.") from error
+
+
+def read_json(path: Path, model: type[Model], *, what: str) -> Model:
+    """A JSON file, checked.
+
+    Raises:
+        DataError: the file can't be read, or does not fit the schema.
+    """
+    return parse_as(model, read_text(path, what=what), where=str(path), what=what)
+
+
+def parse_as(model: type[Model], text: str | bytes, *, where: str, what: str) -> Model:
+    """Check JSON text against a schema.
+
+    Raises:
+        DataError: names the first wrong fields, what was found there and what was expected.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        shown = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']} "
+            f"(got {str(problem['input'])[:60]!r})"
+            for problem in problems[:_SHOWN_PROBLEMS]
+        )
+        more = f" and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+        raise DataError(f"{where}: not a valid {what}: {shown}{more}. Correct it or make it again.") from error
+
+
+def format_of(text: str, *, where: str, what: str) -> str | None:
     """The ``format`` that a JSON object declares, or ``None`` where it declares none.
 
     Raises:
@@ -53,29 +108,11 @@ def format_of(text: str, *, name: str) -> str | None:
     try:
         content: Any = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{name}: not JSON ({error}). Expected a head scores or head set file.") from error
+        raise DataError(f"{where}: not JSON ({error}). Expected a {what}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{name}: holds a JSON {type(content).__name__}. Expected an object with named fields.")
+        raise DataError(f"{where}: holds a JSON {type(content).__name__}. Expected an object: a {what}.")
     declared = content.get("format")
     return declared if isinstance(declared, str) else None
-
-
-def parse_as(model: type[FileModelT], text: str, *, name: str) -> FileModelT:
-    """Check a file's text against its schema.
-
-    Raises:
-        DataError: names the first offending fields, what was found there and what was expected.
-    """
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        shown = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']} (got {str(problem['input'])[:40]!r})"
-            for problem in problems[:_SHOWN_PROBLEMS]
-        )
-        more = f" and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        raise DataError(f"{name}: not a valid {model.__name__}: {shown}{more}. Correct or rebuild it.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -98,17 +135,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise DataError(f"{path}: can't be written ({error}). Check that its folder exists.") from error
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Files that a kill in the middle of :func:`write_atomically` left in a folder or below it."""
-    return [item for item in folder.rglob(".*.tmp") if _LEFTOVER.fullmatch(item.name)]
-
-
-def write_model(path: Path, model: BaseModel) -> None:
-    """Save a file model as JSON, packed when the name ends in ``.gz`` (the same bytes every time).
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Save plain data or a pydantic model as JSON, packed when the name ends in ``.gz`` (the same bytes every time).
 
     Raises:
         DataError: the folder is missing or can't be written.
     """
-    content = json.dumps(model.model_dump(mode="json"), separators=(",", ":"), allow_nan=False) + "\n"
-    data = content.encode("utf-8")
+    plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
+    separators = (",", ":") if indent is None else None
+    data = (json.dumps(plain, indent=indent, separators=separators, allow_nan=False) + "\n").encode()
     write_atomically(path, gzip.compress(data, 9, mtime=0) if path.suffix == ".gz" else data)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files that a kill in the middle of :func:`write_atomically` left in a folder or below it."""
+    return [item for item in folder.rglob(".*.tmp") if _LEFTOVER.fullmatch(item.name)]

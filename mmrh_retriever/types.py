@@ -1,8 +1,7 @@
-"""Values that travel between the modules: frozen, slotted, without behaviour that needs a model."""
+"""Values that travel between the modules. They are frozen and slotted, and need no model."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from mmrh_retriever.errors import PageError
-
-MAX_IMAGE_PIXELS = 64_000_000
-"""Images with more pixels than this are refused before they are decoded (a decompression bomb)."""
-MIN_IMAGE_SIDE = 4
-"""Images narrower or lower than this, in pixels, hold nothing to read and are refused."""
-MAX_ASPECT_RATIO = 150.0
-"""Longer side over shorter side; beyond it no image processor keeps the picture legible."""
+from mmrh_retriever.images import as_rgb, open_image, shown_size
 
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)``, origin at the top left, in the units of the page size beside it."""
@@ -29,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """A half-open interval of token positions, ``start <= t < stop``."""
+    """A half-open interval of tokens, ``start <= t < stop``."""
 
     start: int
     stop: int
@@ -48,12 +41,11 @@ class TokenSpan:
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """How a page image lies on its visual tokens.
+    """Which part of a page each visual token of its image sees.
 
-    ``boxes[i]`` is the part of the page, in fractions of its width and height, that visual token ``i`` of
-    the page's image sees. Most families lay one regular grid (``rows * columns`` tokens, row by row);
-    families that cut an image into crops have several grids, one after the other, and cover a place
-    more than once.
+    ``boxes[i]`` is the part that token ``i`` sees, in fractions of the page's width and height. Most families
+    have one regular grid of ``rows * columns`` tokens, row by row. Families that cut an image into tiles have
+    several grids, one after the other; these overlap.
     """
 
     boxes: FloatArray  # (visual tokens, 4) as fractions x0, y0, x1, y1
@@ -65,17 +57,12 @@ class PatchGrid:
         """A plain grid over the whole page, row by row."""
         return cls(grid_boxes((0.0, 0.0, 1.0, 1.0), rows, columns), rows, columns)
 
-    @property
-    def is_regular(self) -> bool:
-        """Whether the tokens are one row-by-row grid."""
-        return len(self) == self.rows * self.columns
-
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
 
 
 def grid_boxes(area: Box, rows: int, columns: int) -> FloatArray:
-    """Boxes of a ``rows x columns`` grid laid over ``area``, row by row: ``(rows * columns, 4)``."""
+    """Boxes of a ``rows x columns`` grid over ``area``, row by row: ``(rows * columns, 4)``."""
     x0, y0, x1, y1 = area
     xs = np.linspace(x0, x1, columns + 1, dtype=np.float64)
     ys = np.linspace(y0, y1, rows + 1, dtype=np.float64)
@@ -127,10 +114,9 @@ class Page:
     """One candidate: a page image, a page's text, or both.
 
     ``image`` may be a PIL image, the bytes of an image file, the path of one, or an :class:`ImageSource`.
-    Its head is checked when the page is made; pixels are decoded only when they are needed and are not
-    kept. ``index`` counts from 0, ``number`` from 1. ``size`` is the page's width and height in its own
-    units (PDF points for PDF pages, pixels otherwise); region boxes are in these units. Pages are compared
-    by identity.
+    Format and size are checked when the page is made. Pixels are decoded when they are needed and not kept.
+    ``index`` counts from 0, ``number`` from 1. ``size`` is the page's width and height in its own units: PDF
+    points for PDF pages, pixels otherwise. Region boxes are in these units. Pages are compared by identity.
 
     Raises:
         PageError: neither image nor text, or an image that can't be read or is too small or too large.
@@ -149,25 +135,17 @@ class Page:
         if self.index < 0:
             raise PageError(f"A page's index counts from 0, got {self.index}.", source=self.doc_id)
         if self.image is None and (self.text is None or not self.text.strip()):
-            raise PageError(
-                f"{self.name} has neither an image nor text. Give Page(image=...) or Page(text=...).",
-                source=self.doc_id,
-                page=self.index,
-            )
+            raise self.error(f"{self.name} has neither an image nor text. Give Page(image=...) or Page(text=...).")
         if isinstance(self.image, (Image.Image, bytes, str, Path)):
             opened = open_image(self.image, name=self.name, source=self.doc_id, page=self.index)
             if self.size is None:
-                wide, high = float(opened.width), float(opened.height)
-                turned = _is_turned(opened)
-                object.__setattr__(self, "size", (high, wide) if turned else (wide, high))
+                object.__setattr__(self, "size", shown_size(opened))
             if opened is not self.image:
                 opened.close()
         elif self.image is not None and not hasattr(self.image, "load"):
-            raise PageError(
+            raise self.error(
                 f"The image of {self.name} is a {type(self.image).__name__}. Expected a PIL image, bytes, a path "
-                "or an object with load().",
-                source=self.doc_id,
-                page=self.index,
+                "or an object with load()."
             )
         object.__setattr__(self, "regions", tuple(self.regions))
 
@@ -182,92 +160,26 @@ class Page:
         return f"page {self.index + 1}" + (f" of {self.doc_id}" if self.doc_id else "")
 
     def pixels(self) -> Image.Image:
-        """The page's image, decoded now and in RGB (transparency lies on white).
+        """The page's image, decoded now, in RGB with transparency on white.
 
         Raises:
             PageError: the page has no image, or its file is damaged.
         """
         if self.image is None:
-            raise PageError(f"{self.name} has no image.", source=self.doc_id, page=self.index)
+            raise self.error(f"{self.name} has no image.")
         try:
-            if isinstance(self.image, (Image.Image, bytes, str, Path)):
-                image = open_image(self.image, name=self.name, source=self.doc_id, page=self.index)
-            else:
-                image = open_image(self.image.load(), name=self.name, source=self.doc_id, page=self.index)
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                layered = image.convert("RGBA")
-                ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-                return Image.alpha_composite(ground, layered).convert("RGB")
-            if image.mode.startswith("I") or image.mode == "F":
-                return sixteen_bit_to_grey(image).convert("RGB")
-            return image.convert("RGB")
+            given = self.image if isinstance(self.image, (Image.Image, bytes, str, Path)) else self.image.load()
+            return as_rgb(open_image(given, name=self.name, source=self.doc_id, page=self.index))
         except (OSError, ValueError, SyntaxError) as error:
             if isinstance(error, PageError):
                 raise
-            raise PageError(
-                f"The image of {self.name} is damaged: {error}. Save it again or leave the page out.",
-                source=self.doc_id,
-                page=self.index,
+            raise self.error(
+                f"The image of {self.name} is damaged: {error}. Save it again or leave the page out."
             ) from error
 
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether a photograph's notes say that it lies on its side; asked of formats that tell without decoding."""
-    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP"):
-        return False
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
-
-
-def sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
-    """A 16 or 32-bit grey image stretched onto 0 to 255 (Pillow's own conversion clips it to white)."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0
-    return Image.fromarray(np.clip(values / top * 255.0, 0, 255).astype(np.uint8))
-
-
-def open_image(
-    image: Image.Image | bytes | str | Path,
-    *,
-    name: str = "the image",
-    source: str | None = None,
-    page: int | None = None,
-) -> Image.Image:
-    """Open an image from memory or disk and check its size before any pixel is decoded.
-
-    Raises:
-        PageError: not an image, missing, truncated at its head, too small, too large or too long.
-    """
-
-    def refuse(problem: str) -> PageError:
-        where = f" ({image})" if isinstance(image, (str, Path)) else ""
-        return PageError(f"{name[0].upper()}{name[1:]}{where}: {problem}", source=source, page=page)
-
-    if isinstance(image, Image.Image):
-        opened = image
-    elif not isinstance(image, (bytes, str, Path)):
-        raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
-    else:
-        stream: io.BytesIO | Path = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
-        try:
-            opened = Image.open(stream)
-        except FileNotFoundError as error:
-            raise refuse("no such file. Check the path.") from error
-        except Image.DecompressionBombError as error:
-            raise refuse(f"{error}. At most {MAX_IMAGE_PIXELS:,} pixels are accepted.") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            raise refuse(
-                "these bytes are not an image that Pillow can read. Expected PNG, JPEG, WebP, TIFF or the "
-                "like; PDF files go through read_pdf()."
-            ) from error
-    width, height = opened.size
-    if min(width, height) < MIN_IMAGE_SIDE:
-        raise refuse(f"{width} x {height} pixels hold nothing to read; at least {MIN_IMAGE_SIDE} a side.")
-    if width * height > MAX_IMAGE_PIXELS:
-        raise refuse(f"{width} x {height} pixels are more than the {MAX_IMAGE_PIXELS:,} accepted. Scale the page down.")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise refuse(f"{width} x {height} pixels are too long a strip. Cut it into pages.")
-    return opened
+    def error(self, message: str) -> PageError:
+        """An error about this page."""
+        return PageError(message, source=self.doc_id, page=self.index)
 
 
 PageLike = Page | Image.Image | bytes | str | Path
@@ -275,14 +187,26 @@ PageLike = Page | Image.Image | bytes | str | Path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A page on its way through the engine.
+
+    ``index`` counts from 0 in the caller's list, ``number`` stands on the page's label in the prompt.
+    """
+
+    index: int
+    number: int
+    page: Page
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoredPage:
     """A page with its rank (1 is best) and its score.
 
-    ``score`` is the calibrated attention mass of METHOD definition 4: the mean over the selected heads of
-    the question's mean attention to the page, minus the same for a null question. Scores compare pages
-    within one call; they are never normalised over the candidates. ``token_scores`` has one value for each
-    visual token of the page's image (calibrated likewise; their sum is the image's part of ``score``) when
-    it was asked for, and ``grid`` says where on the page each token lies.
+    ``score`` is the calibrated attention mass: the mean over the selected heads of the question's mean
+    attention to the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). Scores
+    compare pages within one call and are never normalised over the candidates. ``position`` is the page's
+    index in the caller's list. ``token_scores`` holds one calibrated value per visual token, where it was
+    asked for; ``grid`` says which part of the page each token sees. Their sum is the image's part of ``score``.
     """
 
     page: Page

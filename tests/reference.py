@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.model.prompts import PromptSegment
 from tests.factories import Tiny
 
 
-def batched_inputs(pieces: list[LaidPiece]) -> dict[str, Tensor]:
+def batched_inputs(pieces: list[PromptSegment]) -> dict[str, Tensor]:
     """The pages' pixel inputs in one batch, as the families' own processors would give them."""
     found: dict[str, list[Tensor]] = {}
     for piece in pieces:
@@ -38,7 +38,7 @@ def _joined(values: list[Tensor], along: int) -> Tensor:
 
 
 def eager_attentions(
-    tiny: Tiny, pieces: list[LaidPiece], *, masks: dict[str, Tensor] | None = None, positions: Tensor | None = None
+    tiny: Tiny, pieces: list[PromptSegment], *, masks: dict[str, Tensor] | None = None, positions: Tensor | None = None
 ) -> Tensor:
     """``(layers, heads, tokens, tokens)`` of one plain full pass over all pieces, one after the other.
 
@@ -69,7 +69,7 @@ def eager_attentions(
     return torch.stack([layer[0] for layer in output.attentions])
 
 
-def _llava_pixels(pieces: list[LaidPiece]) -> Tensor:
+def _llava_pixels(pieces: list[PromptSegment]) -> Tensor:
     values = [piece.inputs["pixel_values"] for piece in pieces if piece.inputs]
     tiles = max(value.shape[1] for value in values)
     padded = torch.zeros(len(values), tiles, *values[0].shape[2:])

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "types", "byte_cache"},
     {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"}
     | {"split_attention", "prefix_tree"},
-    {"attention", "kv_cache", "image_layouts", "backbones", "prompts", "vision", "page_store", "page_feed"}
+    {"attention", "kv_cache", "image_tokens", "backbones", "prompts", "vision", "page_store", "page_feed"}
     | {"fingerprints", "patch_convolutions"}
     | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}
     | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},

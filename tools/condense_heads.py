@@ -63,7 +63,7 @@ def condensed(values: list[list[float]]) -> list[list[int]]:
 
 def entry_of(path: Path) -> PublishedModelEntry:
     """One released file, condensed."""
-    content = files.parse_as(file_formats.ReleasedScoresFile, files.read_text(path), name=str(path))
+    content = files.read_json(path, file_formats.ReleasedScoresFile, what="released scores file")
     facts = FACTS[content.model]
     global_layers = range(facts.global_every - 1, content.n_layers, facts.global_every)
     raw = json.loads(path.read_text(encoding="utf-8"))["scores"]
@@ -98,7 +98,7 @@ def main() -> int:
         scale=SCALE,
         models=[entries[model] for model in FACTS],
     )
-    files.write_model(arguments.output, content)
+    files.write_json(arguments.output, content, indent=None)
     size = arguments.output.stat().st_size
     sys.stdout.write(f"{arguments.output}: {len(entries)} models, {size:,} bytes (limit {SIZE_LIMIT:,})\n")
     return int(size > SIZE_LIMIT)

@@ -21,8 +21,9 @@ from PIL import Image
 
 from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.images import MAX_IMAGE_PIXELS
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
-from mmrh_retriever.types import MAX_IMAGE_PIXELS, Page
+from mmrh_retriever.types import Page
 
 DEFAULT_MAX_BYTES = 128 * 1024 * 1024
 """Files, web answers and pictures in memory with more bytes than this are refused."""

@@ -19,12 +19,14 @@ from mmrh_retriever.adapters.page_sources import DEFAULT_MAX_BYTES, PageClues, P
 from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
 from mmrh_retriever.heads.sets import HeadSet
+from mmrh_retriever.images import MAX_IMAGE_PIXELS
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
-from mmrh_retriever.ranking.final_round import DEFAULT_FINAL_HEAT, check_size
+from mmrh_retriever.ranking.final_round import check_size
 from mmrh_retriever.ranking.rankings import page_numbers
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.ranking.shared_models import shared_reranker
-from mmrh_retriever.types import MAX_IMAGE_PIXELS, Page, Region, ScoredRegion, grid_boxes
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND
+from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Metadata: the score that the document came with."""
@@ -101,7 +103,7 @@ class AdapterSettings(BaseModel):
     )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
     final_heat: int = Field(
-        DEFAULT_FINAL_HEAT,
+        DEFAULT_FINAL_ROUND,
         description="Best pages of several windows that are compared once more together; 0 compares none.",
     )
     page_memory: int = Field(
@@ -374,7 +376,7 @@ class AdapterSettings(BaseModel):
 
     def _length_or_error(self, page: Page, number: int) -> int | PageError:
         try:
-            return len(self.reranker.prompter.lay_page(page, number))
+            return len(self.reranker.prompter.page_segment(page, number))
         except PageError as error:
             return error
 

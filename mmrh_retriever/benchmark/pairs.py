@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.errors import AttentionCaptureError
-from mmrh_retriever.model.attention_seam import PassPlan
-from mmrh_retriever.model.loading import Processors
-from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.model.pass_plan import PassPlan
+from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
+from mmrh_retriever.model.vision import joined_inputs
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.types import Page, ScoredPage, TokenSpan
 
@@ -138,32 +138,37 @@ class PlainProcedure:
     def rank(self, question: str) -> Tensor:
         """``(pages,)`` calibrated scores of all heads; two full passes."""
         prompter = self.reranker.prompter
-        laid = [prompter.lay_head(), *(prompter.lay_page(page, page.number) for page in self.pages)]
-        asked = self._pass([*laid, prompter.lay_question(question)])
-        null = self._pass([*laid, prompter.lay_null_question()])
+        before = self.prompt()
+        asked = self._pass([*before, prompter.question_segment(question)])
+        null = self._pass([*before, prompter.null_segment()])
         return (asked - null).mean(dim=0)
 
-    def _pass(self, pieces: Sequence[LaidPiece]) -> Tensor:
-        recording = self.full_pass(pieces, self._heads)
+    def prompt(self) -> list[PromptSegment]:
+        """The prompt prefix and the pages."""
+        prompter = self.reranker.prompter
+        return [prompter.prefix_segment(), *(prompter.page_segment(page, page.number) for page in self.pages)]
+
+    def _pass(self, segments: Sequence[PromptSegment]) -> Tensor:
+        recording = self.full_pass(segments, self._heads)
         if recording is None:
             raise AttentionCaptureError("A full pass that was to record gave no recording.")
         return recording.mass[0]
 
     def full_pass(
-        self, pieces: Sequence[LaidPiece], heads: HeadsByLayer | None, stop_at: int | None = None
+        self, segments: Sequence[PromptSegment], heads: HeadsByLayer | None, stop_at: int | None = None
     ) -> Recording | None:
-        """One plain causal pass over all pieces, the last of which asks; it records nothing without heads."""
-        ids = [number for piece in pieces for number in piece.ids]
+        """One plain causal pass over all segments, the last of which asks; it records nothing without heads."""
+        ids = [number for segment in segments for number in segment.ids]
         owner = torch.full((len(ids),), -1, dtype=torch.long)
-        positions, shift, place = [], 0, 0
-        twosided: list[TokenSpan] = []
-        for number, piece in enumerate(pieces):
-            positions.append(piece.all_positions() + place)
-            for span in piece.scored:
-                owner[span.start + shift : span.stop + shift] = number - 1
-            twosided += [span.shifted(shift) for span in piece.twosided]
-            shift, place = shift + len(piece), place + piece.extent
-        question = pieces[-1]
+        positions, offset, position = [], 0, 0
+        bidirectional: list[TokenSpan] = []
+        for number, segment in enumerate(segments):
+            positions.append(segment.all_positions() + position)
+            for span in segment.scored:
+                owner[span.start + offset : span.stop + offset] = number - 1
+            bidirectional += [span.shifted(offset) for span in segment.bidirectional]
+            offset, position = offset + len(segment), position + segment.extent
+        question = segments[-1]
         start = len(ids) - len(question)
         owner[start:] = -1
         looking = question.scored[0].shifted(start)
@@ -171,19 +176,14 @@ class PlainProcedure:
         recording = None if heads is None else Recording(heads, rows, owner, len(self.pages))
         backbone = self.backbone
         order = torch.cat(positions, dim=1)
-        inputs = _batched([piece for piece in pieces if piece.inputs])
-        plan = PassPlan(0, len(ids), twosided=tuple(twosided), stop_at=stop_at)
-        dtype = backbone.model.dtype
+        plan = PassPlan(0, len(ids), bidirectional=tuple(bidirectional), stop_at=stop_at)
         with torch.inference_mode(), backbone.seam.running(plan, recording):
             backbone.base(
                 input_ids=torch.tensor([ids], device=backbone.device),
                 position_ids=(order.unsqueeze(1) if backbone.family.three_axes else order).to(backbone.device),
-                attention_mask=torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=dtype),
+                attention_mask=torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype),
                 use_cache=False,
-                **{
-                    key: value.to(backbone.device, dtype if value.is_floating_point() else None)
-                    for key, value in inputs.items()
-                },
+                **joined_inputs(backbone, segments),
             )
         return recording
 
@@ -209,10 +209,8 @@ def run_benchmark(
     asked = sample_questions(questions)
     plain = PlainProcedure(reranker, shown)
     encoded = reranker.encode(shown)
-    stored = _with_store(reranker)
-    prompter = reranker.prompter
-    laid = [prompter.lay_head(), *(prompter.lay_page(page, page.number) for page in shown)]
-    whole = [*laid, prompter.lay_question(asked[0])]
+    stored = reranker.with_store(PageStore())
+    whole = [*plain.prompt(), reranker.prompter.question_segment(asked[0])]
     heads = HeadsByLayer.of(list(reranker.heads))
     device = reranker.backbone.device
     seconds: dict[str, list[float]] = {}
@@ -241,7 +239,7 @@ def run_benchmark(
         timed("encode", lambda: reranker.encode(shown))
     kept = {name: values[1:] for name, values in seconds.items()}
     return Benchmark(
-        model=str(getattr(reranker.backbone.config, "_name_or_path", "")) or type(reranker.backbone.model).__name__,
+        model=reranker.backbone.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         pages=pages,
         tokens=encoded.tokens,
@@ -263,29 +261,6 @@ def run_benchmark(
     )
 
 
-def _with_store(reranker: Reranker) -> Reranker:
-    prompter = reranker.prompter
-    return Reranker(
-        reranker.backbone.model,
-        Processors(prompter.tokenizer, prompter.image_processor),
-        reranker.heads,
-        token_budget=reranker.token_budget,
-        independent=reranker.independent,
-        calibrate=reranker.calibrate,
-        options=prompter.options,
-        check=False,
-        store=PageStore(),
-        vision_memory=0,
-    )
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _batched(pieces: Sequence[LaidPiece]) -> dict[str, Tensor]:
-    """The pages' pixel inputs in one batch, for families whose inputs stack along the first axis."""
-    if not pieces:
-        return {}
-    return {key: torch.cat([piece.inputs[key] for piece in pieces]) for key in pieces[0].inputs}

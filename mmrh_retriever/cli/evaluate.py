@@ -25,8 +25,8 @@ from mmrh_retriever.evaluation.tables import as_rich, markdown_report, notes, pl
 from mmrh_retriever.files import write_atomically
 from mmrh_retriever.heads.published import published_head_set
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
-from mmrh_retriever.ranking.final_round import DEFAULT_FINAL_HEAT
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
 
@@ -105,7 +105,7 @@ def mmdocir(
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None,
     final_heat: Annotated[
         int, typer.Option(min=0, help="Best pages of several windows that are compared once more; 0: none.")
-    ] = DEFAULT_FINAL_HEAT,
+    ] = DEFAULT_FINAL_ROUND,
     independent: Annotated[
         bool | None,
         typer.Option(
@@ -264,9 +264,9 @@ def _engine(
 ) -> Engine | None:
     if name is EngineName.local:
         return None
-    from mmrh_retriever.evaluation.ray_executor import RayEngine
+    from mmrh_retriever.evaluation.ray_executor import RayExecutor
 
-    return RayEngine(data, rankers, level, workers=workers, address=address)
+    return RayExecutor(data, rankers, level, workers=workers, address=address)
 
 
 def _dry_run(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Pages on their way into windows: laid as tokens, seen by the vision tower several at once, or found in a store."""
+"""Pages on their way into windows: written as tokens, seen by the vision tower several at once, or found in a store."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import torch
 
 from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
 from mmrh_retriever.errors import ContextOverflowError, PageError
-from mmrh_retriever.model.prompts import LaidPiece, Prompter
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Features, Vision, pixels_of
-from mmrh_retriever.types import Page
+from mmrh_retriever.types import Candidate
 
 
 @dataclass(slots=True)
-class LaidPage:
+class PreparedPage:
     """A page as tokens, with its vision features or its kept keys and values if they are there.
 
-    ``place`` is its place in the caller's list; ``digest`` stands for its content where pages are kept.
+    ``digest`` stands for its content where pages are kept.
     """
 
-    place: int
-    page: Page
-    piece: LaidPiece
+    candidate: Candidate
+    segment: PromptSegment
     digest: bytes = b""
     features: Features | None = None
     stored: StoredPage | None = None
 
 
 class PageFeed:
-    """Lays pages in their order, as far ahead as the vision tower takes several at once.
+    """Prepares pages in their order, as far ahead as the vision tower takes several at once.
 
     Args:
-        prompter: lays the pages.
+        prompter: writes the pages.
         vision: the model's vision tower.
         kept: where pages encoded before are found.
         room: the most tokens that a page may take.
@@ -47,66 +46,66 @@ class PageFeed:
         self.room = room
         self.ahead = ahead
 
-    def pages(self, pages: Iterable[tuple[int, Page]], numbers: Sequence[int]) -> Iterator[LaidPage]:
-        """The pages, each with its place in ``numbers``, which has the numbers on their labels.
+    def pages(self, candidates: Iterable[Candidate]) -> Iterator[PreparedPage]:
+        """The pages, prepared.
 
         Raises:
             PageError: a page that can't be read, or too little memory to look at it.
             ContextOverflowError: a page longer than there is room for.
         """
-        batch: list[LaidPage] = []
+        batch: list[PreparedPage] = []
         pixels = 0
-        for place, page in pages:
-            laid = self._lay(place, page, numbers[place])
+        for candidate in candidates:
+            prepared = self._prepared(candidate)
             # a page kept behind other pages is found once its window is known, and then needs no features
-            looked_at = bool(laid.piece.inputs) and (self.kept is None or self.ahead)
-            size = pixels_of(laid.piece)
+            looked_at = bool(prepared.segment.inputs) and (self.kept is None or self.ahead)
+            size = pixels_of(prepared.segment)
             if batch and (not looked_at or pixels + size > self.vision.pixel_budget):
                 yield from self._seen(batch)
                 batch, pixels = [], 0
             if looked_at:
-                batch.append(laid)
+                batch.append(prepared)
                 pixels += size
             else:
-                yield laid
+                yield prepared
         yield from self._seen(batch)
 
-    def _lay(self, place: int, page: Page, number: int) -> LaidPage:
+    def _prepared(self, candidate: Candidate) -> PreparedPage:
+        page, number = candidate.page, candidate.number
         digest, stored, image = b"", None, None
         if self.kept is not None:
             # an image file's bytes tell it from others; other images are drawn for that, and then not once more
             image = None if isinstance(page.image, bytes) else self.prompter.image_shown(page)
             digest = self.prompter.page_digest(page, number, image)
             stored = self.kept.get(digest) if self.ahead else None
-        piece = self.prompter.lay_page(page, number, image) if stored is None else stored.piece
-        if len(piece) > self.room:
+        segment = self.prompter.page_segment(page, number, image) if stored is None else stored.segment
+        if len(segment) > self.room:
             raise ContextOverflowError(
-                f"{page.name} takes {len(piece)} tokens; a window has room for {self.room} (token_budget, or the "
+                f"{page.name} takes {len(segment)} tokens; a window has room for {self.room} (token_budget, or the "
                 f"model's context of {self.prompter.backbone.context}). Render it smaller (max_pixels), shorten its "
                 "text, or raise token_budget up to the model's context.",
-                tokens=len(piece),
+                tokens=len(segment),
                 allowed=self.room,
             )
-        return LaidPage(place, page, piece, digest, stored=stored)
+        return PreparedPage(candidate, segment, digest, stored=stored)
 
-    def _seen(self, batch: Sequence[LaidPage]) -> Iterator[LaidPage]:
+    def _seen(self, batch: Sequence[PreparedPage]) -> Iterator[PreparedPage]:
         """The same pages, looked at by the vision tower."""
         if not batch:
             return
         try:
-            features = self.vision.of([laid.piece for laid in batch])
+            features = self.vision.of([prepared.segment for prepared in batch])
         except torch.OutOfMemoryError as error:
             raise no_memory(batch[0], 0) from error
-        for laid, own in zip(batch, features, strict=True):
-            laid.features = own
-            yield laid
+        for prepared, own in zip(batch, features, strict=True):
+            prepared.features = own
+            yield prepared
 
 
-def no_memory(laid: LaidPage, before: int) -> PageError:
+def no_memory(prepared: PreparedPage, before: int) -> PageError:
     """The error for a page that did not fit in memory beside the tokens before it."""
-    return PageError(
-        f"{laid.page.name} ({len(laid.piece)} tokens) does not fit in memory beside the {before} tokens before it. "
-        "Lower token_budget or max_pixels.",
-        source=laid.page.doc_id,
-        page=laid.page.index,
+    page = prepared.candidate.page
+    return page.error(
+        f"{page.name} ({len(prepared.segment)} tokens) does not fit in memory beside the {before} tokens before it. "
+        "Lower token_budget or max_pixels."
     )

@@ -1,8 +1,8 @@
 """Encoded pages kept for later calls: in memory up to a budget, and on disk if a folder is given.
 
-A page's keys and values depend on the model, the processors, the prompt and, unless pages are encoded independently,
-on the pages before it. All of these are in its name or in its file's fingerprint, so that what is taken back is what
-encoding would give; a file of another model or prompt, or a damaged one, is refused and made again.
+A page's keys and values depend on the model, the processors and the prompt; where pages are not independent, also on
+the pages before it. All of these are in its name or in its file's fingerprint, so that what is taken back is what
+encoding would give. A file of another model or prompt, or a damaged one, is refused and made again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmrh_retriever.errors import DataError, PageError
-from mmrh_retriever.model.byte_cache import ByteCache
+from mmrh_retriever.errors import DataError, SettingsError
 from mmrh_retriever.model.fingerprints import tensors_digest
-from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.types import PatchGrid, TokenSpan
 
 logger = logging.getLogger(__name__)
@@ -34,17 +34,17 @@ DEFAULT_STORE_MEMORY = 4 * 1024**3
 """Bytes of encoded pages that a store holds in memory."""
 DEFAULT_STORE_DISK = 32 * 1024**3
 """Bytes of files that a store's folder holds."""
-FORMAT = "mmrh-page-1"
+FORMAT = "mmrh-page-2"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """A page as tokens (without its pixels) and its keys and values.
+    """A page as tokens, without its pixels, and its keys and values.
 
     ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
     """
 
-    piece: LaidPiece
+    segment: PromptSegment
     keys: Tensor
     values: Tensor
 
@@ -60,9 +60,9 @@ class PageStore:
         store = PageStore(2 * 1024**3, "encoded/")
         reranker = Reranker.from_pretrained(store=store)
 
-    With ``independent=True`` (the bundled model's way) every page is kept on its own, so that any selection of pages
-    seen before costs the question's tokens alone; its label then holds its own number (``Page.number``), also among
-    pages of other documents. Otherwise a page is found again behind the same pages only.
+    With ``independent=True`` (the bundled model's way) every page is kept on its own. Any selection of pages seen
+    before then costs the question's tokens alone. A page's label holds its own number (``Page.number``), also among pages of
+    other documents. Otherwise a page is found again behind the same pages only.
 
     Args:
         memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU
@@ -71,7 +71,7 @@ class PageStore:
         disk: bytes of files that the folder may hold; the pages used longest ago are deleted. No other file is touched.
 
     Raises:
-        PageError: a negative budget, or a folder that is a file.
+        SettingsError: a negative budget, or a folder that is a file.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class PageStore:
         disk: int = DEFAULT_STORE_DISK,
     ) -> None:
         if memory < 0 or disk < 0:
-            raise PageError(f"A store's budgets are in bytes and not negative, got memory={memory}, disk={disk}.")
+            raise SettingsError(f"A store's budgets are in bytes and not negative, got memory={memory}, disk={disk}.")
         self.memory = memory
         self.disk = disk
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             if self.folder.exists() and not self.folder.is_dir():
-                raise PageError(f"{self.folder} is a file. Expected a folder for encoded pages.", source=str(folder))
+                raise SettingsError(f"{self.folder} is a file. Expected a folder for encoded pages.")
             self.folder.mkdir(parents=True, exist_ok=True)
         self.hits = 0
         self.misses = 0
-        self._pages: ByteCache[tuple[str, str], StoredPage] = ByteCache(memory)
+        self._pages: LRUCache[tuple[str, str], StoredPage] = LRUCache(memory, getsizeof=lambda page: page.nbytes)
         self._lock = threading.Lock()
         self._on_disk = sum(size for _, size, _ in self._files())
 
@@ -103,19 +103,21 @@ class PageStore:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values in memory."""
-        return self._pages.nbytes
+        return int(self._pages.currsize)
 
     def clear(self) -> None:
         """Forget the pages in memory; files stay."""
-        self._pages.clear()
+        with self._lock:
+            self._pages.clear()
 
     def get(self, fingerprint: str, name: str) -> StoredPage | None:
         """A page by its name, or ``None`` if it isn't there or its file can't be used (which is logged)."""
-        found = self._pages.get((fingerprint, name))
+        with self._lock:
+            found: StoredPage | None = self._pages.get((fingerprint, name))
         if found is None and self.folder is not None:
             found = self._read(self.folder / f"{name}.safetensors", fingerprint)
             if found is not None:
-                self._pages.put((fingerprint, name), found)
+                self._hold(fingerprint, name, found)
         with self._lock:
             self.hits += found is not None
             self.misses += found is None
@@ -123,7 +125,7 @@ class PageStore:
 
     def put(self, fingerprint: str, name: str, page: StoredPage) -> None:
         """Keep a page. A folder that can't be written is logged; the page stays in memory."""
-        self._pages.put((fingerprint, name), page)
+        self._hold(fingerprint, name, page)
         if self.folder is not None:
             try:
                 written = _write(self.folder / f"{name}.safetensors", fingerprint, page)
@@ -133,6 +135,11 @@ class PageStore:
                         self._on_disk = self._delete_oldest()
             except (OSError, SafetensorError) as error:
                 logger.warning("An encoded page could not be written to %s and stays in memory: %s", self.folder, error)
+
+    def _hold(self, fingerprint: str, name: str, page: StoredPage) -> None:
+        if page.nbytes <= self.memory:
+            with self._lock:
+                self._pages[fingerprint, name] = page
 
     def _read(self, path: Path, fingerprint: str) -> StoredPage | None:
         if not path.is_file():
@@ -194,18 +201,18 @@ class ModelPages:
 def _write(path: Path, fingerprint: str, page: StoredPage) -> int:
     """Write a page's file; a reader sees the whole of it or nothing. Gives its bytes."""
     tensors = _tensors(page)
-    piece = page.piece
-    told = {
-        "axes": piece.axes,
-        "extent": piece.extent,
-        "scored": [[span.start, span.stop] for span in piece.scored],
-        "twosided": [[span.start, span.stop] for span in piece.twosided],
-        "grid": None if piece.grid is None else [piece.grid.rows, piece.grid.columns],
+    segment = page.segment
+    described = {
+        "axes": segment.axes,
+        "extent": segment.extent,
+        "scored": [[span.start, span.stop] for span in segment.scored],
+        "bidirectional": [[span.start, span.stop] for span in segment.bidirectional],
+        "grid": None if segment.grid is None else [segment.grid.rows, segment.grid.columns],
     }
     metadata = {
         "format": FORMAT,
         "fingerprint": fingerprint,
-        "piece": json.dumps(told),
+        "segment": json.dumps(described),
         "digest": tensors_digest(tensors).hex(),
     }
     own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
@@ -228,30 +235,30 @@ def _load(path: Path, fingerprint: str) -> StoredPage:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if tensors_digest(tensors).hex() != metadata["digest"]:
         raise DataError("its contents are damaged.")
-    told: dict[str, Any] = json.loads(metadata["piece"])
-    grid = None if told["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *told["grid"])
-    piece = LaidPiece(
-        axes=told["axes"],
+    described: dict[str, Any] = json.loads(metadata["segment"])
+    grid = None if described["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *described["grid"])
+    segment = PromptSegment(
+        axes=described["axes"],
         ids=tensors["ids"].tolist(),
         positions=[tensors["positions"]],
-        extent=told["extent"],
-        scored=[TokenSpan(*span) for span in told["scored"]],
+        extent=described["extent"],
+        scored=[TokenSpan(*span) for span in described["scored"]],
         visual=tuple(tensors["visual"].tolist()),
         grid=grid,
-        twosided=tuple(TokenSpan(*span) for span in told["twosided"]),
+        bidirectional=tuple(TokenSpan(*span) for span in described["bidirectional"]),
     )
-    return StoredPage(piece, tensors["keys"], tensors["values"])
+    return StoredPage(segment, tensors["keys"], tensors["values"])
 
 
 def _tensors(page: StoredPage) -> dict[str, Tensor]:
-    piece = page.piece
+    segment = page.segment
     tensors = {
         "keys": page.keys.contiguous(),
         "values": page.values.contiguous(),
-        "ids": torch.tensor(piece.ids, dtype=torch.long),
-        "positions": piece.all_positions().contiguous(),
-        "visual": torch.tensor(piece.visual, dtype=torch.long),
+        "ids": torch.tensor(segment.ids, dtype=torch.long),
+        "positions": segment.all_positions().contiguous(),
+        "visual": torch.tensor(segment.visual, dtype=torch.long),
     }
-    if piece.grid is not None:
-        tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(piece.grid.boxes))
+    if segment.grid is not None:
+        tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(segment.grid.boxes))
     return tensors

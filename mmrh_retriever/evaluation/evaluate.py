@@ -26,18 +26,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import mmrh_retriever
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.documents import Rankers, Task, failed_part, measure_document
-from mmrh_retriever.evaluation.metrics import (
-    Interval,
-    PairedDifference,
-    Summary,
-    bootstrap_interval,
-    paired_bootstrap,
-    summarise,
-)
+from mmrh_retriever.evaluation.metrics import Summary, summarise
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import PageRanker, RankerSpec, RegionRanker, build_rankers
 from mmrh_retriever.evaluation.rows import Level, Part, RunFolder, Settings, read_parts
 from mmrh_retriever.model.loading import HEADS_FILE, default_dtype, model_path
+from mmrh_retriever.runs.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
 
 _HASHED_BYTES = 64 * 1024 * 1024
 _TEXTS = (".md", ".txt")
@@ -56,7 +50,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LocalEngine:
+class LocalExecutor:
     """Works through tasks in this process."""
 
     dataset: MMDocIR
@@ -156,7 +150,7 @@ def evaluate(
     waiting = [(item, tuple(n for n in rankers if (n, item.name) not in done)) for item in dataset.documents]
     tasks = [Task(document, names) for document, names in waiting if names]
     if tasks:
-        work = engine or LocalEngine(dataset, _built(rankers), level)
+        work = engine or LocalExecutor(dataset, _built(rankers), level)
         expected = sum(len(task.rankers) for task in tasks)
         for part in _shown(work(tasks), total=expected + len(done), done=len(done)):
             folder.save(part)

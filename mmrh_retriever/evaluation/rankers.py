@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.ranking.final_round import DEFAULT_FINAL_HEAT
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
 from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND
 from mmrh_retriever.types import Page, Region
 
 Scores = npt.NDArray[np.float64]
@@ -239,7 +239,7 @@ class RankerSpec:
     calibrate: bool = True
     token_budget: int | None = None
     independent: bool | None = None
-    final_heat: int = DEFAULT_FINAL_HEAT
+    final_heat: int = DEFAULT_FINAL_ROUND
     max_pixels: int | None = None
     device: str | None = None
     dtype: str | None = None

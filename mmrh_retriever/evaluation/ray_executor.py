@@ -29,7 +29,7 @@ class ClusterError(MMRHError, RuntimeError):
     """Workers of a cluster that can't be started, or that are lost again and again."""
 
 
-class RayEngine:
+class RayExecutor:
     """An evaluation engine on Ray: one actor a worker, one document at a time each.
 
     Args:

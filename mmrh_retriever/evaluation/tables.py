@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmrh_retriever.evaluation.evaluate import Evaluation
-from mmrh_retriever.evaluation.metrics import Interval
+from mmrh_retriever.runs.bootstrap import Interval
 
 SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("recall@1", "recall@5", "recall@10")}
 """Measures in tables, by level; ``summary.json`` has all of them."""
@@ -37,7 +37,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class ResultTable:
+class Table:
     """A table, whatever it is printed as."""
 
     title: str
@@ -50,7 +50,7 @@ def label(ranker: str) -> str:
     return LABELS.get(ranker, ranker)
 
 
-def result_tables(found: Evaluation) -> list[ResultTable]:
+def result_tables(found: Evaluation) -> list[Table]:
     """All rankers; documents with a text layer and scans apart; by domain; by kind of evidence."""
     tables = [overall_table(found)]
     groups = next(iter(found.summaries.values())).counts
@@ -58,17 +58,17 @@ def result_tables(found: Evaluation) -> list[ResultTable]:
     return tables + [group_table(found, group) for group in _GROUPS if groups[group]]
 
 
-def overall_table(found: Evaluation) -> ResultTable:
+def overall_table(found: Evaluation) -> Table:
     """Rankers as rows: micro means with 95 % intervals, and macro means."""
     shown = SHOWN_MEASURES[found.level]
     columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in shown]
     columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in shown]
     heads = ["", *(f"micro {_short(name)}" for name in shown), *(f"macro {_short(name)}" for name in shown)]
     title = f"{found.level.capitalize()} level: {_questions(found)} about {_documents(found)}, in %"
-    return ResultTable(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+    return Table(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
 
 
-def source_table(found: Evaluation) -> ResultTable:
+def source_table(found: Evaluation) -> Table:
     """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
     shown = SHOWN_MEASURES[found.level]
     counts = next(iter(found.summaries.values())).counts["by_source"]
@@ -81,10 +81,10 @@ def source_table(found: Evaluation) -> ResultTable:
         columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in shown[1:]]
     parts = [f"{source} {_counted(counts[source], 'question')}" for source in sorted(counts, reverse=True)]
     title = f"By text layer, micro: {', '.join(parts)}"
-    return ResultTable(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+    return Table(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
 
 
-def group_table(found: Evaluation, group: str, measure: str | None = None) -> ResultTable:
+def group_table(found: Evaluation, group: str, measure: str | None = None) -> Table:
     """Groups as rows, rankers as columns, one measure.
 
     Args:
@@ -105,7 +105,7 @@ def group_table(found: Evaluation, group: str, measure: str | None = None) -> Re
     name = _GROUPS[group]
     heads = (name, "questions", *(label(ranker) for ranker in found.summaries))
     title = f"{_short(measure)} by {name}, in %"
-    return ResultTable(title, heads, tuple(rows))
+    return Table(title, heads, tuple(rows))
 
 
 def comparisons(found: Evaluation) -> list[str]:
@@ -133,7 +133,7 @@ def notes(found: Evaluation) -> list[str]:
     return lines
 
 
-def as_rich(table: ResultTable) -> Table:
+def as_rich(table: Table) -> Table:
     """A table for the terminal; the best figures are bold and have a star, which a pipe keeps."""
     made = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, head in enumerate(table.heads):
@@ -150,7 +150,7 @@ def as_rich(table: ResultTable) -> Table:
     return made
 
 
-def as_markdown(table: ResultTable) -> str:
+def as_markdown(table: Table) -> str:
     """A table in Markdown, its title above it."""
     cells = [[f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in table.rows]
     lines = [list(table.heads), ["---", *["---:"] * (len(table.heads) - 1)], *cells]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.ranking.region_scores import heat_array
+from mmrh_retriever.ranking.region_scores import mass_array
 from mmrh_retriever.types import FloatArray, PatchGrid, ScoredPage, ScoredRegion
 
 MIN_DRAWN_SIDE = 320
@@ -37,7 +37,7 @@ def heat(scored: ScoredPage, *, shape: tuple[int, int] | None = None) -> FloatAr
         PageError: a page without token scores.
     """
     scores, grid = _tokens(scored)
-    return heat_array(scores, grid, shape=shape)
+    return mass_array(scores, grid, shape=shape)
 
 
 def full_colour(pages: Sequence[ScoredPage]) -> float:

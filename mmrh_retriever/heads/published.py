@@ -205,7 +205,7 @@ def read_published(path: str | Path) -> tuple[PublishedModel, ...]:
         HeadSetError: scores that don't fit the model they stand for.
     """
     path = Path(path)
-    content = files.parse_as(PublishedFile, files.read_text(path), name=str(path))
+    content = files.read_json(path, PublishedFile, what="file of published heads")
     return tuple(_model_of(entry, content.scale, content.source) for entry in content.models)
 
 

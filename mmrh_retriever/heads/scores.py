@@ -317,16 +317,17 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
             HeadSetError: scores that don't fit the model's size, or are out of range.
         """
         path = Path(path)
-        text = files.read_text(path)
-        declared = files.format_of(text, name=str(path))
+        what = "file of head scores"
+        text = files.read_text(path, what=what)
+        declared = files.format_of(text, where=str(path), what=what)
         if declared not in (None, formats.SCORES_FORMAT):
             raise DataError(
                 f"{path}: has the format {declared!r}. Expected {formats.SCORES_FORMAT!r} or a released scores file."
             )
         try:
             if declared is None:
-                return cls._from_release(files.parse_as(formats.ReleasedScoresFile, text, name=str(path)))
-            return cls._from_file(files.parse_as(formats.ScoresFile, text, name=str(path)))
+                return cls._from_release(files.parse_as(formats.ReleasedScoresFile, text, where=str(path), what=what))
+            return cls._from_file(files.parse_as(formats.ScoresFile, text, where=str(path), what=what))
         except HeadSetError as error:
             raise HeadSetError(f"{path}: {error}") from error
 
@@ -395,7 +396,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
                 for scores in self.values()
             ],
         )
-        files.write_model(Path(path), content)
+        files.write_json(Path(path), content, indent=None)
 
 
 def _sized(values: formats.Matrix, n_layers: int, n_heads: int, what: str) -> FloatArray:

@@ -215,13 +215,13 @@ class HeadSet:
             HeadSetError: heads or scores that are impossible.
         """
         path = Path(path)
-        text = files.read_text(path)
-        if files.format_of(text, name=str(path)) != formats.SET_FORMAT:
+        text = files.read_text(path, what="head set")
+        if files.format_of(text, where=str(path), what="head set") != formats.SET_FORMAT:
             raise DataError(
                 f"{path}: not a head set file. Expected the format {formats.SET_FORMAT!r}; a scores file is read "
                 "by HeadScoresTable.load() and gives a set by HeadSet.of_tasks()."
             )
-        content = files.parse_as(formats.SetFile, text, name=str(path))
+        content = files.parse_as(formats.SetFile, text, where=str(path), what="head set")
         try:
             return cls(
                 tuple(HeadId.parse(name) for name in content.heads),
@@ -254,7 +254,7 @@ class HeadSet:
             context_length=self.context_length,
             source=self.source,
         )
-        files.write_model(Path(path), content)
+        files.write_json(Path(path), content, indent=None)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -450,7 +450,8 @@ def load_head_set(path: str | Path, *, share: float | None = None, max_layer: in
         HeadSetError: heads or scores that are impossible, or a limit that leaves none.
     """
     path = Path(path)
-    declared = files.format_of(files.read_text(path), name=str(path))
+    what = "head set or file of head scores"
+    declared = files.format_of(files.read_text(path, what=what), where=str(path), what=what)
     if declared != formats.SET_FORMAT:
         return HeadSet.of_tasks(HeadScoresTable.load(path), share=share, max_layer=max_layer)
     if share is not None:

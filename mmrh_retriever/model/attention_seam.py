@@ -1,17 +1,17 @@
-"""The one module that knows how transformers runs attention: recording and ablating heads.
+"""The seam: the one module that knows how transformers runs attention. It records heads and ablates them.
 
-transformers lets a model call a registered attention function (``AttentionInterface``). Ours calls the
-function that the model used before (sdpa, flash attention, eager) for the output and, only while asked to,
+transformers lets a model call a registered attention function (``AttentionInterface``). Ours calls the function that
+the model used before (sdpa, flash attention, eager) for the output. Only while asked to, it also
 
-* forms the post-softmax attention of a few query heads from a few question rows, in float32, and adds it up
-  per span at once, so that nothing of size heads x tokens x tokens ever exists,
-* zeroes the output of ablated heads, which equals zeroing their post-softmax weights,
-* lays the mask that an engine's pass needs (keys kept from earlier passes, several questions that must not
-  see one another, images whose tokens see each other), and
+* forms the post-softmax attention of a few query heads from a few rows, in float32, and adds it up per span at once,
+  so that nothing of size heads x tokens x tokens ever exists;
+* zeroes the output of ablated heads, which equals zeroing their post-softmax weights;
+* applies the mask that the engine's pass needs: keys kept from earlier passes, several questions that must not see
+  one another, images whose tokens see each other;
 * ends the pass after the deepest layer that anyone asked about.
 
-State lives with the model, on an :class:`AttentionSeam` that each attention module of the decoder points to,
-and in the thread that runs the pass; other threads and other uses of the same model are not disturbed.
+State lives with the model, on an :class:`AttentionSeam` that each attention module of the decoder points to, and in
+the thread that runs the pass. Other threads and other uses of the same model are not disturbed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -32,118 +31,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.model.cpu_split_attention import attend_behind, can_split
-from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
-from mmrh_retriever.types import TokenSpan
+from mmrh_retriever.model.pass_plan import PassPlan
+from mmrh_retriever.model.recording import Recording, record
 
 PREFIX = "mmrh_"
 AblationPhase = Literal["all", "decode"]
-
-
-@dataclass(slots=True)
-class PassPlan:
-    """One forward pass of our engine: what its tokens may see, and where it ends.
-
-    ``past`` keys are kept from earlier passes and visible to every token. ``paths`` are the questions of a tail pass,
-    each directly behind the past: the places of its tokens in this pass, in order. A token sees those before it on a
-    path; questions may share the tokens that they begin with, and see no others of each other. Without paths the
-    pass's tokens are one text.
-    ``twosided`` are spans of this pass's tokens (images of some families) that see their own later tokens too.
-    ``visible`` leaves only so many of the first kept keys to be seen (a page that is encoded as if it were alone).
-    ``places`` says where each visible kept key stands, for sliding windows; ``start`` where this pass's tokens begin;
-    by default both count up through past and pass.
-    The pass ends at layer ``stop_at``: after recording if that layer records, and in any case once its keys
-    are kept.
-    """
-
-    past: int
-    length: int
-    paths: tuple[Sequence[int], ...] = ()
-    twosided: tuple[TokenSpan, ...] = ()
-    stop_at: int | None = None
-    visible: int | None = None
-    places: Tensor | None = None
-    start: int | None = None
-    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
-    additives: dict[tuple[int | None, torch.dtype, torch.device, bool], Tensor] = field(default_factory=dict)
-
-    @property
-    def seen(self) -> int:
-        """Kept keys that the pass sees."""
-        return self.past if self.visible is None else self.visible
-
-    def is_plain(self, window: int | None) -> bool:
-        """Whether the mask is plainly causal (with the past in front)."""
-        return len(self.paths) <= 1 and not self.twosided and (window is None or window >= self.past + self.length)
-
-    def visible_keys(self, key: Tensor) -> Tensor:
-        """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
-        if self.visible is None or self.visible == self.past:
-            return key
-        return torch.cat([key[:, :, : self.visible], key[:, :, self.past :]], dim=2)
-
-    def mask(self, window: int | None, device: torch.device) -> Tensor:
-        """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
-        hiding = self.hiding(window, device)
-        if hiding.shape[1] > self.length:
-            return hiding
-        return torch.cat([torch.ones(self.length, self.seen, dtype=torch.bool, device=device), hiding], dim=1)
-
-    def hiding(self, window: int | None, device: torch.device) -> Tensor:
-        """The last columns of :meth:`mask`, those that hide something: the pass's own tokens, or all."""
-        if (window, device) not in self.masks:
-            self.masks[window, device] = self._make_mask(window, device)
-        return self.masks[window, device]
-
-    def hiding_from(self, rows: Tensor, window: int | None) -> Tensor:
-        """Some rows of :meth:`hiding`; a plain pass never lays the whole of it."""
-        if self.is_plain(window):
-            return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
-        return self.hiding(window, rows.device)[rows]
-
-    def hides_kept(self, window: int | None) -> bool:
-        """Whether some kept key may be hidden from some token: by a sliding window."""
-        return window is not None and not self.is_plain(window)
-
-    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype, *, own: bool = False) -> Tensor:
-        """:meth:`mask` as numbers to add to the logits, laid once for all layers of the pass.
-
-        With ``own`` the pass's own tokens' columns alone.
-        """
-        if (window, dtype, device, own) not in self.additives:
-            hiding = self.hiding(window, device)
-            laid = torch.zeros(self.length, (0 if own else self.seen) + self.length, dtype=dtype, device=device)
-            laid[:, laid.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
-            self.additives[window, dtype, device, own] = laid
-        return self.additives[window, dtype, device, own]
-
-    def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
-        own, depth = self._own_tokens(device)
-        if window is not None:
-            own = own & (depth[:, None] - depth[None, :] < window)
-        for span in self.twosided:  # also beyond the window, as transformers lays it
-            own[span.start : span.stop, span.start : span.stop] = True
-        if window is None:
-            return own
-        start = self.seen if self.start is None else self.start
-        place = start + depth  # where the token would stand if its question were alone
-        kept = torch.arange(self.seen, device=device) if self.places is None else self.places.to(device)
-        return torch.cat([place[:, None] - kept[None, : self.seen] < window, own], dim=1)
-
-    def _own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which of the pass's own tokens each one follows, and how many of them stand between it and the past.
-
-        ``(tokens, tokens)`` bool, itself included, and ``(tokens,)``.
-        """
-        depth = torch.arange(self.length, device=device)
-        if not self.paths:
-            return depth[None, :] <= depth[:, None], depth
-        follows = np.zeros((self.length, self.length), dtype=bool)
-        depths = np.zeros(self.length, dtype=np.int64)
-        for path in self.paths:
-            places = np.asarray(path)
-            follows[places[:, None], places] = np.tri(len(places), dtype=bool)
-            depths[places] = np.arange(len(places))
-        return torch.from_numpy(follows).to(device), torch.from_numpy(depths).to(device)
 
 
 class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
@@ -274,10 +166,10 @@ class AttentionSeam:
             raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
-            if layer not in self.modules or not 0 <= head < _query_heads(self.modules[layer]):
+            if layer not in self.modules or not 0 <= head < query_heads(self.modules[layer]):
                 raise HeadSetError(
                     f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
-                    f"{_query_heads(self.modules[0])} heads each."
+                    f"{query_heads(self.modules[0])} heads each."
                 )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:
@@ -330,7 +222,7 @@ class AttentionSeam:
     ) -> Tensor:
         """``(recorded rows, last keys)`` additive float32 mask; the keys before these are seen by every row."""
         tokens, keys = query.shape[2], key.shape[2]
-        rows = recording.laid_on(query.device).rows
+        rows = recording.tables_on(query.device).rows
         if query.shape[0] != 1:
             raise AttentionCaptureError(f"Recording takes one sequence at a time, got a batch of {query.shape[0]}.")
         if plan is None and attention_mask is not None and attention_mask.dim() == 4:
@@ -381,51 +273,6 @@ class AttentionSeam:
         seen_as = self._as_base[layer] if base == self.base else module
         output, weights = function(seen_as, query, key, value, attention_mask, **kwargs)
         return output, weights
-
-    def verify(self, run: Any, eager_attentions: Any, *, tolerance: float) -> float:
-        """Check the seam on a short input: rows sum to one, equal eager's, and ablation moves the output.
-
-        Args:
-            run: runs the model's decoder on the short input and gives its last hidden state, ``(1, t, d)``.
-            eager_attentions: the same with plain eager attention, giving one ``(1, heads, t, t)`` tensor for
-                each layer.
-            tolerance: the largest difference allowed, as rounding in the model's dtype permits.
-
-        Returns:
-            The largest difference between our rows and eager's.
-
-        Raises:
-            AttentionCaptureError: one of the three does not hold.
-        """
-        with self.lock:
-            plain = run()
-            length = int(plain.shape[1])
-            heads = [(layer, head) for layer in self.modules for head in range(_query_heads(self.modules[layer]))]
-            recording = Recording(HeadsByLayer.of(heads), [range(length - 1, length)], torch.arange(length), length)
-            with self.running(recording=recording):
-                run()
-            total = recording.mass.sum(dim=2)
-            if float((total - 1).abs().max()) > 1e-3:
-                raise AttentionCaptureError(
-                    f"Attention rows sum to {float(total.min()):.4f} to {float(total.max()):.4f}, expected 1. "
-                    "This attention backend masks or scales in a way that we don't see; use attn_implementation='sdpa'."
-                )
-            expected = torch.stack([layer[0, :, -1].float().cpu() for layer in eager_attentions()]).flatten(0, 1)
-            difference = float((recording.mass[0] - expected).abs().max())
-            if not difference <= tolerance:
-                raise AttentionCaptureError(
-                    f"Recorded attention differs from eager attention by {difference:.2e}, at most {tolerance:.0e} was "
-                    "expected. Use another attn_implementation or dtype, and report the model and its versions."
-                )
-            with self.ablating(heads[: _query_heads(self.modules[heads[0][0]])]):
-                ablated = run()
-            if torch.equal(ablated, plain):
-                raise AttentionCaptureError(
-                    f"Ablating every head of layer {heads[0][0]} left the output as it was; expected it to move. "
-                    "The model does not use the output of the attention function."
-                )
-            self.checked = True
-            return difference
 
 
 _INSTALL_LOCK = threading.Lock()
@@ -502,7 +349,8 @@ def _sliding_window(module: nn.Module, config: Any, layer: int) -> int | None:
     return int(window) if window else None
 
 
-def _query_heads(module: nn.Module) -> int:
+def query_heads(module: nn.Module) -> int:
+    """Query heads of an attention module."""
     config: Any = module.config
     return int(config.num_attention_heads)
 

@@ -1,7 +1,7 @@
-"""Convolutions over patches that are cut already, as the matrix products that they are.
+"""Convolutions over patches that are cut already, run as the matrix products that they are.
 
-Some vision towers are given patches and turn each into a vector by a convolution as large as the patch. torch's
-convolutions take far longer for that than one product of the same numbers (80 times in bfloat16 on a CPU).
+Some vision towers are given patches, and turn each into a vector by a convolution as large as the patch. torch's
+convolutions take far longer for that than one matrix product: 80 times in bfloat16 on a CPU.
 """
 
 from __future__ import annotations

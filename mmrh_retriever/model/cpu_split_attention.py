@@ -1,8 +1,8 @@
-"""Attention in parts on a CPU, joined by log-sum-exp: keys that every row sees, without a mask, and the rest.
+"""CPU only: attention in two parts, joined by log-sum-exp. Keys that every row sees need no mask, the rest do.
 
-A pass behind kept keys sees all of these; only its own tokens hide some of each other. Under one mask torch's fused
-kernel would read a number for each row and kept key, and copy the keys for each query head that shares them. In two
-parts neither is needed. Each part's log-sum-exp gives the share that it has of the whole (the online softmax of
+A pass behind kept keys sees all of these; only its own tokens hide some of each other. Under one mask, torch's fused
+kernel would read a number for each row and kept key, and copy the keys for each query head that shares them. Two parts
+need neither. Each part's log-sum-exp gives its share of the whole (the online softmax of
 Milakov and Gimelshein 2018, arXiv 1805.02867, as flash attention joins its blocks).
 """
 
@@ -55,8 +55,8 @@ def attend(
         return output.reshape(query.shape), total.reshape(batch, heads, rows)
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    laid = None if mask is None else mask[None, None]
-    output, total = _KERNEL(query, key, value, 0.0, causal, attn_mask=laid, scale=scaling)
+    added = None if mask is None else mask[None, None]
+    output, total = _KERNEL(query, key, value, 0.0, causal, attn_mask=added, scale=scaling)
     return output, total
 
 
@@ -86,17 +86,3 @@ def attend_behind(
         joined = torch.lerp(joined, part.to(joined.dtype), share.to(joined.dtype))
         total = torch.logaddexp(total, own)
     return joined.to(query.dtype)
-
-
-def log_sum_exp(query: Tensor, key: Tensor, *, scaling: float) -> Tensor:
-    """``(batch, rows)`` float32: the log-sum-exp of the scaled logits of the same rows on each of several runs of keys.
-
-    The logits are formed in float32 and never held, also of half-precision inputs.
-
-    Args:
-        query: ``(rows, width)``.
-        key: ``(batch, keys, width)``.
-        scaling: factor on the logits.
-    """
-    keys = key[:, None]
-    return attend(query.expand(len(key), 1, -1, -1), keys, keys, scaling=scaling)[1][:, 0]

@@ -1,4 +1,4 @@
-"""The model families that we can drive: one row of a table each."""
+"""The model families that we can drive, one row each, and a loaded model seen through its row."""
 
 from __future__ import annotations
 
@@ -11,42 +11,56 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import UnsupportedModelError
-from mmrh_retriever.model import image_tokens as image_layouts
+from mmrh_retriever.model import image_tokens
 from mmrh_retriever.model.attention_seam import AttentionSeam
-from mmrh_retriever.model.image_tokens import LaidImage
+from mmrh_retriever.model.image_tokens import ImageTokens
 
-Layout = Callable[..., LaidImage]
+ImageWriter = Callable[..., ImageTokens]
+"""Takes an image, its processor, the model's config and a tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """Where a family keeps what we need.
 
-    ``decoder`` is the attribute of the base model that holds the text decoder, ``None`` where the base model
-    is the decoder itself (text-only families, which take pages' text alone). ``layout`` lays an image into
-    tokens, ``None`` for text-only families. ``three_axes`` says that positions are M-RoPE's (time, row, column).
-    ``listed`` says that the vision tower gives a list with one tensor an image, rather than one tensor of all
-    tiles; ``images_along`` is the axis along which several images' inputs join.
+    Attributes:
+        name: for people.
+        model_types: values of ``config.model_type``.
+        decoder: the attribute of the base model that holds the text decoder. ``None`` where the base model is the
+            decoder itself: text-only families, which take pages' text alone.
+        writer: writes an image as tokens; ``None`` for text-only families.
+        three_axes: positions are M-RoPE's (time, row, column).
+        listed: the vision tower gives a list with one tensor per image, not one tensor of all tiles.
+        images_along: the axis along which several images' inputs join.
+        image_mask: the input that marks image tokens in a plain pass, where the family wants one.
     """
 
     name: str
     model_types: tuple[str, ...]
     decoder: str | None
-    layout: Layout | None
+    writer: ImageWriter | None
     three_axes: bool = False
     listed: bool = False
     images_along: int = 0
+    image_mask: str | None = None
+
+
+def _qwen(name: str, model_type: str) -> Family:
+    return Family(
+        name, (model_type,), "language_model", image_tokens.qwen_vl,
+        three_axes=True, listed=True, image_mask="mm_token_type_ids",
+    )  # fmt: skip
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
-    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
-    Family("Qwen3-VL", ("qwen3_vl",), "language_model", image_layouts.qwen_vl, three_axes=True, listed=True),
-    Family("Gemma3", ("gemma3",), "language_model", image_layouts.gemma3),
-    Family("InternVL", ("internvl",), "language_model", image_layouts.internvl),
-    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_layouts.llava_onevision, listed=True),
-    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_layouts.idefics3, images_along=1),
-    Family("Mistral3", ("mistral3",), "language_model", image_layouts.mistral3, listed=True),
+    _qwen("Qwen2-VL", "qwen2_vl"),
+    _qwen("Qwen2.5-VL", "qwen2_5_vl"),
+    _qwen("Qwen3-VL", "qwen3_vl"),
+    Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
+    Family("InternVL", ("internvl",), "language_model", image_tokens.internvl),
+    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tokens.llava_onevision, listed=True),
+    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tokens.idefics3, images_along=1),
+    Family("Mistral3", ("mistral3",), "language_model", image_tokens.mistral3, listed=True),
     Family("Llama (text pages)", ("llama",), None, None),
     Family("Qwen3 (text pages)", ("qwen3",), None, None),
 )
@@ -64,7 +78,7 @@ def find_family(model_type: str) -> Family:
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise UnsupportedModelError(
         f"Models of type {model_type!r} are not supported. Supported families: {known}. "
-        "Load one of these, or add a row to mmrh_retriever/backbones.py."
+        "Load one of these, or add a row to mmrh_retriever/model/families.py."
     )
 
 
@@ -80,7 +94,7 @@ class Backbone:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Backbone:
-        """Find the model's row and take hold of its attention (once a model, however often it is asked).
+        """Find the model's row and take hold of its attention (once per model, however often it is asked).
 
         Raises:
             UnsupportedModelError: an unknown family, or a model without what its row promises.
@@ -101,7 +115,7 @@ class Backbone:
             )
         if model.training:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode, where dropout makes every pass another one. "
+                f"{type(model).__name__} is in training mode, where dropout makes every pass different. "
                 "Call model.eval() first."
             )
         return cls(family, model, base, decoder, AttentionSeam.install(decoder))
@@ -121,6 +135,21 @@ class Backbone:
         """Where token ids go."""
         embeddings: Any = self.model.get_input_embeddings()
         return torch.device(embeddings.weight.device)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures can be shown to the model."""
+        return self.family.writer is not None
+
+    @property
+    def name(self) -> str:
+        """The model's id or folder, or its class if it has neither."""
+        return str(getattr(self.config, "_name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def axes(self) -> int:
+        """Rotary axes of a position: 3 for M-RoPE families, else 1."""
+        return 3 if self.family.three_axes else 1
 
     @property
     def layers(self) -> int:

@@ -1,47 +1,77 @@
-"""What tells one model, processor and prompt from another: short digests for files that depend on them."""
+"""Fingerprints: short digests that tell one model, processor and prompt from another."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from mmrh_retriever.model.prompts import Prompter
 
 SAMPLES = 64
 """Numbers of each weight that go into a fingerprint, spread over the whole of it."""
 _CHANGING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
+_HASHED_BYTES = 64 * 1024 * 1024
+_NOT_WEIGHTS = (".md", ".txt")
 
 
-def fingerprint(prompter: Prompter, *, independent: bool) -> str:
-    """A digest of everything that a page's keys and values depend on beside the page and those before it.
-
-    Weights are sampled, so that a large model's fingerprint costs little; a trained or merged change moves all of a
-    weight's numbers and is seen, one single number changed by hand may not be.
-    """
+def encoding_fingerprint(prompter: Prompter, *, independent: bool) -> str:
+    """A digest of everything that a page's keys and values depend on, beside the page and those before it."""
     digest = hashlib.blake2b(digest_size=16)
-    backbone = prompter.backbone
     for part in (
         f"transformers {transformers.__version__}",
         f"independent {independent}",
-        _settings(backbone.config),
+        _settings(prompter.backbone.config),
         repr(prompter.options),
-        repr(prompter.lay_head().ids),
+        repr(prompter.prefix_segment().ids),
         _tokenizer(prompter.tokenizer),
         _settings(prompter.image_processor),
+        weights_fingerprint(prompter.backbone.model),
     ):
         digest.update(part.encode("utf-8", "replace") + b"\0")
-    for name, weight in sorted(backbone.model.named_parameters()):
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """A digest of a loaded model's weights.
+
+    Weights are sampled, so that a large model's fingerprint costs little. A trained or merged change moves all numbers
+    of a weight and is seen; a single number changed by hand may not be.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         if not weight.is_meta and weight.numel():
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", torch.float32)
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def folder_fingerprint(folder: Path, *, without: str = "") -> str:
+    """A digest of a model folder that is not loaded: names and sizes of its files, and the content of those not huge.
+
+    Args:
+        folder: the model's folder.
+        without: the name of a file that does not count; texts don't either.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.iterdir() if item.is_file()):
+        if file.name != without and file.suffix not in _NOT_WEIGHTS:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} {file_fingerprint(file) if size <= _HASHED_BYTES else ''}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def file_fingerprint(file: Path) -> str:
+    """A digest of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -57,8 +87,8 @@ def _settings(settings: Any) -> str:
     """A configuration as text, without what says where it came from."""
     if settings is None:
         return "none"
-    told = settings.to_dict() if hasattr(settings, "to_dict") else {}
-    kept = {key: value for key, value in told.items() if key not in _CHANGING}
+    given = settings.to_dict() if hasattr(settings, "to_dict") else {}
+    kept = {key: value for key, value in given.items() if key not in _CHANGING}
     return f"{type(settings).__name__} {json.dumps(kept, sort_keys=True, default=repr)}"
 
 

@@ -1,8 +1,8 @@
-"""How each family lays an image into the token sequence: one function a family.
+"""How each family writes an image as tokens: one function per family.
 
-Each takes a page image through the family's own *image processor* (never through a ``*Processor``, which
-demands torchvision) and says which tokens stand for the image, where each visual token lies on the page, and
-what the model wants beside the tokens.
+Each gives a page image to the family's own *image processor* (never to a ``*Processor``, which demands
+torchvision). It says which tokens stand for the image, which part of the page each visual token sees, and what
+the vision tower is given.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.types import FloatArray, PatchGrid, TokenSpan, grid_boxes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LaidImage:
+class ImageTokens:
     """An image as tokens.
 
-    ``visual[i]`` is the place in ``ids`` of the visual token that sees ``grid.boxes[i]``. ``inner`` spans the
+    ``visual[i]`` is the offset in ``ids`` of the visual token that sees ``grid.boxes[i]``. ``inner`` spans the
     tokens without the begin and end markers. ``positions`` are rotary positions relative to the image's first
-    token, ``(3, tokens)`` for M-RoPE families and ``None`` where positions simply count up; the next token
-    stands ``extent`` further on. ``twosided`` spans tokens that see each other in both directions.
+    token: ``(3, tokens)`` for M-RoPE families, ``None`` where they count up. The next token has the position
+    ``extent`` further on. ``bidirectional`` spans tokens that see each other in both directions.
     """
 
     ids: tuple[int, ...]
@@ -38,11 +40,11 @@ class LaidImage:
     inputs: Mapping[str, Tensor]
     extent: int
     positions: Tensor | None = None
-    twosided: TokenSpan | None = None
+    bidirectional: TokenSpan | None = None
 
 
 class TokenIds(Protocol):
-    """What layouts need of a tokenizer."""
+    """What these functions need of a tokenizer."""
 
     def token(self, text: str) -> int:
         """The id of one special token."""
@@ -53,11 +55,11 @@ class TokenIds(Protocol):
         ...
 
 
-def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: one grid at the page's own shape, M-RoPE positions.
 
-    Positions follow the models' own rule: an image's tokens share the temporal position of its start and count
-    rows and columns from there; the text behind goes on after the larger of the two.
+    Positions follow the models' own rule. An image's tokens share the temporal position of its start, and count
+    rows and columns from there. The text behind goes on after the larger of the two.
     """
     batch = processor(images=[image], return_tensors="pt")
     merge = int(config.vision_config.spatial_merge_size)
@@ -69,7 +71,7 @@ def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -
     inside = np.stack([np.zeros(count, dtype=np.int64), row, column]) + 1  # (3, count)
     last = max(rows, columns) + 1
     positions = np.concatenate([np.zeros((3, 1)), inside, np.full((3, 1), last)], axis=1).astype(np.int64)
-    return LaidImage(
+    return ImageTokens(
         ids=ids,
         visual=tuple(range(1, count + 1)),
         inner=TokenSpan(1, count + 1),
@@ -80,7 +82,7 @@ def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -
     )
 
 
-def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
     """Gemma3: the page squeezed into one square, whose tokens see each other in both directions."""
     batch = processor(images=[image], return_tensors="pt", do_pan_and_scan=False)
     count = int(config.mm_tokens_per_image)
@@ -88,18 +90,18 @@ def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) ->
     gap = tokens.plain("\n\n")
     begin = len(gap) + 1
     ids = (*gap, config.boi_token_index, *[config.image_token_id] * count, config.eoi_token_index, *gap)
-    return LaidImage(
+    return ImageTokens(
         ids=ids,
         visual=tuple(range(begin, begin + count)),
         inner=TokenSpan(begin, begin + count),
         grid=PatchGrid.regular(side, side),
         inputs={"pixel_values": batch["pixel_values"]},
         extent=len(ids),
-        twosided=TokenSpan(begin, begin + count),
+        bidirectional=TokenSpan(begin, begin + count),
     )
 
 
-def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
     """InternVL: square tiles in the arrangement nearest to the page's shape, then a thumbnail of the whole."""
     batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
     tiles = int(batch["num_patches"][0])
@@ -111,7 +113,7 @@ def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
         boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
     count = tiles * each
     ids = (tokens.token("<img>"), *[config.image_token_id] * count, tokens.token("</img>"))
-    return LaidImage(
+    return ImageTokens(
         ids=ids,
         visual=tuple(range(1, count + 1)),
         inner=TokenSpan(1, count + 1),
@@ -121,11 +123,11 @@ def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     )
 
 
-def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
-    """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token a row.
+def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+    """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token per row.
 
-    Every page is laid in the single-image ("anyres") way, also among others: the family's several-image way
-    keeps only the overview, which is too coarse to read.
+    Every page is written in the single-image ("anyres") way, also among others. The family's way for several
+    images keeps only the overview, which is too coarse to read.
     """
     batch = processor(images=[image], return_tensors="pt")
     side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
@@ -141,7 +143,7 @@ def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: Tok
         count += rows * (columns + 1)
     else:
         count += 1
-    return LaidImage(
+    return ImageTokens(
         ids=(config.image_token_id,) * count,
         visual=tuple(visual),
         inner=TokenSpan(0, count),
@@ -151,7 +153,7 @@ def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: Tok
     )
 
 
-def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
+def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
     """SmolVLM and Idefics3: labelled square tiles row by row, then the whole page once more."""
     batch = processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
     rows, columns = int(batch["rows"][0][0]), int(batch["cols"][0][0])
@@ -161,21 +163,21 @@ def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     ids: list[int] = []
     visual: list[int] = []
     boxes: list[FloatArray] = []
-    for place, tile in enumerate(_tile_boxes(rows, columns)):
-        row, column = divmod(place, columns)
+    for number, tile in enumerate(_tile_boxes(rows, columns)):
+        row, column = divmod(number, columns)
         ids += [around, *_named(tokens, f"<row_{row + 1}_col_{column + 1}>")]
         visual += range(len(ids), len(ids) + len(run))
         ids += run
         boxes.append(grid_boxes(tile, side, side))
         if column == columns - 1:
-            # the last row's newline and the blank line behind it are one piece of text
+            # the last row's newline and the blank line behind it are tokenised together
             ids += tokens.plain("\n\n" if row == rows - 1 else "\n")
     ids += [around, *_named(tokens, "<global-img>")]
     visual += range(len(ids), len(ids) + len(run))
     ids += [*run, around]
     boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
     inputs = {key: batch[key] for key in ("pixel_values", "pixel_attention_mask") if key in batch}
-    return LaidImage(
+    return ImageTokens(
         ids=tuple(ids),
         visual=tuple(visual),
         inner=TokenSpan(1, len(ids) - 1),
@@ -185,8 +187,8 @@ def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     )
 
 
-def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> LaidImage:
-    """Mistral3: one grid at the page's own shape, a break token behind each row and an end token at last."""
+def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+    """Mistral3: one grid at the page's own shape, a break token after each row and an end token at last."""
     cell = int(config.vision_config.patch_size) * int(config.spatial_merge_size)
     batch = processor(images=[image], return_tensors="pt", patch_size={"height": cell, "width": cell})
     high, wide = (int(v) for v in batch["image_sizes"][0])
@@ -194,7 +196,7 @@ def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     line = [*[config.image_token_id] * columns, tokens.token("[IMG_BREAK]")]
     ids = [*(line * rows)[:-1], tokens.token("[IMG_END]")]
     visual = [row * (columns + 1) + column for row in range(rows) for column in range(columns)]
-    return LaidImage(
+    return ImageTokens(
         ids=tuple(ids),
         visual=tuple(visual),
         inner=TokenSpan(0, len(ids) - 1),
@@ -221,39 +223,24 @@ def _tile_boxes(rows: int, columns: int) -> list[tuple[float, float, float, floa
 
 
 def _internvl_tiles(image: Image.Image, processor: Any, tiles: int) -> tuple[int, int]:
-    """Rows and columns of the tiling that the processor chose: the allowed one nearest to the page's shape."""
+    """Rows and columns of the tiling that the processor chose."""
     if tiles == 1:
         return 1, 1
-    blocks = tiles - 1
-    size = processor.size
-    area = image.width * image.height
-    tile_area = int(size["height"]) * int(size["width"])
-    best, nearest = (1, 1), math.inf
-    allowed = sorted(
-        (
-            (wide, high)
-            for wide in range(1, int(processor.max_patches) + 1)
-            for high in range(1, int(processor.max_patches) + 1)
-            if int(processor.min_patches) <= wide * high <= int(processor.max_patches)
-        ),
-        key=lambda shape: shape[0] * shape[1],
-    )
-    for wide, high in allowed:
-        distance = abs(image.width / image.height - wide / high)
-        if distance < nearest or (distance == nearest and area > 0.5 * tile_area * wide * high):
-            best, nearest = (wide, high), distance
-    if best[0] * best[1] != blocks:
+    size = (int(processor.size["height"]), int(processor.size["width"]))
+    limits = int(processor.min_patches), int(processor.max_patches)
+    columns, rows = get_optimal_tiled_canvas((image.height, image.width), size, *limits)
+    if rows * columns != tiles - 1:  # the last one is the thumbnail
         raise UnsupportedModelError(
-            f"The image processor cut a {image.width} x {image.height} page into {blocks} tiles where "
-            f"{best[1]} rows of {best[0]} were expected. Use the image processor that ships with the model."
+            f"The image processor cut a {image.width} x {image.height} page into {tiles - 1} tiles where {rows} rows "
+            f"of {columns} were expected. Use the image processor that ships with the model."
         )
-    return best[1], best[0]
+    return rows, columns
 
 
 def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> tuple[int, int]:
     """Rows and columns of LLaVA-OneVision's joined tiles after the padding is cut off and shrunk to the limit."""
     wide, high = image.size
-    best_high, best_wide = _best_resolution(high, wide, config.image_grid_pinpoints)
+    best_high, best_wide = select_best_resolution((high, wide), config.image_grid_pinpoints)
     tile = int(config.vision_config.image_size)
     rows, columns = side * (best_high // tile), side * (best_wide // tile)
     if wide / high > columns / rows:
@@ -265,15 +252,3 @@ def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> 
     if shrink > 1.1:
         rows, columns = int(rows // shrink), int(columns // shrink)
     return rows, columns
-
-
-def _best_resolution(high: int, wide: int, pinpoints: list[list[int]]) -> tuple[int, int]:
-    """The resolution that keeps most of the page's pixels, and of those the one that wastes least."""
-    best, most_kept, least_waste = (0, 0), -1, math.inf
-    for point_high, point_wide in pinpoints:
-        scale = min(point_wide / wide, point_high / high)
-        kept = min(int(wide * scale) * int(high * scale), wide * high)
-        waste = point_high * point_wide - kept
-        if kept > most_kept or (kept == most_kept and waste < least_waste):
-            best, most_kept, least_waste = (point_high, point_wide), kept, waste
-    return best

@@ -1,4 +1,4 @@
-"""Keys and values of pages, kept in one buffer: written in place, cropped by a counter."""
+"""Keys and values of pages in one buffer per layer: written in place, cropped by a counter."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AT_ONCE = 16
 class PageLayer(DynamicLayer):
     """One layer's keys and values, ``(1, key heads, capacity, width)`` each, of which ``length`` are in use.
 
-    A full buffer grows by half, so adding pages costs amortised constant time a token; on a CPU, where memory that is
-    not written to costs nothing, to ``expected`` tokens at once, up to :data:`AT_ONCE` times what there is.
+    A full buffer grows by half, so that adding pages costs amortised constant time per token. On a CPU, where memory
+    that is not written to costs nothing, it grows to ``expected`` tokens at once, up to :data:`AT_ONCE` times its size.
     """
 
     is_sliding = False
@@ -109,7 +109,7 @@ class PageCache(Cache):
         return torch.stack(keys).cpu(), torch.stack(values).cpu()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Put tokens behind those in use (there are some: the prompt's head), as :meth:`part` gave them."""
+        """Put tokens behind those in use (at least the prompt prefix), as :meth:`part` gave them."""
         with torch.inference_mode():
             for layer, key, value in zip(self.layers, keys, values, strict=True):
                 layer.update(key[None].to(layer.device), value[None].to(layer.device))

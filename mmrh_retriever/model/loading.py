@@ -26,7 +26,6 @@ from mmrh_retriever.errors import DataError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.heads.published import published_head_set, resolve_published
 from mmrh_retriever.heads.sets import HeadScoresTable, HeadSet, load_head_set
 from mmrh_retriever.model.families import Backbone, find_family
-from mmrh_retriever.types import Page
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +145,11 @@ def load_model(
         kwargs.setdefault("device_map", {"": str(target)})
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    loader = AutoModelForCausalLM if family.layout is None else AutoModelForImageTextToText
+    loader = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
     loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
     if not placed_by_transformers:
         loaded = loaded.to(target)
-    processors = load_processors(model, text_only=family.layout is None, max_pixels=max_pixels, where=where)
+    processors = load_processors(model, text_only=family.writer is None, max_pixels=max_pixels, where=where)
     return loaded, processors
 
 
@@ -248,7 +247,7 @@ def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, backbone: Backb
         HeadSetError: heads of another model, out of range, or none published.
         DataError: a file that can't be read.
     """
-    name = str(getattr(backbone.config, "_name_or_path", "") or type(backbone.model).__name__)
+    name = backbone.name
     if isinstance(heads, HeadScoresTable):
         found = HeadSet.of_tasks(heads)
     elif isinstance(heads, HeadSet):
@@ -285,15 +284,3 @@ def _published(name: str, backbone: Backbone) -> HeadSet:
     if not match.exact:
         logger.warning(match.note)
     return published_head_set(match.model_id)
-
-
-def as_page(item: Any, place: int) -> Page:
-    """A page from whatever users have: a Page, a PIL image, the bytes or the path of an image.
-
-    Raises:
-        PageError: none of these, or one that can't be read.
-    """
-    if isinstance(item, Page):
-        return item
-    doc_id = Path(item).name if isinstance(item, (str, Path)) else None
-    return Page(image=item, index=place if doc_id is None else 0, doc_id=doc_id)

@@ -1,38 +1,39 @@
-"""What a model's vision tower makes of page images: computed for several pages at once, and kept by content.
+"""The vision tower's features of page images: computed for several pages at once, and kept by content.
 
-A page that is seen again, in another window or call, is known by a digest of what the tower would be given, so that
-the tower, the dearest part of a small model, runs once a page.
+A page that is seen again, in another window or call, is known by a digest of what the tower would be given. So the
+tower, the most expensive part of a small model, runs once per page.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
-from mmrh_retriever.errors import PageError
-from mmrh_retriever.model.byte_cache import ByteCache
+from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.model.cpu_patch_products import as_products, patch_convolutions
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import tensors_digest
-from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.model.prompts import PromptSegment
 
 DEFAULT_VISION_MEMORY = 256 * 1024**2
 """Bytes of vision features that a reranker keeps."""
 PIXEL_BUDGET = 2 * 1024**2
 """Pixels that go through the vision tower at once; a page with more goes alone."""
 CPU_PIXEL_BUDGET = 512 * 1024
-"""The same on a CPU, whose memory manager gives larger intermediates back to the system and has to take them anew."""
+"""The same on a CPU, where larger intermediates are given back to the system and have to be taken anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
     """The vision tower's output for one image.
 
-    ``pooled`` goes where the image's tokens stand; ``deep`` are further layers' features, for models that add them
+    ``pooled`` takes the place of the image's tokens. ``deep`` are further layers' features, for models that add them
     later (Qwen3-VL). Shapes are the family's own.
     """
 
@@ -46,95 +47,91 @@ class Features:
 
 
 class Vision:
-    """One model's vision tower with a memory. The model's weights must stay as they are, or :meth:`clear` be called.
+    """One model's vision tower with a memory. Call :meth:`clear` after a change to the model's weights.
 
     Args:
         backbone: the model.
         memory: bytes of features to keep; those used longest ago go first. 0 keeps none.
 
     Raises:
-        PageError: a negative memory.
+        SettingsError: a negative memory.
     """
 
     def __init__(self, backbone: Backbone, memory: int = DEFAULT_VISION_MEMORY) -> None:
         if memory < 0:
-            raise PageError(f"vision_memory is in bytes and not negative, got {memory}.")
+            raise SettingsError(f"vision_memory is in bytes and not negative, got {memory}.")
         self.backbone = backbone
         self.memory = memory
         self.pixel_budget = CPU_PIXEL_BUDGET if backbone.device.type == "cpu" else PIXEL_BUDGET
         """Pixels that go through the tower at once."""
         self.computed = 0
         """Images that went through the tower so far."""
-        self._kept: ByteCache[bytes, Features] = ByteCache(memory)
+        self._kept: LRUCache[bytes, Features] = LRUCache(memory, getsizeof=lambda features: features.nbytes)
+        self._lock = threading.Lock()
         self._convolutions = patch_convolutions(backbone.model)
 
     @property
     def nbytes(self) -> int:
         """Bytes of features held now."""
-        return self._kept.nbytes
+        return int(self._kept.currsize)
 
     def clear(self) -> None:
         """Forget all features."""
-        self._kept.clear()
+        with self._lock:
+            self._kept.clear()
 
-    def model_inputs(self, pieces: Sequence[LaidPiece], known: Sequence[Features | None] = ()) -> dict[str, Any]:
-        """What a forward pass over pieces is given beside their tokens: the features of the images that they hold.
+    def model_inputs(self, segments: Sequence[PromptSegment], known: Sequence[Features | None] = ()) -> dict[str, Any]:
+        """What a forward pass over segments is given beside their tokens: the features of the images that they hold.
 
         Args:
-            pieces: with an image each, or none.
-            known: features of some of the pieces; the others' are found here.
+            segments: with an image each, or none.
+            known: features of some of the segments; the others' are found here.
         """
-        held = [*known, *[None] * (len(pieces) - len(known))]
-        asked = [piece for piece, own in zip(pieces, held, strict=True) if piece.inputs and own is None]
+        held = [*known, *[None] * (len(segments) - len(known))]
+        asked = [segment for segment, own in zip(segments, held, strict=True) if segment.inputs and own is None]
         found = iter(self.of(asked))
         features = [
             next(found) if own is None else own
-            for piece, own in zip(pieces, held, strict=True)
-            if piece.inputs or own is not None
+            for segment, own in zip(segments, held, strict=True)
+            if segment.inputs or own is not None
         ]
         return {"mm_encoder_outputs": {"image": self._as_output(features)}} if features else {}
 
-    def of(self, pieces: Sequence[LaidPiece]) -> list[Features]:
-        """The features of pieces that hold an image each; those not kept are computed, several at once."""
-        keys = [tensors_digest(piece.inputs) for piece in pieces]
-        found = {key: features for key in keys if (features := self._kept.get(key)) is not None}
-        missing = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in found}
+    def of(self, segments: Sequence[PromptSegment]) -> list[Features]:
+        """The features of segments that hold an image each; those not kept are computed, several at once."""
+        keys = [tensors_digest(segment.inputs) for segment in segments]
+        with self._lock:
+            found = {key: self._kept[key] for key in keys if key in self._kept}
+        missing = {key: segment for key, segment in zip(keys, segments, strict=True) if key not in found}
         for batch in _batches(list(missing.items()), self.backbone.family.images_along, self.pixel_budget):
-            for (key, _), features in zip(batch, self._computed([piece for _, piece in batch]), strict=True):
+            for (key, _), features in zip(batch, self._computed([segment for _, segment in batch]), strict=True):
                 found[key] = features
-                self._kept.put(key, features)
+                if features.nbytes <= self.memory:
+                    with self._lock:
+                        self._kept[key] = features
         return [found[key] for key in keys]
 
-    def _computed(self, pieces: Sequence[LaidPiece]) -> list[Features]:
+    def _computed(self, segments: Sequence[PromptSegment]) -> list[Features]:
         """Run the tower; a batch that does not fit in memory is cut in two."""
         try:
-            output = self._run(pieces)
+            output = self._run(segments)
         except torch.OutOfMemoryError:
-            if len(pieces) == 1:
+            if len(segments) == 1:
                 raise
-            half = len(pieces) // 2
-            return [*self._computed(pieces[:half]), *self._computed(pieces[half:])]
-        self.computed += len(pieces)
+            half = len(segments) // 2
+            return [*self._computed(segments[:half]), *self._computed(segments[half:])]
+        self.computed += len(segments)
         image_token = self.backbone.config.image_token_id
-        counts = [piece.ids.count(image_token) for piece in pieces]
+        counts = [segment.ids.count(image_token) for segment in segments]
         pooled = _split(output.pooler_output, counts)
         deep = [_split(layer, counts) for layer in getattr(output, "deepstack_features", None) or ()]
-        return [Features(own, tuple(layer[place] for layer in deep)) for place, own in enumerate(pooled)]
+        return [Features(own, tuple(layer[image] for layer in deep)) for image, own in enumerate(pooled)]
 
-    def _run(self, pieces: Sequence[LaidPiece]) -> Any:
-        backbone = self.backbone
-        base: Any = backbone.base
-        inputs = {
-            key: torch.cat([piece.inputs[key] for piece in pieces], dim=backbone.family.images_along)
-            for key in pieces[0].inputs
-        }
-        dtype = backbone.model.dtype
-        moved = {
-            key: value.to(backbone.device, dtype if value.is_floating_point() else None)
-            for key, value in inputs.items()
-        }
-        with backbone.seam.lock, torch.inference_mode(), as_products(self._convolutions):
-            return base.get_image_features(**moved, return_dict=True)
+    def _run(self, segments: Sequence[PromptSegment]) -> Any:
+        base: Any = self.backbone.base
+        inputs = joined_inputs(self.backbone, segments)
+        with self.backbone.seam.lock, torch.inference_mode(), as_products(self._convolutions):
+            return base.get_image_features(**inputs, return_dict=True)
 
     def _as_output(self, features: Sequence[Features]) -> _Output:
         """As the family's own tower would give them for these images."""
@@ -152,16 +149,40 @@ class _Output:
     deepstack_features: list[tuple[Tensor, ...]]
 
 
-def pixels_of(piece: LaidPiece) -> int:
-    """Pixels that the vision tower is given for a piece."""
-    return piece.inputs["pixel_values"].numel() // 3 if piece.inputs else 0
+def joined_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:
+    """The images' inputs of several segments as one batch, as the family's own processor would give them.
+
+    Images of fewer tiles, or smaller ones, are padded with zeros. On the model's device and in its type.
+    """
+    along, dtype = backbone.family.images_along, backbone.model.dtype
+    found = {}
+    for name in dict.fromkeys(name for segment in segments for name in segment.inputs):
+        values = [segment.inputs[name] for segment in segments if name in segment.inputs]
+        joined = _joined(values, along if values[0].dim() > along else 0)
+        found[name] = joined.to(backbone.device, dtype if joined.is_floating_point() else None)
+    return found
+
+
+def _joined(values: Sequence[Tensor], along: int) -> Tensor:
+    largest = [max(value.shape[axis] for value in values) for axis in range(values[0].dim())]
+    padded = []
+    for value in values:
+        missing = [0 if axis == along else largest[axis] - value.shape[axis] for axis in range(value.dim())]
+        sides = [side for axis in reversed(range(value.dim())) for side in (0, missing[axis])]
+        padded.append(torch.nn.functional.pad(value, sides) if any(missing) else value)
+    return torch.cat(padded, dim=along)
+
+
+def pixels_of(segment: PromptSegment) -> int:
+    """Pixels that the vision tower is given for a segment."""
+    return segment.inputs["pixel_values"].numel() // 3 if segment.inputs else 0
 
 
 def _batches(
-    items: Sequence[tuple[bytes, LaidPiece]], along: int, budget: int
-) -> Iterator[list[tuple[bytes, LaidPiece]]]:
-    """Pieces that can go through the tower together: of shapes that join, within the pixel budget."""
-    batch: list[tuple[bytes, LaidPiece]] = []
+    items: Sequence[tuple[bytes, PromptSegment]], along: int, budget: int
+) -> Iterator[list[tuple[bytes, PromptSegment]]]:
+    """Segments that can go through the tower together: of shapes that join, and within the pixel budget."""
+    batch: list[tuple[bytes, PromptSegment]] = []
     pixels = 0
     for item in items:
         size = pixels_of(item[1])
@@ -174,7 +195,7 @@ def _batches(
         yield batch
 
 
-def _joinable(one: LaidPiece, other: LaidPiece, along: int) -> bool:
+def _joinable(one: PromptSegment, other: PromptSegment, along: int) -> bool:
     if one.inputs.keys() != other.inputs.keys():
         return False
 
@@ -185,10 +206,10 @@ def _joinable(one: LaidPiece, other: LaidPiece, along: int) -> bool:
 
 
 def _split(features: Any, counts: Sequence[int]) -> list[Tensor]:
-    """Each image's part, of its own (tokens that do not hang on the others' memory).
+    """Each image's part, copied, so that it does not keep the others' memory.
 
     Args:
-        features: one tensor an image, or ``(tiles, tokens, width)`` of all images.
+        features: one tensor per image, or ``(tiles, tokens, width)`` of all images.
         counts: image tokens of each image.
     """
     if not isinstance(features, Tensor):

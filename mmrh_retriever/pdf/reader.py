@@ -26,9 +26,10 @@ import pymupdf
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.images import MAX_ASPECT_RATIO
 from mmrh_retriever.pdf.layout import layout_regions
 from mmrh_retriever.pdf.text import page_text, text_blocks
-from mmrh_retriever.types import MAX_ASPECT_RATIO, Page
+from mmrh_retriever.types import Page
 
 logger = logging.getLogger(__name__)
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mmrh_retriever.encoding.engine import Attention, Engine, Window
+from torch import Tensor
+
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.types import FloatArray, Page, PatchGrid, ScoredPage, TokenSpan
+from mmrh_retriever.model.prompts import PromptSegment
+from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
+from mmrh_retriever.ranking.regions import ranked_regions
+from mmrh_retriever.types import FloatArray, Page, PatchGrid, ScoredPage, ScoredRegion, TokenSpan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuestionAttention:
     """The attention that single tokens of a question pay the visual tokens of one page.
 
-    ``scores`` is ``(question tokens, visual tokens)`` float32: the mean over the selected heads of the attention of
-    one question token, minus the null question's (the same for all). The mean over the question's tokens is the
-    page's :attr:`ScoredPage.token_scores`. ``tokens`` are the tokens' texts, with the question's label if that counts;
-    a character that several tokens share reads as a replacement character.
+    ``scores`` is ``(question tokens, visual tokens)`` float32: the mean over the selected heads of one question
+    token's attention, minus the null question's (the same for all). Its mean over the question's tokens is the page's
+    :attr:`ScoredPage.token_scores`. ``tokens`` are the tokens' texts, with the question's label if that counts. A
+    character that several tokens share reads as a replacement character.
     """
 
     scored: ScoredPage
@@ -29,51 +35,62 @@ class QuestionAttention:
         """The page looked at."""
         return self.scored.page
 
-    def of_token(self, place: int) -> ScoredPage:
+    def of_token(self, number: int) -> ScoredPage:
         """The page as one of the question's tokens sees it, for a heat map; its score is that token's sum."""
-        scores = self.scores[place]
-        return ScoredPage(
-            page=self.page,
-            score=float(scores.sum(dtype="float64")),
-            rank=self.scored.rank,
-            position=self.scored.position,
-            token_scores=scores,
-            grid=self.grid,
-        )
+        scores = self.scores[number]
+        return replace(self.scored, score=float(scores.sum(dtype="float64")), token_scores=scores, grid=self.grid)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """Everything that one asking of a question tells.
+
+    ``ranking`` has all pages, best first, with their token scores. ``attention`` is the best page by token of the
+    question, ``None`` if the model read that page as text.
+    """
+
+    ranking: list[ScoredPage]
+    attention: QuestionAttention | None
+
+    def regions(self, *, aggregate: Aggregate = DEFAULT_AGGREGATE, top_n: int | None = None) -> list[ScoredRegion]:
+        """The layout boxes of the pages, best first over all pages; none where no page has regions.
+
+        Raises:
+            PageError: a page with regions whose image the model didn't see.
+        """
+        return ranked_regions(self.ranking, aggregate=aggregate, top_n=top_n)
+
+
+def token_by_token(question: PromptSegment) -> PromptSegment:
+    """The same question, each of whose looking tokens is a row of its own."""
+    rows = [TokenSpan(row, row + 1) for span in question.scored for row in range(span.start, span.stop)]
+    return replace(question, scored=rows)
 
 
 def question_attention(
-    engine: Engine, window: Window, question: str, scored: ScoredPage, null: Attention | None
+    question: PromptSegment, scored: ScoredPage, rows: Tensor, grid: PatchGrid | None, tokenizer: Any
 ) -> QuestionAttention:
-    """Ask one question, and keep what each of its tokens pays one page of a window.
+    """What single tokens of a question pay one page.
 
     Args:
-        engine: the engine that encoded the window.
-        window: the window that holds the page.
-        question: the text.
-        scored: the page, with its place in the caller's list.
-        null: the null question's attention on the window, with tokens; ``None`` leaves the attention uncalibrated.
+        question: as :func:`token_by_token` gave it.
+        scored: the page.
+        rows: ``(question tokens, visual tokens)``, calibrated.
+        grid: which part of the page each visual token sees.
+        tokenizer: turns ids into texts.
 
     Raises:
         PageError: the model didn't see the page's image.
-        QuestionError: an empty question.
-        ContextOverflowError: a question too long.
     """
-    place = window.places[window.members.index(scored.position)]
-    if place.grid is None:
+    if grid is None:
         raise PageError(
-            f"{scored.page.name} was read as text: no token of it has a place on the page. Give the page an image and "
-            "the model a vision tower.",
+            f"{scored.page.name} was read as text: none of its tokens sees a part of the page. Give the page an image "
+            "and the model a vision tower.",
             source=scored.page.doc_id,
             page=scored.page.index,
         )
-    laid = engine.prompter.lay_question(question)
-    rows = range(laid.scored[0].start, laid.scored[0].stop)
-    laid.scored = [TokenSpan(row, row + 1) for row in rows]
-    paid = engine.ask(window, [laid], tokens=True).tokens
-    if paid is None:
-        raise PageError("The engine gave no attention on single tokens; it was asked for it.")
-    if null is not None and null.tokens is not None:
-        paid = paid - null.tokens[0]
-    texts = tuple(str(engine.prompter.tokenizer.decode([laid.ids[row]])) for row in rows)
-    return QuestionAttention(scored, texts, paid[:, list(place.visual)].numpy(), place.grid)
+    return QuestionAttention(scored, _texts(question.ids, question.scored, tokenizer), rows.numpy(), grid)
+
+
+def _texts(ids: Sequence[int], rows: Sequence[TokenSpan], tokenizer: Any) -> tuple[str, ...]:
+    return tuple(str(tokenizer.decode([ids[row.start]])) for row in rows)

@@ -1,8 +1,8 @@
 """Between a page's visual tokens and boxes on it: plain array maths, no model, no pixels.
 
 A visual token stands for a rectangle of the page (:class:`~mmrh_retriever.types.PatchGrid`). What a box gets of a
-token is the share of the token's rectangle under the box, exactly; tokens are not snapped to boxes. Families that
-lay several grids over a page (tiles and an overview) need nothing special: a place's tokens all count.
+token is the share of the token's rectangle under the box, exactly; tokens are not snapped to boxes. Families with
+several grids over a page (tiles and an overview) need nothing special: all tokens that see a spot count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mmrh_retriever.errors import PageError
 from mmrh_retriever.types import FloatArray, Page, PatchGrid
 
 Aggregate = Literal["sum", "mean", "sqrt_area", "peak"]
@@ -37,7 +36,7 @@ def region_scores(
         aggregate: with ``m`` for the tokens' scores, each times the share of the token under the box, added up,
             and ``a`` for the box's area as a fraction of the page's:
             ``"sum"`` is ``m``, the attention mass on the box, so that a partition of the page adds up to the page;
-            ``"mean"`` is ``m / a``, mass a page area (what the page would get if all of it were like the box);
+            ``"mean"`` is ``m / a``, mass per page area (what the page would get if all of it were like the box);
             ``"sqrt_area"`` is ``m / sqrt(a)``, between the two;
             ``"peak"`` is the best single token, times the overlap divided by the smaller of token and box, so that
             a token wholly under the box, or wholly over it, counts in full and a sliver hardly.
@@ -54,9 +53,9 @@ def region_scores(
     cut = np.clip(_as_boxes(boxes), 0.0, 1.0)
     areas = box_areas(cut)  # (boxes,)
     if (areas <= 0.0).any():
-        place = int(np.flatnonzero(areas <= 0.0)[0])
+        number = int(np.flatnonzero(areas <= 0.0)[0])
         raise ValueError(
-            f"The box {place} has no area on the page: {np.asarray(boxes)[place].tolist()}. Boxes are fractions of the "
+            f"The box {number} has no area on the page: {np.asarray(boxes)[number].tolist()}. Boxes are fractions of the "
             "page, x0 < x1 and y0 < y1, and reach into 0 to 1."
         )
     shared = overlap_areas(grid, cut)  # (boxes, tokens)
@@ -69,7 +68,7 @@ def region_scores(
     return np.asarray(mass / areas ** _AREA_POWERS[aggregate], dtype=np.float64)
 
 
-def heat_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, int] | None = None) -> FloatArray:
+def mass_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, int] | None = None) -> FloatArray:
     """Token scores as one dense array over the page.
 
     Args:
@@ -88,7 +87,7 @@ def heat_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, i
     scores = _scores_on(grid, token_scores)
     rows, columns = shape or (grid.rows, grid.columns)
     if rows < 1 or columns < 1:
-        raise ValueError(f"A heat array has at least one row and one column, got {rows} x {columns}.")
+        raise ValueError(f"An array has at least one row and one column, got {rows} x {columns}.")
     boxes = grid.boxes.astype(np.float64)
     across = _overlap(boxes[:, 0::2], np.linspace(0.0, 1.0, columns + 1))  # (tokens, columns)
     down = _overlap(boxes[:, 1::2], np.linspace(0.0, 1.0, rows + 1))  # (tokens, rows)
@@ -118,23 +117,19 @@ def region_fractions(page: Page) -> Array:
     if not page.regions:
         return np.zeros((0, 4))
     if page.size is None:
-        raise PageError(
-            f"The regions of {page.name} can't be placed: the page has no size. Give Page(size=(width, height)) in the "
-            "units of the boxes.",
-            source=page.doc_id,
-            page=page.index,
+        raise page.error(
+            f"The regions of {page.name} can't be scaled: the page has no size. Give Page(size=(width, height)) in the "
+            "units of the boxes."
         )
     width, height = page.size
     boxes = np.array([region.box for region in page.regions], dtype=np.float64) / (width, height, width, height)
     cut = np.clip(boxes, 0.0, 1.0)
     off = np.flatnonzero((cut[:, :2] >= cut[:, 2:]).any(axis=1))
     if off.size:
-        place = int(off[0])
-        raise PageError(
-            f"The region {place} of {page.name}, {page.regions[place].box}, lies off the page, which is {width:g} x "
-            f"{height:g}. Give boxes in the same units as the page's size (points for PDF pages).",
-            source=page.doc_id,
-            page=page.index,
+        number = int(off[0])
+        raise page.error(
+            f"The region {number} of {page.name}, {page.regions[number].box}, lies off the page, which is {width:g} x "
+            f"{height:g}. Give boxes in the same units as the page's size (points for PDF pages)."
         )
     return cut
 
@@ -144,7 +139,7 @@ def _scores_on(grid: PatchGrid, token_scores: FloatArray) -> Array:
     if scores.shape != (len(grid),):
         raise ValueError(
             f"Got {scores.size} scores of shape {scores.shape} for a grid of {len(grid)} visual tokens. Expected one "
-            "score a token; take both from the same scored page."
+            "score per token; take both from the same scored page."
         )
     return scores
 

@@ -1,7 +1,7 @@
 """Boxes of pages as ranked regions: from the page pass itself, or each box as a candidate image of its own.
 
 The page pass has seen every box already: a box's score is what the visual tokens under it got (``"page"``). Li et al.
-2026 (arXiv 2605.27243) cut every box out and run it as an image (``"crops"``), which costs a pass over all boxes.
+2026 (arXiv 2605.27243) cut every box out and run it as an image (``"crops"``). That costs a pass over all boxes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.ranking.region_scores import Aggregate, region_fractions, region_scores
+from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion
 
 RegionMethod = Literal["page", "crops"]
@@ -60,7 +61,8 @@ def ranked_regions(
     :func:`~mmrh_retriever.ranking.region_scores.region_scores`.
 
     Raises:
-        PageError: a page with regions whose image the model didn't see, or ``top_n`` under 1.
+        PageError: a page with regions whose image the model didn't see.
+        SettingsError: ``top_n`` under 1.
     """
     found: list[tuple[float, Page, Region]] = []
     for scored in sorted(ranking, key=lambda scored: scored.position):
@@ -68,31 +70,18 @@ def ranked_regions(
         if not page.regions:
             continue
         if scored.token_scores is None or scored.grid is None:
-            raise PageError(
+            raise page.error(
                 f"The regions of {page.name} can't be ranked from the page pass: the model read the page as text, "
-                "whose words have no place on it. Give the page an image and the model a vision tower, or use "
-                "method='crops'.",
-                source=page.doc_id,
-                page=page.index,
+                "whose tokens see no part of it. Give the page an image and the model a vision tower, or use "
+                "method='crops'."
             )
         scores = region_scores(scored.token_scores, scored.grid, region_fractions(page), aggregate)
         found += [(float(score), page, region) for score, region in zip(scores, page.regions, strict=True)]
     found.sort(key=lambda item: -item[0])  # stable
     return [
         ScoredRegion(page=page, region=region, score=score, rank=rank)
-        for rank, (score, page, region) in enumerate(found[: checked_count(top_n)], start=1)
+        for rank, (score, page, region) in enumerate(found[: check_top_n(top_n)], start=1)
     ]
-
-
-def checked_count(top_n: int | None) -> int | None:
-    """``top_n`` as it is.
-
-    Raises:
-        PageError: it is under 1.
-    """
-    if top_n is not None and top_n < 1:
-        raise PageError(f"top_n is at least 1 (or None for all regions), got {top_n}.")
-    return top_n
 
 
 class Crops:

@@ -10,56 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrh_retriever.encoding.engine import UNLIMITED, Engine, Window
+from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import ContextOverflowError, DataError
-from mmrh_retriever.heads.sets import HeadId
-from mmrh_retriever.model import image_tokens as image_layouts
+from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.attention_seam import AblationPhase
-from mmrh_retriever.model.families import Backbone, Layout
-from mmrh_retriever.model.prompts import LaidPiece
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.model.vision import Vision, joined_inputs
+from mmrh_retriever.research.probe_passes import ProbePasses
 from mmrh_retriever.research.probes.builder import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 
 LEAD_IN = "Answer:"
 """What the model's answer is begun with."""
 
-_IMAGE_AXIS: dict[Layout | None, int] = {image_layouts.idefics3: 1}
-"""The axis that counts images, where it is not the first."""
-_IMAGE_MASK: dict[Layout | None, str] = {
-    image_layouts.qwen_vl: "mm_token_type_ids",
-    image_layouts.gemma3: "token_type_ids",
-}
-"""The input that marks image tokens, where a family wants one."""
 
-
-def plain_inputs(backbone: Backbone, pieces: Sequence[LaidPiece]) -> dict[str, Tensor]:
-    """The pieces of a prompt as one plain input of the model, as the family's own processor would give it."""
-    ids = torch.tensor([[number for piece in pieces for number in piece.ids]], device=backbone.device)
-    found: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    layout = backbone.family.layout
-    axis = _IMAGE_AXIS.get(layout, 0)
-    names = dict.fromkeys(name for piece in pieces for name in piece.inputs)
-    for name in names:
-        values = [piece.inputs[name] for piece in pieces if name in piece.inputs]
-        joined = _joined(values, axis if values[0].dim() > axis else 0)
-        dtype = backbone.model.dtype if joined.is_floating_point() else None
-        found[name] = joined.to(backbone.device, dtype)
-    if layout in _IMAGE_MASK and names:
-        found[_IMAGE_MASK[layout]] = (ids == backbone.config.image_token_id).long()
+def plain_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:
+    """The segments of a prompt as one plain input of the model, as the family's own processor would give it."""
+    ids = torch.tensor([[number for segment in segments for number in segment.ids]], device=backbone.device)
+    images = joined_inputs(backbone, segments)
+    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+    mask = backbone.family.image_mask
+    if mask is not None and images:
+        found[mask] = (ids == backbone.config.image_token_id).long()
     return found
-
-
-def _joined(values: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors one behind the other, smaller ones padded with zeros in the other axes."""
-    rest = [place for place in range(values[0].dim()) if place != axis]
-    largest = {place: max(value.shape[place] for value in values) for place in rest}
-    padded = []
-    for value in values:
-        shape = [value.shape[axis] if place == axis else largest[place] for place in range(value.dim())]
-        room = value.new_zeros(shape)
-        room[tuple(slice(0, length) for length in value.shape)] = value
-        padded.append(room)
-    return torch.cat(padded, dim=axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +45,16 @@ class Masking:
 
 
 class Answerer:
-    """Answers probes with one model.
+    """Answers probes with one model. A picture goes through the vision tower once, however many maskings there are.
 
     Args:
         backbone: the model.
-        prompter: lays the probes.
+        prompter: writes the probes.
         lead_in: what the answer is begun with; it is no part of the answer.
         max_new_tokens: the longest free answer.
-        independent: read each item as if it stood alone (see :class:`Engine`) when choices are
-            weighed; free answers always come from one plain pass.
+        independent: read each item as if it stood alone when choices are weighed. Free answers always come from one
+            plain pass.
+        vision: the model's vision tower with its memory; one of our own if ``None``.
     """
 
     def __init__(
@@ -90,14 +65,17 @@ class Answerer:
         lead_in: str = LEAD_IN,
         max_new_tokens: int = 32,
         independent: bool = False,
+        vision: Vision | None = None,
     ) -> None:
         self.backbone = backbone
         self.prompter = prompter
         self.lead_in = lead_in
         self.max_new_tokens = max_new_tokens
-        self.independent = independent
-        self._last: tuple[object, Window, list[float]] | None = None
-        self._laid: tuple[Probe, list[LaidPiece], list[LaidPiece]] | None = None
+        self.vision = Vision(backbone) if vision is None else vision
+        last_layer = [HeadId(backbone.layers - 1, 0)]
+        self._passes = ProbePasses(prompter, last_layer, self.vision, independent=independent)
+        self._read_last: tuple[object, Window, list[float]] | None = None
+        self._written: tuple[Probe, list[PromptSegment], list[PromptSegment]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
         """The model's free answer, without sampling; ends at a line break.
@@ -108,9 +86,10 @@ class Answerer:
         """
         masking = masking or Masking()
         backbone = self.backbone
-        pieces = self._pieces(probe)
+        context, tail = self._segments(probe)
+        segments = [self.prompter.prompter(probe).prefix_segment(), *context, *tail]
         tokenizer = self.prompter.interleaved.tokenizer
-        inputs = plain_inputs(backbone, [self.prompter.prompter(probe).lay_head(), *pieces])
+        inputs: dict[str, Any] = plain_inputs(backbone, segments)
         length = int(inputs["input_ids"].shape[1])
         if length + self.max_new_tokens > backbone.context:
             raise ContextOverflowError(
@@ -119,6 +98,9 @@ class Answerer:
                 tokens=length + self.max_new_tokens,
                 allowed=backbone.context,
             )
+        seen = self.vision.model_inputs(segments)
+        if seen:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | seen
         end = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.inference_mode(), self._masked(masking.heads, masking.phase):
             model: Any = backbone.model
@@ -136,9 +118,9 @@ class Answerer:
         return text.split("\n", 1)[0].strip()
 
     def choose(self, probe: Probe, masking: Masking | None = None) -> tuple[str, Mapping[str, float]]:
-        """The likeliest of a probe's choices, and each one's mean log-likelihood a token (in nats).
+        """The likeliest of a probe's choices, and each one's mean log-likelihood per token (in nats).
 
-        The context runs once a masking; answering under ``phase="decode"`` goes on from the unmasked context.
+        The context runs once per masking; answering under ``phase="decode"`` goes on from the unmasked context.
 
         Raises:
             DataError: the probe has no choices.
@@ -152,74 +134,61 @@ class Answerer:
                 "model answer freely instead (answering='generate')."
             )
         prompter = self.prompter.prompter(probe)
-        texts = [prompter.lay_text(" " + choice) for choice in probe.choices]
+        texts = [prompter.text_segment(" " + choice) for choice in probe.choices]
         while_reading = masking.heads if masking.phase == "all" else ()
-        budget = UNLIMITED if self.independent else self.backbone.context
-        engine = Engine(prompter, self._every_layer(), budget, independent=self.independent)
-        window, first = self._read(probe, engine, texts, while_reading)
-        longer = [place for place, text in enumerate(texts) if len(text) > 1]
+        window, first = self._read(probe, texts, while_reading)
+        longer = [number for number, text in enumerate(texts) if len(text) > 1]
         found = [[value] for value in first]
         with self._masked(masking.heads, "all"):
             if longer:
-                states = engine.hidden_states(window, [_without_last(prompter.lay_text(""), texts[p]) for p in longer])
-                for place, state in zip(longer, states, strict=True):
+                starts = [_part(prompter, texts[number].ids[:-1]) for number in longer]
+                for number, state in zip(longer, self._passes.hidden_states(probe, window, starts), strict=True):
                     logs = self._log_probabilities(state)  # (tokens - 1, vocabulary)
-                    ids = torch.tensor(texts[place].ids[1:], device=logs.device)
-                    found[place] += logs.gather(1, ids[:, None])[:, 0].tolist()
+                    ids = torch.tensor(texts[number].ids[1:], device=logs.device)
+                    found[number] += logs.gather(1, ids[:, None])[:, 0].tolist()
         scores = {choice: sum(logs) / len(logs) for choice, logs in zip(probe.choices, found, strict=True)}
         return max(scores, key=lambda choice: scores[choice]), scores
 
     def _read(
-        self, probe: Probe, engine: Engine, texts: Sequence[LaidPiece], heads: tuple[HeadId, ...]
+        self, probe: Probe, texts: Sequence[PromptSegment], heads: tuple[HeadId, ...]
     ) -> tuple[Window, list[float]]:
         """The prompt's window, and the log-probability of each choice's first token behind it."""
         key = (probe, heads)
-        if self._last is not None and self._last[0] == key:
-            return self._last[1], self._last[2]
-        self._last = None
-        context, (*question, end) = self._lay(probe)
-        last = _last_alone(self.prompter.prompter(probe).lay_text(""), end)
+        if self._read_last is not None and self._read_last[0] == key:
+            return self._read_last[1], self._read_last[2]
+        self._read_last = None
+        context, (*question, end) = self._segments(probe)
+        prompter = self.prompter.prompter(probe)
+        last = _part(prompter, end.ids[-1:])
         with self._masked(heads, "all"):
-            window = engine.encode(context)
-            before = [*question, _without_last(self.prompter.prompter(probe).lay_text(""), end)]
-            engine.extend(window, [piece for piece in before if len(piece)])
-            (state,) = engine.hidden_states(window, [last])
+            window = self._passes.encode(probe, context)
+            before = [*question, _part(prompter, end.ids[:-1])]
+            self._passes.extend(probe, window, [segment for segment in before if len(segment)])
+            (state,) = self._passes.hidden_states(probe, window, [last])
             first = self._log_probabilities(state)[0, [text.ids[0] for text in texts]].tolist()
-            engine.extend(window, [last])
-        self._last = (key, window, first)
+            self._passes.extend(probe, window, [last])
+        self._read_last = (key, window, first)
         return window, first
 
-    def _pieces(self, probe: Probe) -> list[LaidPiece]:
-        """Everything behind the prompt's head."""
-        context, tail = self._lay(probe)
-        return [*context, *tail]
-
-    def _lay(self, probe: Probe) -> tuple[list[LaidPiece], list[LaidPiece]]:
-        """The context and what follows it, kept for the next masking; the last piece is text and not empty."""
-        if self._laid is not None and self._laid[0] is probe:
-            return self._laid[1], self._laid[2]
+    def _segments(self, probe: Probe) -> tuple[list[PromptSegment], list[PromptSegment]]:
+        """The context and what follows it, kept for the next masking; the last segment is text and not empty."""
+        if self._written is not None and self._written[0] is probe:
+            return self._written[1], self._written[2]
         prompter = self.prompter.prompter(probe)
-        question = self.prompter.lay_question(probe)
+        question = self.prompter.question_segments(probe)
         if probe.continues:
             *before, text = question  # a question that continues is text alone
-            question, end = (
-                [*before, _without_last(prompter.lay_text(""), text)],
-                _last_alone(prompter.lay_text(""), text),
-            )
+            question = [*before, _part(prompter, text.ids[:-1])]
+            end = _part(prompter, text.ids[-1:])
         else:
-            end = prompter.lay_tail()
-            end.add_text(prompter.plain(self.lead_in))
+            end = prompter.answer_segment()
+            end.add_text(prompter.text.plain(self.lead_in))
             if not end.ids:
-                end.add_text(prompter.plain("\n"))
-        context, tail = (
-            list(self.prompter.lay_context(probe).pieces),
-            [piece for piece in (*question, end) if len(piece)],
-        )
-        self._laid = (probe, context, tail)
+                end.add_text(prompter.text.plain("\n"))
+        context = list(self.prompter.context(probe).segments)
+        tail = [segment for segment in (*question, end) if len(segment)]
+        self._written = (probe, context, tail)
         return context, tail
-
-    def _every_layer(self) -> list[HeadId]:
-        return [HeadId(self.backbone.layers - 1, 0)]
 
     def _masked(self, heads: Sequence[HeadId], phase: AblationPhase) -> Any:
         return self.backbone.seam.ablating(heads, phase) if heads else nullcontext()
@@ -227,20 +196,15 @@ class Answerer:
     def _log_probabilities(self, states: Tensor) -> Tensor:
         """``(tokens, vocabulary)`` float32, from last hidden states."""
         with torch.inference_mode():
-            head: Any = self.backbone.model.get_output_embeddings()
-            logits = head(states).float()
+            unembed: Any = self.backbone.model.get_output_embeddings()
+            logits = unembed(states).float()
             cap = getattr(self.backbone.text_config, "final_logit_softcapping", None)
             logits = torch.tanh(logits / cap) * cap if cap else logits
             return torch.log_softmax(logits, dim=-1)
 
 
-def _last_alone(empty: LaidPiece, piece: LaidPiece) -> LaidPiece:
-    """A text's last token."""
-    empty.add_text(piece.ids[-1:])
-    return empty
-
-
-def _without_last(empty: LaidPiece, piece: LaidPiece) -> LaidPiece:
-    """A text without its last token."""
-    empty.add_text(piece.ids[:-1])
-    return empty
+def _part(prompter: Prompter, ids: Sequence[int]) -> PromptSegment:
+    """Some tokens of a text."""
+    segment = prompter.empty()
+    segment.add_text(ids)
+    return segment

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rapidfuzz.distance import Levenshtein
+
 from mmrh_retriever.errors import DataError
 
 ANLS_THRESHOLD = 0.5
@@ -56,31 +58,13 @@ def _measure(given: tuple[str, ...], accepted: tuple[str, ...]) -> AnswerMeasure
     size = max(1, len(accepted))
     stretches = [given[start : start + size] for start in range(max(1, len(given) - size + 1))]
     whole, wanted = " ".join(given), " ".join(accepted)
-    alike = likeness(whole, wanted)
+    alike = Levenshtein.normalized_similarity(whole, wanted)
     return AnswerMeasures(
         exact=float(given == accepted),
         contains=float(bool(accepted) and accepted in stretches),
         anls=alike if alike >= ANLS_THRESHOLD else 0.0,
-        fuzzy=max(likeness(" ".join(stretch), wanted) for stretch in stretches),
+        fuzzy=max(Levenshtein.normalized_similarity(" ".join(stretch), wanted) for stretch in stretches),
     )
-
-
-def likeness(one: str, other: str) -> float:
-    """One minus the Levenshtein distance over the longer length: 1 for equal texts, 0 for nothing in common."""
-    longest = max(len(one), len(other))
-    return 1.0 if longest == 0 else 1.0 - distance(one, other) / longest
-
-
-def distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """Levenshtein distance: the fewest insertions, deletions and changes that turn one into the other."""
-    row = list(range(len(other) + 1))
-    for place, item in enumerate(one, start=1):
-        diagonal, row[0] = row[0], place
-        for column, wanted in enumerate(other, start=1):
-            changed = diagonal + (item != wanted)
-            diagonal = row[column]
-            row[column] = min(changed, row[column] + 1, row[column - 1] + 1)
-    return row[-1]
 
 
 def chosen(given: str, choices: Sequence[str]) -> str | None:
@@ -95,7 +79,7 @@ def chosen(given: str, choices: Sequence[str]) -> str | None:
     first: dict[str, int] = {}
     for choice in choices:
         wanted = normalised(choice)
-        places = [place for place in range(len(words)) if words[place : place + len(wanted)] == wanted]
-        if places and wanted:
-            first[choice] = places[0]
+        starts = [start for start in range(len(words)) if words[start : start + len(wanted)] == wanted]
+        if starts and wanted:
+            first[choice] = starts[0]
     return min(first, key=lambda choice: (first[choice], -len(choice))) if first else None

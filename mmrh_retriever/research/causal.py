@@ -2,16 +2,17 @@
 
 After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243: answer accuracy with no head masked, with
 the selected heads masked, and with as many random heads masked; while reading and answering, or only while answering.
-A masked head's post-softmax weights are zero. Two controls: random heads from anywhere in the model, and random heads
-with as many in each layer as the selection has.
+A masked head's post-softmax weights are zero. There are two controls: random heads from anywhere in the model, and
+random heads with as many in each layer as the selection has.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import DataError, HeadSetError
-from mmrh_retriever.files import write_atomically
+from mmrh_retriever.files import FileModel, write_atomically
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.loading import resolve_heads
@@ -28,6 +29,7 @@ from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
 from mmrh_retriever.research.answers import chosen, measure
 from mmrh_retriever.research.probes.builder import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
+from mmrh_retriever.runs.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,13 @@ class CausalRow:
     fuzzy: float
 
 
+class ProbeAnswers(FileModel):
+    """All answers to one probe: a line of a causal test's journal."""
+
+    probe: str
+    rows: list[CausalRow]
+
+
 @dataclass(frozen=True, slots=True)
 class _Condition:
     masked: str
@@ -75,38 +84,40 @@ class _Condition:
         return Masking(() if self.heads is None else self.heads.heads, self.phase)
 
 
-def maskings(
-    heads: HeadSet,
-    global_layers: Sequence[int],
-    *,
-    random_seeds: int = 5,
-    same_layers: bool = True,
-    phases: Sequence[AblationPhase] = ("all", "decode"),
-) -> list[tuple[str, str, int | None, HeadSet | None]]:
-    """The conditions of a causal test as ``(masked, phase, seed, heads)``, those that share a prefill side by side.
+@dataclass(frozen=True, slots=True)
+class CausalSettings:
+    """How probes are answered, and what is masked.
 
-    Random heads come from the layers with global attention and leave out the selected ones. Where a layer has too few
-    others for the same-layer control, that control may draw selected heads too, and a warning says so.
-
-    Raises:
-        HeadSetError: too few heads in the model for a random control.
+    Attributes:
+        answering: ``generate`` or ``choices``. Unless given, by likelihood where a probe has choices that are words,
+            and freely elsewhere. Models that don't follow instructions need ``choices``.
+        random_seeds: random draws of each control.
+        same_layers: also draw random heads with the selection's spread over the layers. Where a layer has too few
+            others, that control may draw selected heads too, and a warning says so.
+        phases: mask while reading and answering (``all``), only while answering (``decode``), or both.
+        prompt: how probes are worded.
+        lead_in: what the answer is begun with.
+        max_new_tokens: the longest free answer.
     """
-    return [
-        (condition.masked, condition.phase if condition.heads else "", condition.seed, condition.heads)
-        for condition in _conditions(heads, global_layers, random_seeds, phases, same_layers=same_layers)
-    ]
+
+    answering: Answering | None = None
+    random_seeds: int = 5
+    same_layers: bool = True
+    phases: tuple[AblationPhase, ...] = ("all", "decode")
+    prompt: ProbePrompt | None = None
+    lead_in: str = LEAD_IN
+    max_new_tokens: int = 32
 
 
-def _conditions(
-    heads: HeadSet, global_layers: Sequence[int], seeds: int, phases: Sequence[AblationPhase], *, same_layers: bool
-) -> list[_Condition]:
+def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSettings) -> list[_Condition]:
+    """The maskings of one probe; those that share a prefill stand side by side."""
     draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
-    for seed in range(seeds):
+    for seed in range(settings.random_seeds):
         draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
-        if same_layers:
+        if settings.same_layers:
             draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
     # answering alone goes on from the unmasked prefill, so it stands beside it
-    ordered: list[AblationPhase] = sorted(phases, key=lambda phase: phase != "decode")
+    ordered: list[AblationPhase] = sorted(settings.phases, key=lambda phase: phase != "decode")
     masked = [_Condition(name, phase, seed, drawn) for phase in ordered for name, seed, drawn in draws]
     return [_Condition(UNMASKED, "all", None, None), *masked]
 
@@ -128,17 +139,12 @@ def causal_rows(
     processor: Any,
     probes: Iterable[Probe],
     heads: str | Path | HeadSet,
+    settings: CausalSettings | None = None,
     *,
-    answering: Answering | None = None,
-    random_seeds: int = 5,
-    same_layers: bool = True,
-    phases: Sequence[AblationPhase] = ("all", "decode"),
-    prompt: ProbePrompt | None = None,
-    lead_in: str = LEAD_IN,
-    max_new_tokens: int = 32,
     finished: Collection[str] = (),
     progress: bool = False,
     total: int | None = None,
+    **changes: Any,
 ) -> Iterator[CausalRow]:
     """Answer each probe under each masking, one row at a time.
 
@@ -147,17 +153,11 @@ def causal_rows(
         processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
         probes: probes with answers.
         heads: the selected heads: a set, a path, ``"published"``.
-        answering: ``generate`` or ``choices``; unless given, by likelihood where a probe has choices that are words
-            and freely elsewhere. Models that don't follow instructions need ``choices``.
-        random_seeds: random draws of each control.
-        same_layers: also draw random heads with the selection's spread over the layers.
-        phases: mask while reading and answering (``all``), only while answering (``decode``), or both.
-        prompt: how probes are worded.
-        lead_in: what the answer is begun with.
-        max_new_tokens: the longest free answer.
+        settings: how probes are answered, and what is masked.
         finished: names of probes that are passed over, such as those of a run that is resumed.
         progress: show a bar on stderr, if that is a terminal.
         total: how many probes there are, for the bar.
+        changes: fields of :class:`CausalSettings`, in place of those of ``settings``.
 
     Raises:
         HeadSetError: heads that do not fit the model, or too few others for a control.
@@ -165,18 +165,20 @@ def causal_rows(
         ContextOverflowError: a probe longer than the model's context.
         PageError: an item that can't be read, or that this model can't take.
     """
+    how = replace(settings or CausalSettings(), **changes)
     reranker = Reranker(model, processor, heads="all")
     backbone = reranker.backbone
     selected = resolve_heads(heads, backbone)
     if selected.n_layers is None or selected.n_heads is None:
         selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
-    conditions = _conditions(selected, backbone.global_layers, random_seeds, phases, same_layers=same_layers)
+    conditions = _conditions(selected, backbone.global_layers, how)
     answerer = Answerer(
         backbone,
-        ProbePrompter(reranker.prompter, prompt),
-        lead_in=lead_in,
-        max_new_tokens=max_new_tokens,
+        ProbePrompter(reranker.prompter, how.prompt),
+        lead_in=how.lead_in,
+        max_new_tokens=how.max_new_tokens,
         independent=reranker.independent,
+        vision=reranker.vision,
     )
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     for probe in bar:
@@ -184,9 +186,20 @@ def causal_rows(
             continue
         if not probe.answer:
             raise DataError(f"Probe {probe.name!r} has no answer to compare with. Use probes with answers.")
-        how: Answering = answering or ("choices" if len(probe.choices) > 1 else "generate")
+        answering: Answering = how.answering or ("choices" if len(probe.choices) > 1 else "generate")
         for condition in conditions:
-            yield _row(answerer, probe, condition, how)
+            yield _row(answerer, probe, condition, answering)
+
+
+def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list[CausalRow]:
+    """Write each probe's answers into a journal as it is finished; gives all, those of the journal first.
+
+    Raises:
+        DataError: the journal can't be written.
+    """
+    for name, answers in itertools.groupby(rows, key=lambda row: row.probe):
+        journal.add(ProbeAnswers(probe=name, rows=list(answers)))
+    return [row for answers in journal.done.values() for row in answers.rows]
 
 
 def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:
@@ -217,27 +230,11 @@ def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering
 
 
 def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
-    """Write rows as JSON lines as they come, through to the disk, and give them all.
+    """Write rows as JSON lines, all or nothing, and give them all.
 
     Raises:
         DataError: the folder is missing or can't be written.
     """
-    found: list[CausalRow] = []
-    try:
-        with Path(path).open("w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(asdict(row)) + "\n")
-                stream.flush()
-                found.append(row)
-    except OSError as error:
-        raise DataError(f"{path}: can't be written ({error}). Check that its folder exists.") from error
+    found = list(rows)
+    write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
     return found
-
-
-def save_json(content: Any, path: str | Path) -> None:
-    """Write a value as indented JSON, all or nothing.
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
-    write_atomically(Path(path), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

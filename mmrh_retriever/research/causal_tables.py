@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation.metrics import bootstrap_interval, paired_bootstrap
 from mmrh_retriever.research.causal import CausalRow
+from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 
 MEASURES = ("correct", "exact", "contains", "anls", "fuzzy")
 _SAMPLES = 2000

@@ -1,16 +1,15 @@
 """Detection: how much each head of a model attends from a question to its evidence, over many probes.
 
-After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243: a head's score on a probe is the mean over
+After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. A head's score on a probe is the mean over
 the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
-question on the same context; its detection score is the mean over the probes of a task and context length.
+question on the same context. Its detection score is the mean over the probes of a task and context length.
 
 A probe's context runs once and its keys are kept; the question and the null question run on them together. What is
-held at a time is one context's keys and values and a number a head and item.
+held at a time is one context's keys and values, and one number per head and item.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -24,15 +23,19 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from mmrh_retriever.encoding.engine import UNLIMITED, Engine, Window
+from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import AttentionCaptureError, DataError
-from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable
+from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable
 from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.fingerprints import weights_fingerprint
+from mmrh_retriever.model.vision import Vision
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.research.detection_journal import Journal, ProbeScores
 from mmrh_retriever.research.head_analysis import Stability, stability
+from mmrh_retriever.research.probe_passes import ProbePasses
+from mmrh_retriever.research.probe_scores import ProbeRow, ProbeScores
 from mmrh_retriever.research.probes.builder import Probe
-from mmrh_retriever.research.probes.prompts import LaidContext, ProbePrompt, ProbePrompter
+from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
+from mmrh_retriever.runs.journal import Journal
 from mmrh_retriever.types import FloatArray
 
 _OUT_OF_RANGE = 1e-4
@@ -73,7 +76,7 @@ class Detection:
         return tuple(sorted({probe.depth for probe in self._at(task, context_length, None)}))
 
     def stability(self, task: str, context_length: int, **options: Any) -> Stability:
-        """Overlap of the best heads found on disjoint parts of the probes.
+        """Overlap of the best heads that disjoint parts of the probes find.
 
         ``options`` go to :func:`mmrh_retriever.research.head_analysis.stability`.
 
@@ -145,9 +148,9 @@ def detect(
         probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
         prompt: how probes are worded, and which tokens look.
         model_id: the name that the scores are filed under; the model's own unless given.
-        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; where it is
-            not given, as the model's config says.
-        journal: a file that takes each probe's scores at once, so that a killed run can be resumed.
+        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; as the
+            model's config says if not given.
+        journal: a folder that takes each probe's scores at once, so that a killed run can be resumed.
         resume: go on with a journal that exists; probes that it holds are not run again.
         settings: what else must be alike when a journal is resumed (how the probes were made).
         progress: show a bar on stderr, if that is a terminal.
@@ -163,20 +166,23 @@ def detect(
     """
     reranker = Reranker(model, processor, heads="all", independent=independent)
     backbone = reranker.backbone
-    name = model_id or str(getattr(backbone.config, "_name_or_path", "") or type(model).__name__)
+    name = model_id or backbone.name
     prompter = ProbePrompter(reranker.prompter, prompt)
-    scorer = _Scorer(backbone, prompter, independent=reranker.independent)
+    scorer = _Scorer(backbone, prompter, reranker.vision, independent=reranker.independent)
     fixed = {
         "model": name,
-        **_identity(backbone),
+        "model_type": str(backbone.config.model_type),
+        "n_layers": backbone.layers,
+        "n_heads": backbone.heads,
+        "dtype": str(backbone.model.dtype),
+        "weights": weights_fingerprint(backbone.model),
         "independent": reranker.independent,
         "prompt": asdict(prompter.prompt),
         "probes": dict(settings or {}),
     }
-    shape = (backbone.layers, backbone.heads)
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
-    with Journal(journal, fixed, shape, resume=resume) if journal is not None else nullcontext() as log:
+    with _journal(journal, fixed, resume=resume) as log:
         done = {} if log is None else dict(log.done)
         for probe in bar:
             if probe.name in found:
@@ -186,11 +192,11 @@ def detect(
                 continue
             found[probe.name] = scorer.score(probe)
             if log is not None:
-                log.add(found[probe.name])
+                log.add(ProbeRow.of(found[probe.name]))
         if done:
             raise DataError(
                 f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
-                "probes that the run was begun with, or write to another file."
+                "probes that the run was begun with, or write to another folder."
             )
     if not found:
         raise DataError("There are no probes to detect heads with. Give at least one.")
@@ -198,17 +204,22 @@ def detect(
     return Detection(name, backbone.global_layers, tuple(found.values()), source)
 
 
+def _journal(folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> Any:
+    if folder is None:
+        return nullcontext()
+    return Journal(folder, ProbeRow, lambda row: row.name, settings, what="detection run", resume=resume)
+
+
 class _Scorer:
     """Runs probes; keeps the last context for neighbours that share it."""
 
-    def __init__(self, backbone: Backbone, prompter: ProbePrompter, *, independent: bool) -> None:
+    def __init__(self, backbone: Backbone, prompter: ProbePrompter, vision: Vision, *, independent: bool) -> None:
         self.backbone = backbone
         self.prompter = prompter
-        self.independent = independent
         self.heads = [HeadId(layer, head) for layer in backbone.global_layers for head in range(backbone.heads)]
+        self.passes = ProbePasses(prompter, self.heads, vision, independent=independent)
         self._key: tuple[Any, ...] = ()
-        self._kept: tuple[Sequence[object], LaidContext, Window] | None = None
-        self._null: Tensor | None = None
+        self._kept: tuple[Sequence[object], ProbeContext, Window] | None = None
 
     def score(self, probe: Probe) -> ProbeScores:
         """Run one probe."""
@@ -217,8 +228,8 @@ class _Scorer:
                 f"Probe {probe.name!r} has no evidence, so no head can be scored on it. Leave such probes "
                 "(negatives) to the causal test."
             )
-        context, window, engine = self._context(probe)
-        mass, null = self._ask(engine, window, probe)  # (heads, parts) each
+        context, window = self._context(probe)
+        mass, null = self._ask(window, probe)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
         in_part = any(span.start is not None for span in probe.evidence)
         gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
@@ -229,7 +240,7 @@ class _Scorer:
                 "Load the model again, or with dtype=torch.float32, and report it if that does not help."
             )
         items = calibrated @ np.eye(len(probe.items))[list(context.item)]  # (heads, items)
-        is_gold = np.array([place in probe.gold for place in range(len(probe.items))])
+        is_gold = np.array([index in probe.gold for index in range(len(probe.items))])
         others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
         return ProbeScores(
             probe.name,
@@ -247,54 +258,31 @@ class _Scorer:
         grid[list(self.backbone.global_layers)] = values.reshape(-1, self.backbone.heads)
         return grid
 
-    def _context(self, probe: Probe) -> tuple[LaidContext, Window, Engine]:
-        prompter = self.prompter.prompter(probe)
-        budget = UNLIMITED if self.independent else self.backbone.context
-        engine = Engine(prompter, self.heads, budget, independent=self.independent)
+    def _context(self, probe: Probe) -> tuple[ProbeContext, Window]:
         in_part = tuple(span for span in probe.evidence if span.start is not None)
         key = (*map(id, probe.items), probe.labelled, in_part)
         if self._kept is None or key != self._key:
-            self._kept = self._null = None  # one context's keys at a time
-            context = self.prompter.lay_context(probe)
-            self._kept = (probe.items, context, engine.encode(context.pieces))
+            self._kept = None  # one context's keys at a time
+            context = self.prompter.context(probe)
+            self._kept = (probe.items, context, self.passes.encode(probe, context.segments))
             self._key = key
-        _, context, window = self._kept
-        return context, window, engine
+        return self._kept[1], self._kept[2]
 
-    def _ask(self, engine: Engine, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
+    def _ask(self, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
         """``(heads, parts)`` of the question and of the null question."""
-        asked = self.prompter.lay_question(probe)
+        asked = self.prompter.question_segments(probe)
+        null = self.prompter.null_segments(probe)
         if len(asked) == 1 and not asked[0].inputs and not probe.options:
-            null = [] if self._null is not None else self.prompter.lay_null_question(probe)
-            mass = engine.ask(window, [*asked, *null]).mass
-            if null:
-                self._null = mass[1]
-            return mass[0], mass[-1] if self._null is None else self._null
-        mass = engine.ask_in_pieces(window, asked).mass
-        return mass[0], engine.ask_in_pieces(window, self.prompter.lay_null_question(probe)).mass[0]
+            engine = self.passes.engine(probe)
+            mass, null_mass = engine.ask_with_null(window, asked, null[0])
+            return mass.mass[0], torch.zeros_like(mass.mass[0]) if null_mass is None else null_mass.mass[0]
+        return self.passes.ask(probe, window, asked).mass[0], self.passes.ask(probe, window, null).mass[0]
 
 
-def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
+def _same(done: ProbeRow, probe: Probe, journal: str) -> ProbeScores:
     if done.fingerprint != probe.fingerprint():
         raise DataError(
             f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
-            f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another file."
+            f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
         )
-    return done
-
-
-def _identity(backbone: Backbone) -> dict[str, Any]:
-    """What tells one model's scores from another's."""
-    digest = hashlib.sha256()
-    with torch.inference_mode():
-        for name, parameter in backbone.model.named_parameters():
-            flat = parameter.detach().reshape(-1)
-            sample = torch.cat([flat[:4], flat[-4:]]).float().cpu().numpy()
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.tobytes())
-    return {
-        "model_type": str(backbone.config.model_type),
-        "n_layers": backbone.layers,
-        "n_heads": backbone.heads,
-        "dtype": str(backbone.model.dtype),
-        "weights": digest.hexdigest()[:16],
-    }
+    return done.scores_of()

@@ -57,7 +57,8 @@ def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
     """
     path = BUNDLED_FOLDER if str(source) == BUNDLED else Path(source)
     path = path / HEADS_FILE if (path / HEADS_FILE).is_file() else path
-    if path.is_file() and format_of(read_text(path), name=str(path)) == SET_FORMAT:
+    what = "head set or file of head scores"
+    if path.is_file() and format_of(read_text(path, what=what), where=str(path), what=what) == SET_FORMAT:
         return HeadSet.load(path)
     return scores_from(source)
 

@@ -53,7 +53,7 @@ def test_pages_that_share_a_pass_score_as_if_each_had_its_own(name: str, monkeyp
 
 def test_a_pass_takes_no_more_than_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = reranker_for()
-    each = len(reranker.prompter.lay_page(pages()[0], 1))
+    each = len(reranker.prompter.page_segment(pages()[0], 1))
     monkeypatch.setattr(engine, "PASS_TOKENS", 2 * each + each // 2)
     sizes = passes(monkeypatch)
     reranker.rank(QUESTION, pages())

@@ -8,7 +8,7 @@ import torch
 from mmrh_retriever import HeadId, Page, PromptOptions
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.prompts import LaidPiece, Prompter
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
 from tests.reference import eager_attentions
 
@@ -50,7 +50,9 @@ def every_head(backbone: Backbone) -> list[HeadId]:
     return [HeadId(layer, head) for layer in range(backbone.layers) for head in range(backbone.heads)]
 
 
-def expected_mass(model: Tiny, pieces: list[LaidPiece], question: LaidPiece, owner: torch.Tensor) -> torch.Tensor:
+def expected_mass(
+    model: Tiny, pieces: list[PromptSegment], question: PromptSegment, owner: torch.Tensor
+) -> torch.Tensor:
     """``(heads, pages + keys)``: the definition, straight from the full attention matrices."""
     attention = eager_attentions(model, [*pieces, question])  # (layers, heads, tokens, tokens)
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
@@ -71,7 +73,7 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
     pages = some_pages(name, kind)
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
     (window,) = engine.windows(enumerate(pages), numbers=list(range(1, len(pages) + 1)))
-    questions = [prompter.lay_question(question) for question in QUESTIONS]
+    questions = [prompter.question_segment(question) for question in QUESTIONS]
     ran: list[int] = []
     counting = prompter.backbone.base.register_forward_pre_hook(
         lambda _module, _args, given: ran.append(given["input_ids"].shape[1]), with_kwargs=True
@@ -80,7 +82,7 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
     counting.remove()
     assert sum(ran) < sum(map(len, questions)), "what questions begin alike runs once"
     alone = torch.cat([engine.ask(window, [question]).mass for question in questions])
-    pieces = [prompter.lay_head(), *(prompter.lay_page(page, place + 1) for place, page in enumerate(pages))]
+    pieces = [prompter.prefix_segment(), *(prompter.page_segment(page, place + 1) for place, page in enumerate(pages))]
     expected = torch.stack([expected_mass(model, pieces, question, window.owner) for question in questions])
     difference = float((together.mass - expected).abs().max())
     between = float((together.mass - alone).abs().max())
@@ -103,9 +105,9 @@ def test_either_base_implementation_gives_the_same(name: str, implementation: st
     pages = some_pages(name, "several")
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
     (window,) = engine.windows(enumerate(pages), numbers=[1, 2, 3])
-    question = prompter.lay_question(QUESTIONS[0])
+    question = prompter.question_segment(QUESTIONS[0])
     got = engine.ask(window, [question]).mass[0]
-    pieces = [prompter.lay_head(), *(prompter.lay_page(page, place + 1) for place, page in enumerate(pages))]
+    pieces = [prompter.prefix_segment(), *(prompter.page_segment(page, place + 1) for place, page in enumerate(pages))]
     expected = expected_mass(model, pieces, question, window.owner)
     assert float((got - expected).abs().max()) <= TOLERANCE
 
@@ -120,7 +122,7 @@ def test_stopping_early_changes_nothing() -> None:
     for chosen in (heads, shallow):
         engine = Engine(prompter, chosen, 4000)
         (window,) = engine.windows(enumerate(pages), numbers=[1, 2, 3])
-        masses.append(engine.ask(window, [prompter.lay_question(QUESTIONS[0])]).mass[0])
+        masses.append(engine.ask(window, [prompter.question_segment(QUESTIONS[0])]).mass[0])
         assert window.cache is not None
         assert len(window.cache.layers) == max(head.layer for head in chosen) + 1
     torch.testing.assert_close(masses[0][: len(shallow)], masses[1])
@@ -134,9 +136,9 @@ def test_a_question_leaves_the_kept_pages_as_they_were() -> None:
     assert window.cache is not None
     before = [layer.keys[:, :, : len(window)].clone() for layer in window.cache.layers if layer.keys is not None]
     buffers = [layer.keys.data_ptr() for layer in window.cache.layers if layer.keys is not None]
-    first = engine.ask(window, [prompter.lay_question(QUESTIONS[0])]).mass
-    engine.ask(window, [prompter.lay_question(QUESTIONS[2])])
-    again = engine.ask(window, [prompter.lay_question(QUESTIONS[0])]).mass
+    first = engine.ask(window, [prompter.question_segment(QUESTIONS[0])]).mass
+    engine.ask(window, [prompter.question_segment(QUESTIONS[2])])
+    again = engine.ask(window, [prompter.question_segment(QUESTIONS[0])]).mass
     assert torch.equal(first, again)
     assert window.cache.get_seq_length() == len(window)
     for layer, kept, pointer in zip(window.cache.layers, before, buffers, strict=True):
@@ -150,7 +152,7 @@ def test_many_questions_are_split_by_the_memory_budget(monkeypatch: pytest.Monke
     prompter = prompter_for(model)
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
     (window,) = engine.windows(enumerate(some_pages("qwen3_vl", "several")), numbers=[1, 2, 3])
-    questions = [prompter.lay_question(f"How did revenue change in {year}?") for year in range(2000, 2012)]
+    questions = [prompter.question_segment(f"How did revenue change in {year}?") for year in range(2000, 2012)]
     whole = engine.ask(window, questions).mass
     monkeypatch.setattr("mmrh_retriever.encoding.engine.TAIL_CELLS", 30 * len(window))
     assert len(list(engine._groups(window, questions))) > 2
@@ -177,11 +179,11 @@ def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name:
     pages = some_pages(name, kind) if name != "gemma3" else [Page(text=f"Revenue grew in {year}.") for year in (1, 22)]
     engine = Engine(prompter, every_head(prompter.backbone), 4000, independent=True)
     (window,) = engine.windows(enumerate(pages), numbers=list(range(1, len(pages) + 1)))
-    question = prompter.lay_question(QUESTIONS[0])
-    got = engine.ask(window, [question, prompter.lay_null_question()]).mass[0]
+    question = prompter.question_segment(QUESTIONS[0])
+    got = engine.ask(window, [question, prompter.null_segment()]).mass[0]
 
-    head = prompter.lay_head()
-    laid = [prompter.lay_page(page, place + 1) for place, page in enumerate(pages)]
+    head = prompter.prefix_segment()
+    laid = [prompter.page_segment(page, place + 1) for place, page in enumerate(pages)]
     places = [head.all_positions(), *(piece.all_positions() + head.extent for piece in laid)]
     places.append(question.all_positions() + head.extent + max(piece.extent for piece in laid))
     positions = torch.cat(places, dim=1)

@@ -54,7 +54,7 @@ def test_the_largest_tensor_is_bounded_for_any_number_of_heads_and_questions(
         "same": ["How did revenue change?"] * 250,
         "longer": ["How" + " very" * (number % 8) for number in range(250)],  # one begins like the other
     }[kind]
-    asked = [prompter.lay_question(text) for text in texts]
+    asked = [prompter.question_segment(text) for text in texts]
     found: dict[tuple[int, int], int] = {}
     masses = {}
     for heads in ([every[-1]], every):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mmrh_retriever.encoding.question_tree import PrefixTree
+from mmrh_retriever.encoding.question_tree import QuestionTree
 
 
-def laid(*sequences: list[int]) -> PrefixTree:
-    tree = PrefixTree()
+def laid(*sequences: list[int]) -> QuestionTree:
+    tree = QuestionTree()
     for sequence in sequences:
         tree.add(sequence)
     return tree

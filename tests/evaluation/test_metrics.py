@@ -11,17 +11,16 @@ import pytest
 from mmrh_retriever.evaluation.metrics import (
     Measured,
     PageBox,
-    bootstrap_interval,
     layout_coverage,
     layout_measures,
     layout_recall,
     ndcg,
     page_measures,
     page_recall,
-    paired_bootstrap,
     reciprocal_rank,
     summarise,
 )
+from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 
 NAN = float("nan")
 

@@ -18,7 +18,7 @@ from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.evaluation.evaluate import evaluate
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import RandomRanker, RankerSpec, Scores
-from mmrh_retriever.evaluation.ray_executor import MAX_ATTEMPTS, ClusterError, RayEngine
+from mmrh_retriever.evaluation.ray_executor import MAX_ATTEMPTS, ClusterError, RayExecutor
 
 NAMES = [f"{number}.pdf" for number in range(6)]
 
@@ -67,7 +67,7 @@ def deadly(marks: Path, victim: str, times: int) -> Callable[[], dict[str, Any]]
 def test_a_lost_workers_document_is_run_again(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    engine = RayEngine(data, deadly(marks, NAMES[2], times=1), workers=2, options={"num_cpus": 1})
+    engine = RayExecutor(data, deadly(marks, NAMES[2], times=1), workers=2, options={"num_cpus": 1})
     found = evaluate(data, {"random": RandomRanker()}, tmp_path / "ray", engine=engine)
     here = evaluate(data, {"random": RandomRanker()}, tmp_path / "here")
     assert found.summaries == here.summaries
@@ -82,7 +82,7 @@ def test_a_lost_workers_document_is_run_again(ray: Any, data: MMDocIR, tmp_path:
 def test_a_document_that_kills_every_worker_stops_the_run(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    engine = RayEngine(data, deadly(marks, NAMES[5], times=99), workers=1)
+    engine = RayExecutor(data, deadly(marks, NAMES[5], times=99), workers=1)
     with pytest.raises(ClusterError, match=rf"{MAX_ATTEMPTS} workers were lost over 5\.pdf"):
         evaluate(data, {"random": RandomRanker()}, tmp_path / "out", engine=engine)
     kept = sorted(path.name for path in (tmp_path / "out" / "parts" / "random").iterdir())
@@ -97,30 +97,30 @@ def test_what_a_worker_raises_reaches_the_driver(ray: Any, data: MMDocIR, tmp_pa
         raise HeadSetError("head 99-1 is out of range")
 
     with pytest.raises(HeadSetError, match="99-1"):
-        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", engine=RayEngine(data, wrong, workers=1))
+        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", engine=RayExecutor(data, wrong, workers=1))
 
     def broken() -> dict[str, Any]:
         return {"random": object()}
 
     with pytest.raises(ClusterError, match="has no attribute 'rank'"):
-        evaluate(data, {"random": RandomRanker()}, tmp_path / "bad", engine=RayEngine(data, broken, workers=1))
+        evaluate(data, {"random": RandomRanker()}, tmp_path / "bad", engine=RayExecutor(data, broken, workers=1))
 
 
 @pytest.mark.slow
 def test_specs_are_built_by_the_workers(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     specs = {"bm25": RankerSpec("bm25"), "random": RankerSpec("random", seed=3)}
-    found = evaluate(data, specs, tmp_path / "out", engine=RayEngine(data, specs))
+    found = evaluate(data, specs, tmp_path / "out", engine=RayExecutor(data, specs))
     assert found.summaries == evaluate(data, specs, tmp_path / "here").summaries
     with pytest.raises(ClusterError, match="room for 0"):
-        evaluate(data, specs, tmp_path / "gpus", engine=RayEngine(data, specs, workers=2, gpus=1))
+        evaluate(data, specs, tmp_path / "gpus", engine=RayExecutor(data, specs, workers=2, gpus=1))
 
 
 def test_without_ray_the_message_names_the_extra(data: MMDocIR, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'mmrh-retriever\[ray\]'"):
-        RayEngine(data, {"bm25": RankerSpec("bm25")})
+        RayExecutor(data, {"bm25": RankerSpec("bm25")})
 
 
 def test_a_cluster_needs_workers(data: MMDocIR) -> None:
     with pytest.raises(DataError, match="at least one worker, got 0"):
-        RayEngine(data, {}, workers=0)
+        RayExecutor(data, {}, workers=0)

@@ -144,7 +144,7 @@ def bundled() -> dict[str, Any]:
     }
 
 
-RAW = "final_heat"
+RAW = "final_round"
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     **{name: (lambda name=name: family(name)) for name in BUILDERS},
     "bundled": bundled,

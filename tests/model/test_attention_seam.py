@@ -352,7 +352,7 @@ def test_tokens_on_paths_see_their_own_question_and_what_stands_near_it() -> Non
 
 
 def test_two_sided_tokens_see_each_other_beyond_the_window() -> None:
-    mask = PassPlan(0, 8, twosided=(TokenSpan(1, 7),)).mask(3, torch.device("cpu"))
+    mask = PassPlan(0, 8, bidirectional=(TokenSpan(1, 7),)).mask(3, torch.device("cpu"))
     assert bool(mask[1:7, 1:7].all())
     assert not bool(mask[7, 4])
     assert bool(mask[7, 5])

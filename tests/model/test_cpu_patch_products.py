@@ -53,7 +53,7 @@ def test_every_family_sees_the_same(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     def features() -> list[torch.Tensor]:
         reranker = Reranker(made.model, (made.tokenizer, made.image_processor), "all", check=False)
-        laid = [reranker.prompter.lay_page(page, 1) for page in pages]
+        laid = [reranker.prompter.page_segment(page, 1) for page in pages]
         return [tensor for own in reranker.vision.of(laid) for tensor in (own.pooled, *own.deep)]
 
     products = features()

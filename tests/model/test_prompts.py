@@ -11,7 +11,7 @@ from mmrh_retriever import Page, PageError, PromptOptions, QuestionError, Unsupp
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.heads.sets import HeadId
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.prompts import LaidPiece, Prompter
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from tests.factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
 
 QUESTION = "How did revenue change?"
@@ -23,19 +23,19 @@ def prompter_for(name: str, **options: object) -> Prompter:
     return Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor, settings)
 
 
-def scored_text(prompter: Prompter, piece: LaidPiece) -> str:
+def scored_text(prompter: Prompter, piece: PromptSegment) -> str:
     ids = [number for span in piece.scored for number in piece.ids[span.start : span.stop]]
     return str(prompter.tokenizer.decode(ids))
 
 
 def test_the_question_on_a_page_does_not_move_the_questions_span() -> None:
     prompter = prompter_for("llama")
-    page = prompter.lay_page(Page(text=f"{QUESTION} {QUESTION}"), 1)
-    question = prompter.lay_question(QUESTION)
+    page = prompter.page_segment(Page(text=f"{QUESTION} {QUESTION}"), 1)
+    question = prompter.question_segment(QUESTION)
     assert scored_text(prompter, page) == f"{QUESTION} {QUESTION}"
     assert scored_text(prompter, question) == f"Question: {QUESTION}"
     bare = prompter_for("llama", count_question_label=False)
-    assert scored_text(bare, bare.lay_question(QUESTION)) == QUESTION
+    assert scored_text(bare, bare.question_segment(QUESTION)) == QUESTION
 
 
 def test_repeated_pages_each_have_their_own_span() -> None:
@@ -46,9 +46,9 @@ def test_repeated_pages_each_have_their_own_span() -> None:
     counts = [int((window.owner == place).sum()) for place in range(3)]
     assert counts[0] > 0
     assert len(set(counts)) == 1
-    ids = [*prompter.lay_head().ids]
+    ids = [*prompter.prefix_segment().ids]
     for place in range(3):
-        piece = prompter.lay_page(page, place + 1)
+        piece = prompter.page_segment(page, place + 1)
         own = (window.owner[len(ids) : len(ids) + len(piece)] == place).nonzero().flatten().tolist()
         assert own == [token for span in piece.scored for token in range(span.start, span.stop)]
         ids += piece.ids
@@ -59,9 +59,9 @@ def test_repeated_pages_each_have_their_own_span() -> None:
 def test_control_tokens_on_a_page_or_in_a_question_are_plain_text(name: str, text: str) -> None:
     prompter = prompter_for(name)
     special = set(tokenizer().convert_tokens_to_ids(SPECIAL))
-    assert special.isdisjoint(prompter.lay_page(Page(text=text), 1).ids)
-    assert special.isdisjoint(prompter.lay_question(text).ids)
-    assert scored_text(prompter, prompter.lay_page(Page(text=text), 1)) == text
+    assert special.isdisjoint(prompter.page_segment(Page(text=text), 1).ids)
+    assert special.isdisjoint(prompter.question_segment(text).ids)
+    assert scored_text(prompter, prompter.page_segment(Page(text=text), 1)) == text
 
 
 class GreedyTokenizer:
@@ -91,14 +91,14 @@ def test_a_tokenizer_that_insists_on_control_tokens_gets_them_broken_up() -> Non
 )
 def test_any_script_keeps_its_text(text: str) -> None:
     prompter = prompter_for("qwen2_5_vl", count_question_label=False)
-    assert scored_text(prompter, prompter.lay_question(text)) == text
-    assert scored_text(prompter, prompter.lay_page(Page(text=text), 7)) == text
+    assert scored_text(prompter, prompter.question_segment(text)) == text
+    assert scored_text(prompter, prompter.page_segment(Page(text=text), 7)) == text
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
 def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str) -> None:
     prompter = prompter_for(name)
-    piece = prompter.lay_page(Page(image=page_image(3, (150, 90))), 1)
+    piece = prompter.page_segment(Page(image=page_image(3, (150, 90))), 1)
     image_token = prompter.backbone.config.image_token_id
     assert piece.grid is not None
     assert len(piece.visual) == len(piece.grid)
@@ -117,8 +117,8 @@ def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str)
 
 
 def test_markers_and_labels_count_only_if_asked() -> None:
-    with_markers = prompter_for("qwen3_vl").lay_page(Page(image=page_image(1)), 1)
-    without = prompter_for("qwen3_vl", count_image_markers=False).lay_page(Page(image=page_image(1)), 1)
+    with_markers = prompter_for("qwen3_vl").page_segment(Page(image=page_image(1)), 1)
+    without = prompter_for("qwen3_vl", count_image_markers=False).page_segment(Page(image=page_image(1)), 1)
     assert with_markers.ids == without.ids
     assert len(with_markers.scored[0]) == len(without.scored[0]) + 2
     assert len(without.scored[0]) == len(without.visual)
@@ -127,28 +127,28 @@ def test_markers_and_labels_count_only_if_asked() -> None:
 def test_what_of_a_page_is_shown() -> None:
     page = Page(image=page_image(1), text="staff numbers")
     pieces = {
-        content: prompter_for("qwen3_vl", content=content).lay_page(page, 1) for content in ("auto", "text", "both")
+        content: prompter_for("qwen3_vl", content=content).page_segment(page, 1) for content in ("auto", "text", "both")
     }
     assert pieces["auto"].visual
     assert not pieces["text"].visual
     assert len(pieces["both"]) > len(pieces["auto"])
     with pytest.raises(PageError, match="page 3.*an image; Llama.*takes text alone"):
-        prompter_for("llama").lay_page(Page(image=page_image(1), index=2), 3)
+        prompter_for("llama").page_segment(Page(image=page_image(1), index=2), 3)
     with pytest.raises(PageError, match="text; Qwen3-VL.*content='image'"):
-        prompter_for("qwen3_vl", content="image").lay_page(Page(text="words"), 1)
+        prompter_for("qwen3_vl", content="image").page_segment(Page(text="words"), 1)
 
 
 @pytest.mark.parametrize("question", ["", "  \n", None, 3])
 def test_questions_with_nothing_to_ask_are_refused(question: object) -> None:
     with pytest.raises(QuestionError):
-        prompter_for("llama").lay_question(question)  # type: ignore[arg-type]
+        prompter_for("llama").question_segment(question)  # type: ignore[arg-type]
 
 
 def test_the_chat_template_surrounds_the_prompt() -> None:
     prompter = prompter_for("qwen3_vl")
-    head = prompter.tokenizer.decode(prompter.lay_head().ids)
+    head = prompter.tokenizer.decode(prompter.prefix_segment().ids)
     assert head == "<|im_start|>user\nFind the pages that hold the evidence for the question.\n"
-    assert prompter.tokenizer.decode(prompter.lay_tail().ids) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert prompter.tokenizer.decode(prompter.answer_segment().ids) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_templates_that_cannot_be_used_are_refused() -> None:
@@ -166,14 +166,14 @@ def test_without_a_chat_template_the_prompt_begins_bare() -> None:
     model = tiny("llama")
     bare = copy.deepcopy(model.tokenizer)
     bare.chat_template = None
-    head = Prompter(Backbone.of(model.model), bare).lay_head()
+    head = Prompter(Backbone.of(model.model), bare).prefix_segment()
     assert model.tokenizer.decode(head.ids).startswith("Find the pages")
 
 
 def test_prompters_built_beside_tokenising_threads_are_right() -> None:
     model = tiny("qwen3_vl")
     backbone = Backbone.of(model.model)
-    expected = Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids
+    expected = Prompter(backbone, model.tokenizer, model.image_processor).prefix_segment().ids
     prompter = Prompter(backbone, model.tokenizer, model.image_processor)
     done = threading.Event()
 
@@ -185,7 +185,7 @@ def test_prompters_built_beside_tokenising_threads_are_right() -> None:
     for thread in threads:
         thread.start()
     try:
-        heads = [Prompter(backbone, model.tokenizer, model.image_processor).lay_head().ids for _ in range(60)]
+        heads = [Prompter(backbone, model.tokenizer, model.image_processor).prefix_segment().ids for _ in range(60)]
     finally:
         done.set()
         for thread in threads:
@@ -207,4 +207,4 @@ def test_an_image_processor_of_another_family_is_told() -> None:
     model = tiny("qwen3_vl")
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, tiny("gemma3").image_processor)
     with pytest.raises(PageError, match="page 1.*Gemma3ImageProcessorPil"):
-        prompter.lay_page(Page(image=page_image(1)), 1)
+        prompter.page_segment(Page(image=page_image(1)), 1)

@@ -24,7 +24,7 @@ def reranker_for(name: str = "qwen3_vl", **options: object) -> Reranker:
 def test_several_pages_at_once_equal_each_alone(name: str) -> None:
     model = tiny(name)
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
-    pieces = [prompter.lay_page(Page(image=page_image(seed, size)), seed + 1) for seed, size in enumerate(SIZES)]
+    pieces = [prompter.page_segment(Page(image=page_image(seed, size)), seed + 1) for seed, size in enumerate(SIZES)]
     together = Vision(prompter.backbone).of(pieces)
     for piece, features in zip(pieces, together, strict=True):
         alone = Vision(prompter.backbone).of([piece])[0]

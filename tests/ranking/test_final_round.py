@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmrh_retriever import AttentionCaptureError, ContextOverflowError, Page, PageError, PageStore, Reranker
-from mmrh_retriever.encoding.engine import LaidPlace, Window
+from mmrh_retriever.encoding.engine import PageInWindow, Window
 from mmrh_retriever.model.kv_cache import PageCache
 from mmrh_retriever.ranking.final_round import finalists
 from mmrh_retriever.types import TokenSpan
@@ -25,7 +25,7 @@ def pages(count: int = 9) -> list[Page]:
 
 
 def window_of(members: list[int], lengths: list[int]) -> Window:
-    return Window(members, [LaidPlace(TokenSpan(0, length), (), None, length) for length in lengths])
+    return Window(members, [PageInWindow(TokenSpan(0, length), (), None, length) for length in lengths])
 
 
 def test_every_window_sends_its_best_first() -> None:
@@ -76,7 +76,7 @@ def test_finalists_that_are_encoded_alone_are_not_run_again(monkeypatch: pytest.
     def lay(*_: object) -> None:
         raise AssertionError("a page was laid again")
 
-    monkeypatch.setattr(reranker.prompter, "lay_page", lay)
+    monkeypatch.setattr(reranker.prompter, "page_segment", lay)
     got = encoded.rank(QUESTION, with_tokens=True)
     assert [scored.position for scored in got] == [position for position, _ in expected]
     assert [scored.score for scored in got] == pytest.approx([score for _, score in expected], abs=1e-6)

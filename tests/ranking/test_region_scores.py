@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.ranking.region_scores import AGGREGATES, heat_array, overlap_areas, region_fractions, region_scores
+from mmrh_retriever.ranking.region_scores import AGGREGATES, mass_array, overlap_areas, region_fractions, region_scores
 from mmrh_retriever.types import Page, PatchGrid, Region, grid_boxes
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -152,27 +152,27 @@ class TestRegionScores:
 
 class TestHeatArray:
     def test_a_plain_grid_is_its_own_array(self):
-        np.testing.assert_allclose(heat_array(SCORES, TWO_BY_TWO), [[0.1, 0.2], [0.3, 0.4]], rtol=1e-6)
+        np.testing.assert_allclose(mass_array(SCORES, TWO_BY_TWO), [[0.1, 0.2], [0.3, 0.4]], rtol=1e-6)
 
     def test_overlapping_grids_add_up_cell_by_cell(self):
         grid = tiles_and_overview((1, 2), side=1)
-        found = heat_array(np.array([0.2, 0.4, 0.6], dtype=np.float32), grid)
+        found = mass_array(np.array([0.2, 0.4, 0.6], dtype=np.float32), grid)
         np.testing.assert_allclose(found, [[0.2 + 0.3, 0.4 + 0.3]], rtol=1e-6)
 
     def test_another_shape_shares_tokens_out(self):
-        np.testing.assert_allclose(heat_array(SCORES, TWO_BY_TWO, shape=(1, 4)), [[0.2, 0.2, 0.3, 0.3]], rtol=1e-6)
+        np.testing.assert_allclose(mass_array(SCORES, TWO_BY_TWO, shape=(1, 4)), [[0.2, 0.2, 0.3, 0.3]], rtol=1e-6)
 
     @given(scored_grids(), st.tuples(st.integers(1, 7), st.integers(1, 7)) | st.none())
     @settings(max_examples=50)
     def test_nothing_is_lost(self, scored, shape):
         grid, scores = scored
-        heat = heat_array(scores, grid, shape=shape)
+        heat = mass_array(scores, grid, shape=shape)
         assert heat.shape == (shape or (grid.rows, grid.columns))
         assert heat.sum(dtype=np.float64) == pytest.approx(scores.sum(dtype=np.float64), abs=1e-5)
 
     def test_an_empty_shape_is_refused(self):
         with pytest.raises(ValueError, match="at least one row"):
-            heat_array(SCORES, TWO_BY_TWO, shape=(0, 3))
+            mass_array(SCORES, TWO_BY_TWO, shape=(0, 3))
 
 
 class TestRegionFractions:

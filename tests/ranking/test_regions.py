@@ -8,9 +8,9 @@ from PIL import Image
 
 from mmrh_retriever import Page, PatchGrid, Region, Reranker, ScoredPage
 from mmrh_retriever.errors import PageError, QuestionError
-from mmrh_retriever.model.prompts import PromptOptions
 from mmrh_retriever.ranking.region_scores import AGGREGATES, region_fractions, region_scores
 from mmrh_retriever.ranking.regions import MAX_CROP_RATIO, MIN_CROP_SIDE, Crops, RegionCrop, ranked_regions
+from mmrh_retriever.settings import PromptOptions
 from tests import factories
 
 QUESTION = "How did revenue change?"

@@ -22,8 +22,8 @@ from mmrh_retriever import (
     Reranker,
     UnsupportedModelError,
 )
+from mmrh_retriever.encoding.scoring import descending
 from mmrh_retriever.model.loading import HEADS_FILE, cpu_dtype, default_dtype
-from mmrh_retriever.model.recording import descending
 from tests.factories import Tiny, page_image, tiny
 
 QUESTION = "How did revenue change?"
@@ -257,7 +257,7 @@ def test_loading_from_a_folder_is_the_same_model(qwen: Tiny, pages: list[Page], 
     assert [scored.score for scored in loaded.rank(QUESTION, pages)] == pytest.approx(expected, abs=1e-6)
     small = Reranker.from_pretrained(tmp_path, heads="all", max_pixels=32 * 32 * 4, dtype=torch.bfloat16, device="cpu")
     assert small.backbone.model.dtype is torch.bfloat16
-    assert len(small.prompter.lay_page(pages[0], 1).visual) <= 4
+    assert len(small.prompter.page_segment(pages[0], 1).visual) <= 4
     with pytest.raises(UnsupportedModelError, match="trust_remote_code"):
         Reranker.from_pretrained(tmp_path, trust_remote_code=True)
 

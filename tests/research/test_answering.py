@@ -37,7 +37,7 @@ def probe_for(name: str, **options: object) -> Probe:
 
 
 def prompt_of(found: Answerer, probe: Probe) -> dict[str, torch.Tensor]:
-    return plain_inputs(found.backbone, [found.prompter.prompter(probe).lay_head(), *found._pieces(probe)])
+    return plain_inputs(found.backbone, [found.prompter.prompter(probe).prefix_segment(), *found._pieces(probe)])
 
 
 def zeroed(model: PreTrainedModel, heads: tuple[HeadId, ...]) -> PreTrainedModel:
@@ -94,7 +94,7 @@ def test_a_completion_follows_the_questions_own_words() -> None:
     probe = probe_for("llama", continues=True)
     prompter = found.prompter.prompter(probe)
     ids = prompt_of(found, probe)["input_ids"][0].tolist()
-    asked = prompter.lay_question("How did revenue change?").ids
+    asked = prompter.question_segment("How did revenue change?").ids
     assert ids[-len(asked) :] == asked
     plain = tiny("llama").model
     for choice in probe.choices:

@@ -39,10 +39,10 @@ def probes_for(model: Tiny, task: str, *, examples: int = 1, depths: int = 2, se
 def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
     """``(layers, heads)`` by the definition: two plain full passes, everything kept."""
     prompter = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor))
-    context = prompter.lay_context(probe)
-    head = prompter.prompter(probe).lay_head()
+    context = prompter.context(probe)
+    head = prompter.prompter(probe).prefix_segment()
     found = []
-    for question in (prompter.lay_question(probe), prompter.lay_null_question(probe)):
+    for question in (prompter.question_segment(probe), prompter.null_segment(probe)):
         pieces = [head, *context.pieces, *question]
         attention = eager_attentions(model, pieces)  # (layers, heads, tokens, tokens)
         starts = np.cumsum([0, *map(len, pieces)])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters.ranking import AdapterSettings, check_top_n
+from mmrh_retriever.adapters.ranking import AdapterSettings
+from mmrh_retriever.settings import check_top_n
 from pydantic import ConfigDict, Field
 
 from langchain_mmrh.documents import clues_of, scored_copy

@@ -10,7 +10,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
 from mmrh_retriever import Page
-from mmrh_retriever.adapters.ranking import AdapterSettings, check_top_n
+from mmrh_retriever.adapters.ranking import AdapterSettings
+from mmrh_retriever.settings import check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 

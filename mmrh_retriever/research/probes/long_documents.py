@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.model.prompts import PromptOptions
 from mmrh_retriever.pdf.reader import read_pdf
 from mmrh_retriever.research.probes.builder import CountTokens, Evidence, Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt
+from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
 
 TASK = "long_document"

@@ -1,13 +1,14 @@
-"""Probes as model inputs: their items, question and null question laid by a model's prompter, spans by bookkeeping."""
+"""Probes as model inputs: items, question and null question as prompt segments, with every span known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mmrh_retriever.model.prompts import LaidPiece, Prompter, PromptOptions
-from mmrh_retriever.ranking.rankings import page_numbers
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.research.probes.builder import CountTokens, Probe
+from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
 
 CONTEXT_INSTRUCTION = "Read the following text and pictures, then answer the question."
@@ -19,10 +20,10 @@ NULL_QUESTION = "N/A N/A N/A N/A N/A"
 class ProbePrompt:
     """How probes are worded, and which tokens look.
 
-    ``ranking`` words the probes that are laid as pages of a ranking, as in :class:`Reranker`; interleaved contexts
-    have ``instruction`` and no labels, and share the other settings. ``null_question`` takes the place of the question
-    to calibrate; it keeps a probe's options (the pictures offered as answers) if ``null_keeps_options``.
-    ``images_look`` counts the tokens of a question's pictures and options among those that look for the evidence.
+    ``ranking`` words the probes whose items are pages, as in :class:`Reranker`. Interleaved contexts have
+    ``instruction`` and no labels, and share the other settings. ``null_question`` takes the place of the question to
+    calibrate; it keeps a probe's options (the pictures offered as answers) if ``null_keeps_options``. ``images_look``
+    counts the tokens of a question's pictures and options among those that look for the evidence.
     """
 
     ranking: PromptOptions = field(default_factory=PromptOptions)
@@ -33,23 +34,23 @@ class ProbePrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class LaidContext:
-    """A probe's context: one piece an item.
+class ProbeContext:
+    """A probe's context: one segment per item.
 
-    Each ``scored`` span of each piece, in order, is a part: ``item[i]`` is the item that part ``i`` belongs to and
-    ``evidence[i]`` whether it is evidence.
+    Each ``scored`` span of each segment, in order, is a part. ``item[i]`` is the item that part ``i`` belongs to, and
+    ``evidence[i]`` says whether it is evidence.
     """
 
-    pieces: tuple[LaidPiece, ...]
+    segments: tuple[PromptSegment, ...]
     item: tuple[int, ...]
     evidence: tuple[bool, ...]
 
     def __len__(self) -> int:
-        return sum(map(len, self.pieces))
+        return sum(map(len, self.segments))
 
 
 class ProbePrompter:
-    """Lays probes for one model.
+    """Writes probes for one model.
 
     Args:
         prompter: the model's prompter; its wording is replaced by ``prompt``'s.
@@ -61,77 +62,73 @@ class ProbePrompter:
 
     def __init__(self, prompter: Prompter, prompt: ProbePrompt | None = None) -> None:
         self.prompt = prompt or ProbePrompt()
-        wording = replace(self.prompt.ranking, instruction=self.prompt.instruction, page_label="")
-        self.ranking = self._with(prompter, self.prompt.ranking)
-        self.interleaved = self._with(prompter, wording)
-
-    @staticmethod
-    def _with(prompter: Prompter, options: PromptOptions) -> Prompter:
-        return Prompter(prompter.backbone, prompter.tokenizer, prompter.image_processor, options)
+        self.ranking = prompter.with_options(self.prompt.ranking)
+        self.interleaved = prompter.with_options(
+            replace(self.prompt.ranking, instruction=self.prompt.instruction, page_label="")
+        )
 
     def prompter(self, probe: Probe) -> Prompter:
         """The prompter with the wording that a probe asks for."""
         return self.ranking if probe.labelled else self.interleaved
 
-    def lay_context(self, probe: Probe) -> LaidContext:
+    def context(self, probe: Probe) -> ProbeContext:
         """A probe's items; an item that is evidence in part has a scored span for each part.
 
         Raises:
             PageError: an item that this model can't take or that can't be read.
         """
-        pieces: list[LaidPiece] = []
-        owners: list[int] = []
+        segments: list[PromptSegment] = []
+        items: list[int] = []
         evidence: list[bool] = []
         prompter = self.prompter(probe)
-        numbers = page_numbers(probe.items)
-        for place, item in enumerate(probe.items):
+        for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
             cuts = sorted(
                 (span.start, span.stop)
                 for span in probe.evidence
-                if span.item == place and span.start is not None and span.stop is not None
+                if span.item == index and span.start is not None and span.stop is not None
             )
             if not cuts or item.text is None:
-                piece = prompter.lay_page(item, numbers[place])
-                parts = [place in probe.gold] * len(piece.scored)
+                segment = prompter.page_segment(item, number)
+                parts = [index in probe.gold] * len(segment.scored)
             else:
-                piece, parts = _in_parts(prompter, item.text, cuts)
-            pieces.append(piece)
-            owners += [place] * len(parts)
+                segment, parts = _in_parts(prompter, item.text, cuts)
+            segments.append(segment)
+            items += [index] * len(parts)
             evidence += parts
-        return LaidContext(tuple(pieces), tuple(owners), tuple(evidence))
+        return ProbeContext(tuple(segments), tuple(items), tuple(evidence))
 
-    def lay_question(self, probe: Probe) -> list[LaidPiece]:
-        """A probe's question with its options: one piece where it is text alone.
+    def question_segments(self, probe: Probe) -> list[PromptSegment]:
+        """A probe's question with its options: one segment where it is text alone.
 
         Raises:
             QuestionError: an empty question.
             PageError: a picture that this model can't take or that can't be read.
         """
-        return self._lay(probe, probe.question, probe.options)
+        return self._asked(probe, probe.question, probe.options)
 
-    def lay_null_question(self, probe: Probe) -> list[LaidPiece]:
-        """The null question in a probe's place, with the probe's options if these are to be kept."""
+    def null_segments(self, probe: Probe) -> list[PromptSegment]:
+        """The null question instead of a probe's, with the probe's options if these are to be kept."""
         options = probe.options if self.prompt.null_keeps_options else ()
-        return self._lay(probe, (self.prompt.null_question,), options)
+        return self._asked(probe, (self.prompt.null_question,), options)
 
-    def _lay(self, probe: Probe, question: Sequence[str | Page], options: Sequence[Page]) -> list[LaidPiece]:
+    def _asked(self, probe: Probe, question: Sequence[str | Page], options: Sequence[Page]) -> list[PromptSegment]:
         prompter = self.prompter(probe)
         parts: list[str | Page] = list(question)
         for letter, option in zip(option_letters(len(options)), options, strict=True):
             parts += [f"\n{letter}. ", option]
         if all(isinstance(part, str) for part in parts):
-            return [prompter.lay_question("".join(str(part) for part in parts))]
-        return prompter.lay_question_parts(parts, images_look=self.prompt.images_look)
+            return [prompter.question_segment("".join(str(part) for part in parts))]
+        return prompter.question_part_segments(parts, images_look=self.prompt.images_look)
 
 
-def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) -> tuple[LaidPiece, list[bool]]:
+def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) -> tuple[PromptSegment, list[bool]]:
     """A text item with a scored span for each part, and which of them are evidence; its newline counts for none."""
-    piece = prompter.lay_text("")
+    segment = prompter.empty()
     parts: list[bool] = []
 
     def add(part: str, *, is_evidence: bool) -> None:
-        ids = prompter.plain(part)
-        piece.add_text(ids, scored=True)
+        ids = prompter.text.plain(part)
+        segment.add_text(ids, scored=True)
         parts.extend([is_evidence] if ids else [])
 
     done = 0
@@ -140,8 +137,8 @@ def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) ->
         add(text[max(start, done) : stop], is_evidence=True)
         done = max(stop, done)
     add(text[done:], is_evidence=False)
-    piece.add_text(prompter.plain("\n"))
-    return piece, parts
+    segment.add_text(prompter.text.plain("\n"))
+    return segment, parts
 
 
 def option_letters(count: int) -> tuple[str, ...]:
@@ -151,11 +148,9 @@ def option_letters(count: int) -> tuple[str, ...]:
 
 def token_counter(prompter: Prompter) -> CountTokens:
     """How many tokens an item takes in this model's prompt, without a label: what probe builders measure with."""
-    plain = Prompter(
-        prompter.backbone, prompter.tokenizer, prompter.image_processor, replace(prompter.options, page_label="")
-    )
+    unlabelled = prompter.with_options(replace(prompter.options, page_label=""))
 
     def count(page: Page) -> int:
-        return len(plain.lay_page(page, 1))
+        return len(unlabelled.page_segment(page, 1))
 
     return count

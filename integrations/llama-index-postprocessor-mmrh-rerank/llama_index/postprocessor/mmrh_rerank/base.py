@@ -20,8 +20,8 @@ from mmrh_retriever.adapters.ranking import (
     RETRIEVAL_SCORE_KEY,
     AdapterSettings,
     RankedItem,
-    check_top_n,
 )
+from mmrh_retriever.settings import check_top_n
 
 dispatcher = get_dispatcher(__name__)
 

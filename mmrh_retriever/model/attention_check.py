@@ -1,0 +1,94 @@
+"""The check of a model's attention, once per model: what we record is what plain eager attention gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrh_retriever.errors import AttentionCaptureError
+from mmrh_retriever.model.attention_seam import AttentionSeam, query_heads, set_implementation
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.recording import HeadsByLayer, Recording
+
+_TOKENS = 16
+
+
+def check_attention(backbone: Backbone, ids: list[int]) -> None:
+    """Check the seam on a short text, once per model, under the model's lock.
+
+    Args:
+        backbone: the model.
+        ids: the prompt prefix; its first 16 tokens are run.
+
+    Raises:
+        AttentionCaptureError: see :func:`verify`.
+    """
+    seam = backbone.seam
+    with seam.lock, torch.inference_mode():
+        if seam.checked:
+            return
+        short = torch.tensor([ids[:_TOKENS]], device=backbone.device)
+
+        def run() -> Tensor:
+            return backbone.base(input_ids=short, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+        def eager() -> Any:
+            name = backbone.text_config._attn_implementation
+            set_implementation(backbone.decoder, "eager")
+            try:
+                return backbone.base(input_ids=short, use_cache=False, output_attentions=True).attentions
+            finally:
+                set_implementation(backbone.decoder, name)
+
+        verify(seam, run, eager, tolerance=1e-4 if backbone.model.dtype is torch.float32 else 0.1)
+        seam.checked = True
+
+
+def verify(
+    seam: AttentionSeam, run: Callable[[], Tensor], eager_attentions: Callable[[], Any], *, tolerance: float
+) -> float:
+    """Recorded rows sum to one and equal eager attention's, and ablation moves the output.
+
+    Args:
+        seam: the model's seam, whose lock is held.
+        run: runs the decoder on the short input and gives its last hidden states, ``(1, tokens, width)``.
+        eager_attentions: the same with plain eager attention; one ``(1, heads, tokens, tokens)`` tensor per layer.
+        tolerance: the largest difference allowed, as rounding in the model's dtype permits.
+
+    Returns:
+        The largest difference between our rows and eager's.
+
+    Raises:
+        AttentionCaptureError: one of the three does not hold.
+    """
+    heads = [(layer, head) for layer in seam.modules for head in range(query_heads(seam.modules[layer]))]
+    plain = run()
+    length = int(plain.shape[1])
+    recording = Recording(HeadsByLayer.of(heads), [range(length - 1, length)], torch.arange(length), length)
+    with seam.running(recording=recording):
+        run()
+    total = recording.mass.sum(dim=2)
+    if float((total - 1).abs().max()) > 1e-3:
+        raise AttentionCaptureError(
+            f"Attention rows sum to {float(total.min()):.4f} to {float(total.max()):.4f}, expected 1. "
+            "This attention backend masks or scales in a way that we don't see; use attn_implementation='sdpa'."
+        )
+    expected = torch.stack([layer[0, :, -1].float().cpu() for layer in eager_attentions()]).flatten(0, 1)
+    difference = float((recording.mass[0] - expected).abs().max())
+    if not difference <= tolerance:
+        raise AttentionCaptureError(
+            f"Recorded attention differs from eager attention by {difference:.2e}, at most {tolerance:.0e} was "
+            "expected. Use another attn_implementation or dtype, and report the model and its versions."
+        )
+    first = heads[0][0]
+    with seam.ablating(heads[: query_heads(seam.modules[first])]):
+        ablated = run()
+    if torch.equal(ablated, plain):
+        raise AttentionCaptureError(
+            f"Ablating every head of layer {first} left the output as it was; expected it to move. "
+            "The model does not use the output of the attention function."
+        )
+    return difference

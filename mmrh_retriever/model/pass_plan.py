@@ -1,0 +1,122 @@
+"""One forward pass of the engine: what its tokens may see, the masks that follow from it, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrh_retriever.types import TokenSpan
+
+
+@dataclass(slots=True)
+class PassPlan:
+    """One forward pass of the engine: what its tokens may see, and where it ends.
+
+    Attributes:
+        past: keys kept from earlier passes; every token sees them.
+        length: tokens of this pass.
+        paths: the questions of a pass, each directly behind the past, as offsets of its tokens in this pass. A token
+            sees those before it on a path. Questions may share the tokens that they begin with, and see no others of
+            each other. Without paths the pass's tokens are one text.
+        bidirectional: spans of this pass's tokens (images of some families) that see their own later tokens too.
+        stop_at: the layer where the pass ends: after recording if that layer records, and in any case once its keys
+            are kept.
+        visible: leaves only so many of the first kept keys to be seen, for a page that is encoded as if alone.
+        offsets: the token offset of each visible kept key in its own context, for sliding windows. By default they
+            count up through past and pass.
+        start: the token offset where this pass's tokens begin.
+    """
+
+    past: int
+    length: int
+    paths: tuple[Sequence[int], ...] = ()
+    bidirectional: tuple[TokenSpan, ...] = ()
+    stop_at: int | None = None
+    visible: int | None = None
+    offsets: Tensor | None = None
+    start: int | None = None
+    masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
+    additives: dict[tuple[int | None, torch.dtype, torch.device, bool], Tensor] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        """Kept keys that the pass sees."""
+        return self.past if self.visible is None else self.visible
+
+    def is_plain(self, window: int | None) -> bool:
+        """Whether the mask is plainly causal (with the past in front)."""
+        return len(self.paths) <= 1 and not self.bidirectional and (window is None or window >= self.past + self.length)
+
+    def visible_keys(self, key: Tensor) -> Tensor:
+        """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
+        if self.visible is None or self.visible == self.past:
+            return key
+        return torch.cat([key[:, :, : self.visible], key[:, :, self.past :]], dim=2)
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor:
+        """``(tokens, seen + tokens)`` bool: what each token of the pass may look at."""
+        hiding = self.hiding(window, device)
+        if hiding.shape[1] > self.length:
+            return hiding
+        return torch.cat([torch.ones(self.length, self.seen, dtype=torch.bool, device=device), hiding], dim=1)
+
+    def hiding(self, window: int | None, device: torch.device) -> Tensor:
+        """The last columns of :meth:`mask`, those that hide something: the pass's own tokens, or all."""
+        if (window, device) not in self.masks:
+            self.masks[window, device] = self._make_mask(window, device)
+        return self.masks[window, device]
+
+    def hiding_from(self, rows: Tensor, window: int | None) -> Tensor:
+        """Some rows of :meth:`hiding`; a plain pass never forms the whole of it."""
+        if self.is_plain(window):
+            return torch.arange(self.length, device=rows.device)[None, :] <= rows[:, None]
+        return self.hiding(window, rows.device)[rows]
+
+    def hides_kept(self, window: int | None) -> bool:
+        """Whether a sliding window may hide some kept key from some token."""
+        return window is not None and not self.is_plain(window)
+
+    def additive(self, window: int | None, device: torch.device, dtype: torch.dtype, *, own: bool = False) -> Tensor:
+        """:meth:`mask` as numbers to add to the logits, formed once for all layers of the pass.
+
+        With ``own``, the columns of the pass's own tokens alone.
+        """
+        if (window, dtype, device, own) not in self.additives:
+            hiding = self.hiding(window, device)
+            mask = torch.zeros(self.length, (0 if own else self.seen) + self.length, dtype=dtype, device=device)
+            mask[:, mask.shape[1] - hiding.shape[1] :].masked_fill_(~hiding, torch.finfo(dtype).min)
+            self.additives[window, dtype, device, own] = mask
+        return self.additives[window, dtype, device, own]
+
+    def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
+        own, depth = self._own_tokens(device)
+        if window is not None:
+            own = own & (depth[:, None] - depth[None, :] < window)
+        for span in self.bidirectional:  # also beyond the window
+            own[span.start : span.stop, span.start : span.stop] = True
+        if window is None:
+            return own
+        start = self.seen if self.start is None else self.start
+        offset = start + depth  # the token's offset if its question were alone
+        kept = torch.arange(self.seen, device=device) if self.offsets is None else self.offsets.to(device)
+        return torch.cat([offset[:, None] - kept[None, : self.seen] < window, own], dim=1)
+
+    def _own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which of the pass's own tokens each one sees, and how many of them lie between it and the past.
+
+        ``(tokens, tokens)`` bool, itself included, and ``(tokens,)``.
+        """
+        depth = torch.arange(self.length, device=device)
+        if not self.paths:
+            return depth[None, :] <= depth[:, None], depth
+        follows = np.zeros((self.length, self.length), dtype=bool)
+        depths = np.zeros(self.length, dtype=np.int64)
+        for path in self.paths:
+            offsets = np.asarray(path)
+            follows[offsets[:, None], offsets] = np.tri(len(offsets), dtype=bool)
+            depths[offsets] = np.arange(len(offsets))
+        return torch.from_numpy(follows).to(device), torch.from_numpy(depths).to(device)

@@ -1,0 +1,92 @@
+"""Windows' attention collected into scores, and scores into rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrh_retriever.encoding.scoring import descending, page_scores
+from mmrh_retriever.encoding.window import Attention, Window
+from mmrh_retriever.model.prompts import PromptSegment
+from mmrh_retriever.types import Candidate, ScoredPage
+
+
+class Scores:
+    """Collects what questions pay the pages of several windows.
+
+    Args:
+        questions: each has one row of attention per ``scored`` span; its score is their mean.
+        candidates: all pages.
+        with_tokens: keep what the pages' visual tokens get, too.
+
+    Attributes:
+        values: ``(questions, pages)`` float64, NaN until a page was seen.
+        finals: ``(questions, pages)`` bool: the pages that a final round decided on.
+        rows: per question, by page index, what each of its rows pays the page's visual tokens,
+            ``(rows, visual tokens)``.
+    """
+
+    def __init__(
+        self, questions: Sequence[PromptSegment], candidates: Sequence[Candidate], *, with_tokens: bool
+    ) -> None:
+        self.questions = questions
+        self.candidates = candidates
+        self.with_tokens = with_tokens
+        shape = (len(questions), len(candidates))
+        self.values = torch.full(shape, float("nan"), dtype=torch.float64)
+        self.finals = torch.zeros(shape, dtype=torch.bool)
+        self.rows: list[dict[int, Tensor]] = [{} for _ in questions]
+        self._grids: dict[int, Any] = {}
+
+    def add(
+        self, window: Window, attention: Attention, null: Attention | None, *, finalists_of: Sequence[int] | None = None
+    ) -> None:
+        """Take in what the questions paid one window.
+
+        Args:
+            window: the window.
+            attention: one row per ``scored`` span of each question.
+            null: what the null question paid, which is subtracted; ``None`` leaves scores uncalibrated.
+            finalists_of: the questions asked, if the window holds their final round; all questions if ``None``.
+        """
+        asked = range(len(self.questions)) if finalists_of is None else finalists_of
+        start = 0
+        for question in asked:
+            stop = start + len(self.questions[question].scored)
+            mass = attention.mass[start:stop].double().mean(dim=0)  # (heads, pages)
+            self.values[question, window.indices] = page_scores(mass, None if null is None else null.mass[0])
+            self.finals[question, window.indices] = finalists_of is not None
+            if self.with_tokens and attention.tokens is not None:
+                paid = attention.tokens[start:stop]
+                self._add_tokens(question, window, paid if null is None or null.tokens is None else paid - null.tokens)
+            start = stop
+
+    def rankings(self, top_n: int | None = None) -> list[list[ScoredPage]]:
+        """One ranking per question, best first; equals stay in the caller's order."""
+        return [list(self._ranking(question, top_n)) for question in range(len(self.questions))]
+
+    def _add_tokens(self, question: int, window: Window, paid: Tensor) -> None:
+        for page in window.pages:
+            index = page.candidate.index
+            self.rows[question][index] = paid[:, list(page.visual)]
+            self._grids[index] = page.grid
+
+    def _ranking(self, question: int, top_n: int | None) -> Iterator[ScoredPage]:
+        values: list[float] = self.values[question].tolist()
+        finals: list[bool] = self.finals[question].tolist()
+        order = descending(self.values[question])
+        order.sort(key=lambda index: not finals[index])  # stable
+        for rank, index in enumerate(order[:top_n], start=1):
+            grid = self._grids.get(index)
+            rows = self.rows[question].get(index)
+            yield ScoredPage(
+                page=self.candidates[index].page,
+                score=values[index],
+                rank=rank,
+                position=index,
+                token_scores=None if rows is None or grid is None else rows.mean(dim=0).numpy(),
+                grid=grid,
+            )

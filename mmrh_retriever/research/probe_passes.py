@@ -1,0 +1,123 @@
+"""What detection and the causal test run beside ranking: contexts by parts, questions with pictures, hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mmrh_retriever.encoding.engine import UNLIMITED, Engine
+from mmrh_retriever.encoding.question_tree import QuestionTree
+from mmrh_retriever.encoding.window import Attention, Window
+from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError
+from mmrh_retriever.heads.scores import HeadId
+from mmrh_retriever.model.prompts import PromptSegment
+from mmrh_retriever.model.recording import Recording
+from mmrh_retriever.model.vision import Vision
+from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.prompts import ProbePrompter
+
+
+class ProbePasses:
+    """Runs probes through one model: one engine per wording, which share the vision tower's memory.
+
+    Args:
+        prompter: writes the probes.
+        heads: the heads to record; hidden states need one in the last layer.
+        vision: the model's vision tower with its memory.
+        independent: encode each item as if it stood alone (see :class:`Engine`).
+    """
+
+    def __init__(self, prompter: ProbePrompter, heads: Sequence[HeadId], vision: Vision, *, independent: bool) -> None:
+        self.backbone = prompter.ranking.backbone
+        budget = UNLIMITED if independent else self.backbone.context
+        self._engines = {
+            labelled: Engine(wording, heads, budget, independent=independent, vision=vision)
+            for labelled, wording in ((True, prompter.ranking), (False, prompter.interleaved))
+        }
+
+    def engine(self, probe: Probe) -> Engine:
+        """The engine with the wording that a probe asks for."""
+        return self._engines[probe.labelled]
+
+    def encode(self, probe: Probe, segments: Iterable[PromptSegment]) -> Window:
+        """A probe's context as one window; each ``scored`` span of each segment is a span of its own.
+
+        Raises:
+            ContextOverflowError: more tokens than the model's context.
+        """
+        engine = self.engine(probe)
+        window = engine.open_window()
+        for segment in segments:
+            asked = len(window) + len(segment)
+            if asked > engine.token_budget:
+                raise ContextOverflowError(
+                    f"The context takes {asked} tokens or more; a window holds {engine.token_budget}. Shorten it, or "
+                    f"raise token_budget up to the model's {self.backbone.context}.",
+                    tokens=asked,
+                    allowed=engine.token_budget,
+                )
+            engine.passes.run_pages(window, [segment])
+            window.add_parts(segment)
+        return window
+
+    def extend(self, probe: Probe, window: Window, segments: Iterable[PromptSegment]) -> None:
+        """Put segments behind everything that a window holds, for good: they see all of it and count for no span.
+
+        Raises:
+            ContextOverflowError: more tokens than the model's context, or a window that was dropped.
+        """
+        passes = self.engine(probe).passes
+        for segment in segments:
+            passes.check_room(window, len(segment))
+            passes.run_behind(window, segment)
+            window.add_behind(segment)
+
+    def ask(self, probe: Probe, window: Window, question: Sequence[PromptSegment]) -> Attention:
+        """The attention that one question pays a window, its segments (texts and pictures) run one after the other.
+
+        Raises:
+            ContextOverflowError: a question too long for what is left of the context.
+            AttentionCaptureError: NaN, no tokens that look, or a layer that did not report.
+        """
+        engine = self.engine(probe)
+        looking = sum(len(span) for segment in question for span in segment.scored)
+        mass = torch.zeros(1, engine.heads.count, window.spans)
+        tokens = extent = 0
+        with self.backbone.seam.lock:
+            try:
+                for segment in question:
+                    engine.passes.check_room(window, len(segment), tokens=tokens)
+                    rows = [range(span.start, span.stop) for span in segment.scored]
+                    recording = Recording(engine.heads, rows, window.owners(), window.spans) if rows else None
+                    engine.passes.run_behind(window, segment, tokens=tokens, extent=extent, recording=recording)
+                    if recording is not None:
+                        share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
+                        mass[0] += torch.einsum("s,shm->hm", share, recording.mass)
+                    tokens, extent = tokens + len(segment), extent + segment.extent
+            finally:
+                window.cache.crop_to(len(window))
+        return Attention(mass, None)
+
+    def hidden_states(self, probe: Probe, window: Window, texts: Sequence[PromptSegment]) -> list[Tensor]:
+        """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window.
+
+        Raises:
+            ContextOverflowError: a text too long for what is left of the context.
+            AttentionCaptureError: the engine ends before the last layer.
+        """
+        passes = self.engine(probe).passes
+        if passes.deepest != self.backbone.layers - 1:
+            raise AttentionCaptureError(
+                f"Hidden states need all {self.backbone.layers} layers; this engine ends at layer {passes.deepest}. "
+                "Make it with heads of the last layer."
+            )
+        tree = QuestionTree()
+        for text in texts:
+            passes.check_room(window, len(text))
+            tree.add(text.ids)
+        states = passes.run_tree(window, tree)
+        if states is None:
+            raise AttentionCaptureError("The decoder gave no hidden states; expected last_hidden_state.")
+        return [states[0, list(path)] for path in tree.paths]

@@ -1,0 +1,99 @@
+"""Tables, whatever they are shown as: a terminal, a pipe, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+_PIPED_WIDTH = 100
+_UNBOUNDED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table; ``best`` marks the best figure of its column or row."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, column names, rows, and notes below them. The first ``text_columns`` columns hold words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    text_columns: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str | Cell]],
+        *,
+        notes: Sequence[str] = (),
+        text_columns: int = 1,
+    ) -> Table:
+        """From texts and cells."""
+        cells = tuple(tuple(item if isinstance(item, Cell) else Cell(item) for item in row) for row in rows)
+        return cls(title, tuple(columns), cells, tuple(notes), text_columns)
+
+    def markdown(self) -> str:
+        """The table in Markdown, its title above it; the best figures are bold."""
+        cells = [
+            [f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in self.rows
+        ]
+        words = self.text_columns
+        rule = ["---"] * words + ["---:"] * (len(self.columns) - words)
+        lines = "".join(f"| {' | '.join(line)} |\n" for line in (self.columns, rule, *cells))
+        return (f"{self.title}\n\n" if self.title else "") + lines
+
+    def rich(self) -> RichTable:
+        """The table for a terminal; the best figures are bold and have a star, which a pipe keeps."""
+        made = RichTable(
+            title=Text(self.title) if self.title else None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for place, name in enumerate(self.columns):
+            upper, _, lower = name.rpartition(" ") if place >= self.text_columns else ("", "", name)
+            made.add_column(
+                Text("\n".join(filter(None, (upper, lower)))),
+                justify="left" if place < self.text_columns else "right",
+                overflow="fold",
+                vertical="bottom",
+            )
+        starred = any(cell.best for row in self.rows for cell in row)
+        for row in self.rows:
+            made.add_row(*(self._shown(cell, place, starred=starred) for place, cell in enumerate(row)))
+        return made
+
+    def _shown(self, cell: Cell, place: int, *, starred: bool) -> Text:
+        if place < self.text_columns:
+            return Text(cell.text)
+        return Text(cell.text + ("*" if cell.best else " " * starred), "bold" if cell.best else "")
+
+
+def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """Print tables with their notes, one below the other; a pipe gets them as wide as they are."""
+    console = console or Console()
+    made = [table.rich() for table in tables]
+    if not console.is_terminal:  # nobody can widen a file: nothing is cut there
+        room = console.options.update(width=_UNBOUNDED)
+        console.width = max(_PIPED_WIDTH, *(console.measure(table, options=room).maximum for table in made))
+    for number, (table, shown) in enumerate(zip(tables, made, strict=True)):
+        if number:
+            console.print()
+        console.print(shown)
+        for note in table.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
