@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from mmrh_retriever import Page, Region, Reranker, ScoredPage, ScoredRegion
-from mmrh_retriever.ranking.rankings import as_pages
+from mmrh_retriever.ranking.inputs import as_pages
 from tests import factories
 
 

@@ -9,11 +9,11 @@ from mmrh_retriever.model.prompts import PromptSegment
 from tests.factories import Tiny
 
 
-def batched_inputs(pieces: list[PromptSegment]) -> dict[str, Tensor]:
+def batched_inputs(segments: list[PromptSegment]) -> dict[str, Tensor]:
     """The pages' pixel inputs in one batch, as the families' own processors would give them."""
     found: dict[str, list[Tensor]] = {}
-    for piece in pieces:
-        for key, value in piece.inputs.items():
+    for segment in segments:
+        for key, value in segment.inputs.items():
             found.setdefault(key, []).append(value)
     return {
         key: _joined(values, along=1 if values[0].dim() == 5 and "sizes" not in key else 0)
@@ -38,22 +38,26 @@ def _joined(values: list[Tensor], along: int) -> Tensor:
 
 
 def eager_attentions(
-    tiny: Tiny, pieces: list[PromptSegment], *, masks: dict[str, Tensor] | None = None, positions: Tensor | None = None
+    tiny: Tiny,
+    segments: list[PromptSegment],
+    *,
+    masks: dict[str, Tensor] | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
-    """``(layers, heads, tokens, tokens)`` of one plain full pass over all pieces, one after the other.
+    """``(layers, heads, tokens, tokens)`` of one plain full pass over all segments, one after the other.
 
     The model finds mask and positions itself, unless boolean ``masks`` by kind of layer and ``(axes, tokens)``
     ``positions`` are given.
     """
     tiny.model.set_attn_implementation("eager")
     config = tiny.model.config
-    ids = torch.tensor([[number for piece in pieces for number in piece.ids]])
+    ids = torch.tensor([[number for segment in segments for number in segment.ids]])
     image = ids == getattr(config, "image_token_id", -1)
-    more: dict[str, Tensor] = batched_inputs(pieces)
+    more: dict[str, Tensor] = batched_inputs(segments)
     if "pixel_values" in more and tiny.name == "llava_onevision":
-        more["pixel_values"] = _llava_pixels(pieces)
+        more["pixel_values"] = _llava_pixels(segments)
     if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
-        more = {key: torch.cat([piece.inputs[key] for piece in pieces if piece.inputs], dim=1) for key in more}
+        more = {key: torch.cat([segment.inputs[key] for segment in segments if segment.inputs], dim=1) for key in more}
     if tiny.name.startswith("qwen") and image.any():
         more["mm_token_type_ids"] = image.int()
     if tiny.name == "gemma3":
@@ -69,8 +73,8 @@ def eager_attentions(
     return torch.stack([layer[0] for layer in output.attentions])
 
 
-def _llava_pixels(pieces: list[PromptSegment]) -> Tensor:
-    values = [piece.inputs["pixel_values"] for piece in pieces if piece.inputs]
+def _llava_pixels(segments: list[PromptSegment]) -> Tensor:
+    values = [segment.inputs["pixel_values"] for segment in segments if segment.inputs]
     tiles = max(value.shape[1] for value in values)
     padded = torch.zeros(len(values), tiles, *values[0].shape[2:])
     for place, value in enumerate(values):

@@ -61,8 +61,8 @@ class PageStore:
         reranker = Reranker.from_pretrained(store=store)
 
     With ``independent=True`` (the bundled model's way) every page is kept on its own. Any selection of pages seen
-    before then costs the question's tokens alone. A page's label holds its own number (``Page.number``), also among pages of
-    other documents. Otherwise a page is found again behind the same pages only.
+    before then costs the question's tokens alone. A page's label holds its own number (``Page.number``), also among
+    pages of other documents. Otherwise a page is found again behind the same pages only.
 
     Args:
         memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU

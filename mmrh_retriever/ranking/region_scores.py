@@ -55,8 +55,8 @@ def region_scores(
     if (areas <= 0.0).any():
         number = int(np.flatnonzero(areas <= 0.0)[0])
         raise ValueError(
-            f"The box {number} has no area on the page: {np.asarray(boxes)[number].tolist()}. Boxes are fractions of the "
-            "page, x0 < x1 and y0 < y1, and reach into 0 to 1."
+            f"The box {number} has no area on the page: {np.asarray(boxes)[number].tolist()}. Boxes are fractions of "
+            "the page, x0 < x1 and y0 < y1, and reach into 0 to 1."
         )
     shared = overlap_areas(grid, cut)  # (boxes, tokens)
     token_areas = box_areas(grid.boxes)  # (tokens,)

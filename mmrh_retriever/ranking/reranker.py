@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,17 @@ class Reranker:
     def token_budget(self) -> int:
         """The longest window, in tokens."""
         return self.settings.token_budget or DEFAULT_TOKEN_BUDGET
+
+    @property
+    def final_heat(self) -> int:
+        """Deprecated: ``settings.final_round``."""
+        warnings.warn("Reranker.final_heat is called settings.final_round now.", DeprecationWarning, stacklevel=2)
+        return self.settings.final_round
+
+    @property
+    def calibrate(self) -> bool:
+        """Whether the attention of a null question is subtracted."""
+        return self.settings.calibrate
 
     def rank(
         self,

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mmrh_retriever import Page, PageError, PageStore, Reranker, engine
-from mmrh_retriever.encoding.engine import Engine
+from mmrh_retriever import Page, PageError, PageStore, Reranker
+from mmrh_retriever.encoding import engine
+from mmrh_retriever.encoding.passes import Passes
 from tests.factories import VISION, page_image, tiny
 
 QUESTION = "How did revenue change?"
@@ -24,18 +25,17 @@ def pages(count: int = 5) -> list[Page]:
 
 
 def passes(monkeypatch: pytest.MonkeyPatch, most: int = 1 << 30) -> list[int]:
-    """How many pieces each pass over pages is given from now on; more than ``most`` do not fit in memory."""
+    """How many pages each pass is given from now on; more than ``most`` do not fit in memory."""
     sizes: list[int] = []
-    run = Engine._run_pieces
+    run = Passes.run_pages
 
-    def counted(self: Engine, window: Any, pieces: Any, features: Any = ()) -> None:
-        if len(window):  # not the prompt's head
-            sizes.append(len(pieces))
-            if len(pieces) > most:
-                raise torch.OutOfMemoryError
-        run(self, window, pieces, features)
+    def counted(self: Passes, window: Any, segments: Any, features: Any = ()) -> None:
+        sizes.append(len(segments))
+        if len(segments) > most:
+            raise torch.OutOfMemoryError
+        run(self, window, segments, features)
 
-    monkeypatch.setattr(Engine, "_run_pieces", counted)
+    monkeypatch.setattr(Passes, "run_pages", counted)
     return sizes
 
 

@@ -9,6 +9,8 @@ from mmrh_retriever import HeadId, Page, PromptOptions
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.ranking.inputs import as_candidates
+from mmrh_retriever.types import Candidate
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
 from tests.reference import eager_attentions
 
@@ -50,11 +52,16 @@ def every_head(backbone: Backbone) -> list[HeadId]:
     return [HeadId(layer, head) for layer in range(backbone.layers) for head in range(backbone.heads)]
 
 
+def whole_prompt(prompter: Prompter, pages: list[Page]) -> list[PromptSegment]:
+    numbered = enumerate(pages, start=1)
+    return [prompter.prefix_segment(), *(prompter.page_segment(page, number) for number, page in numbered)]
+
+
 def expected_mass(
-    model: Tiny, pieces: list[PromptSegment], question: PromptSegment, owner: torch.Tensor
+    model: Tiny, segments: list[PromptSegment], question: PromptSegment, owner: torch.Tensor
 ) -> torch.Tensor:
     """``(heads, pages + keys)``: the definition, straight from the full attention matrices."""
-    attention = eager_attentions(model, [*pieces, question])  # (layers, heads, tokens, tokens)
+    attention = eager_attentions(model, [*segments, question])  # (layers, heads, tokens, tokens)
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
     keys = owner.numel()
     rows = slice(keys + question.scored[0].start, keys + question.scored[0].stop)
@@ -72,7 +79,7 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
         prompter = prompter_for(model, content="both")
     pages = some_pages(name, kind)
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
-    (window,) = engine.windows(enumerate(pages), numbers=list(range(1, len(pages) + 1)))
+    (window,) = engine.windows(as_candidates(pages))
     questions = [prompter.question_segment(question) for question in QUESTIONS]
     ran: list[int] = []
     counting = prompter.backbone.base.register_forward_pre_hook(
@@ -82,8 +89,11 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
     counting.remove()
     assert sum(ran) < sum(map(len, questions)), "what questions begin alike runs once"
     alone = torch.cat([engine.ask(window, [question]).mass for question in questions])
-    pieces = [prompter.prefix_segment(), *(prompter.page_segment(page, place + 1) for place, page in enumerate(pages))]
-    expected = torch.stack([expected_mass(model, pieces, question, window.owner) for question in questions])
+    segments = [
+        prompter.prefix_segment(),
+        *(prompter.page_segment(page, number) for number, page in enumerate(pages, start=1)),
+    ]
+    expected = torch.stack([expected_mass(model, segments, question, window.owners()) for question in questions])
     difference = float((together.mass - expected).abs().max())
     between = float((together.mass - alone).abs().max())
     print(f"{name:16} {kind:8} {len(window):4} tokens: full pass {difference:.1e}, asked together {between:.1e}")
@@ -92,7 +102,7 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
     assert difference <= TOLERANCE
     assert between <= TOLERANCE
     assert together.tokens is not None
-    sums = torch.stack([together.tokens[:, window.owner == page].sum(-1) for page in range(len(pages))], dim=-1)
+    sums = torch.stack([together.tokens[:, window.owners() == page].sum(-1) for page in range(len(pages))], dim=-1)
     torch.testing.assert_close(sums, together.mass.mean(dim=1), atol=1e-5, rtol=0)
 
 
@@ -104,11 +114,14 @@ def test_either_base_implementation_gives_the_same(name: str, implementation: st
     assert prompter.backbone.seam.base == implementation
     pages = some_pages(name, "several")
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
-    (window,) = engine.windows(enumerate(pages), numbers=[1, 2, 3])
+    (window,) = engine.windows(as_candidates(pages))
     question = prompter.question_segment(QUESTIONS[0])
     got = engine.ask(window, [question]).mass[0]
-    pieces = [prompter.prefix_segment(), *(prompter.page_segment(page, place + 1) for place, page in enumerate(pages))]
-    expected = expected_mass(model, pieces, question, window.owner)
+    segments = [
+        prompter.prefix_segment(),
+        *(prompter.page_segment(page, number) for number, page in enumerate(pages, start=1)),
+    ]
+    expected = expected_mass(model, segments, question, window.owners())
     assert float((got - expected).abs().max()) <= TOLERANCE
 
 
@@ -121,9 +134,8 @@ def test_stopping_early_changes_nothing() -> None:
     masses = []
     for chosen in (heads, shallow):
         engine = Engine(prompter, chosen, 4000)
-        (window,) = engine.windows(enumerate(pages), numbers=[1, 2, 3])
+        (window,) = engine.windows(as_candidates(pages))
         masses.append(engine.ask(window, [prompter.question_segment(QUESTIONS[0])]).mass[0])
-        assert window.cache is not None
         assert len(window.cache.layers) == max(head.layer for head in chosen) + 1
     torch.testing.assert_close(masses[0][: len(shallow)], masses[1])
 
@@ -132,8 +144,7 @@ def test_a_question_leaves_the_kept_pages_as_they_were() -> None:
     model = tiny("qwen3_vl")
     prompter = prompter_for(model)
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
-    (window,) = engine.windows(enumerate(some_pages("qwen3_vl", "several")), numbers=[1, 2, 3])
-    assert window.cache is not None
+    (window,) = engine.windows(as_candidates(some_pages("qwen3_vl", "several")))
     before = [layer.keys[:, :, : len(window)].clone() for layer in window.cache.layers if layer.keys is not None]
     buffers = [layer.keys.data_ptr() for layer in window.cache.layers if layer.keys is not None]
     first = engine.ask(window, [prompter.question_segment(QUESTIONS[0])]).mass
@@ -151,7 +162,7 @@ def test_many_questions_are_split_by_the_memory_budget(monkeypatch: pytest.Monke
     model = tiny("qwen3_vl")
     prompter = prompter_for(model)
     engine = Engine(prompter, every_head(prompter.backbone), 4000)
-    (window,) = engine.windows(enumerate(some_pages("qwen3_vl", "several")), numbers=[1, 2, 3])
+    (window,) = engine.windows(as_candidates(some_pages("qwen3_vl", "several")))
     questions = [prompter.question_segment(f"How did revenue change in {year}?") for year in range(2000, 2012)]
     whole = engine.ask(window, questions).mass
     monkeypatch.setattr("mmrh_retriever.encoding.engine.TAIL_CELLS", 30 * len(window))
@@ -159,14 +170,14 @@ def test_many_questions_are_split_by_the_memory_budget(monkeypatch: pytest.Monke
     torch.testing.assert_close(engine.ask(window, questions).mass, whole, atol=1e-6, rtol=0)
 
 
-def standing_alone(lengths: list[int], question: int) -> torch.Tensor:
-    """Causal, but a page sees the head and itself alone; the question sees everything."""
-    head, *pages = lengths
+def pages_apart(lengths: list[int], question: int) -> torch.Tensor:
+    """Causal, but a page sees the prefix and itself alone; the question sees everything."""
+    prefix, *pages = lengths
     total = sum(lengths) + question
     seen = torch.ones(total, total, dtype=torch.bool).tril()
-    start = head
+    start = prefix
     for length in pages:
-        seen[start : start + length, head:start] = False
+        seen[start : start + length, prefix:start] = False
         start += length
     return seen
 
@@ -178,24 +189,24 @@ def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name:
     kind = "mixed" if name not in (*TEXT_ONLY, "gemma3") else "several"
     pages = some_pages(name, kind) if name != "gemma3" else [Page(text=f"Revenue grew in {year}.") for year in (1, 22)]
     engine = Engine(prompter, every_head(prompter.backbone), 4000, independent=True)
-    (window,) = engine.windows(enumerate(pages), numbers=list(range(1, len(pages) + 1)))
+    (window,) = engine.windows(as_candidates(pages))
     question = prompter.question_segment(QUESTIONS[0])
     got = engine.ask(window, [question, prompter.null_segment()]).mass[0]
 
-    head = prompter.prefix_segment()
-    laid = [prompter.page_segment(page, place + 1) for place, page in enumerate(pages)]
-    places = [head.all_positions(), *(piece.all_positions() + head.extent for piece in laid)]
-    places.append(question.all_positions() + head.extent + max(piece.extent for piece in laid))
-    positions = torch.cat(places, dim=1)
-    seen = standing_alone([len(head), *map(len, laid)], len(question))
+    prefix = prompter.prefix_segment()
+    segments = [prompter.page_segment(page, number) for number, page in enumerate(pages, start=1)]
+    parts = [prefix.all_positions(), *(segment.all_positions() + prefix.extent for segment in segments)]
+    parts.append(question.all_positions() + prefix.extent + max(segment.extent for segment in segments))
+    positions = torch.cat(parts, dim=1)
+    seen = pages_apart([len(prefix), *map(len, segments)], len(question))
     masks = {"full_attention": seen}
     if name == "gemma3":
         distance = positions[0][:, None] - positions[0][None, :]
         masks["sliding_attention"] = seen & (distance < model.model.config.text_config.sliding_window)
-    attention = eager_attentions(model, [head, *laid, question], masks=masks, positions=positions)
+    attention = eager_attentions(model, [prefix, *segments, question], masks=masks, positions=positions)
     rows = slice(len(window), len(window) + len(question))
     paid = attention[:, :, rows, : len(window)].mean(dim=2).flatten(0, 1)
-    expected = torch.stack([paid[:, window.owner == page].sum(-1) for page in range(len(pages))], dim=-1)
+    expected = torch.stack([paid[:, window.owners() == page].sum(-1) for page in range(len(pages))], dim=-1)
     difference = float((got - expected).abs().max())
     print(f"{name:16} independent {len(window):4} tokens: {difference:.1e}")
     assert difference <= TOLERANCE
@@ -207,10 +218,9 @@ def test_an_independent_page_does_not_depend_on_its_neighbours() -> None:
     pages = some_pages("qwen3_vl", "several")
     engine = Engine(prompter, every_head(prompter.backbone), 4000, independent=True)
     keys = []
-    for shown in ([pages[2]], pages):
-        (window,) = engine.windows(enumerate(shown), numbers=[3] if len(shown) == 1 else [1, 2, 3])
-        assert window.cache is not None
-        own = window.owner == len(shown) - 1
+    for shown in ([Candidate(0, 3, pages[2])], as_candidates(pages)):
+        (window,) = engine.windows(shown)
+        own = window.owners() == len(shown) - 1
         keys.append([layer.keys[:, :, : len(window)][:, :, own] for layer in window.cache.layers])
     for alone, among in zip(*keys, strict=True):
         torch.testing.assert_close(alone, among)

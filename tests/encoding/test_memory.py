@@ -14,6 +14,7 @@ from mmrh_retriever import HeadId, Page
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
+from mmrh_retriever.ranking.inputs import as_candidates
 from tests.factories import tiny
 
 BUDGET = 20_000
@@ -59,7 +60,7 @@ def test_the_largest_tensor_is_bounded_for_any_number_of_heads_and_questions(
     masses = {}
     for heads in ([every[-1]], every):
         engine = Engine(prompter, heads, 4000)
-        (window,) = engine.windows(enumerate(pages), numbers=list(range(1, 7)))
+        (window,) = engine.windows(as_candidates(pages))
         for count in (2, len(asked)):
             with Largest() as largest:
                 masses[len(heads), count] = engine.ask(window, asked[:count]).mass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrh_retriever import Page, PageError, PageStore, PromptOptions, Reranker
+from mmrh_retriever import Page, PageStore, PromptOptions, Reranker, SettingsError
 from tests.factories import TEXT_ONLY, page_image, tiny
 
 QUESTION = "How did revenue change?"
@@ -205,8 +205,8 @@ def test_the_folder_is_bounded_and_pages_used_longest_ago_are_deleted(tmp_path: 
 
 
 def test_what_a_store_refuses(tmp_path: Path) -> None:
-    with pytest.raises(PageError, match="not negative"):
+    with pytest.raises(SettingsError, match="not negative"):
         PageStore(memory=-1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(PageError, match="is a file"):
+    with pytest.raises(SettingsError, match="is a file"):
         PageStore(folder=tmp_path / "file")

@@ -21,8 +21,10 @@ from mmrh_retriever import (
     TokenSpan,
     UnsupportedModelError,
 )
-from mmrh_retriever.model.attention_seam import AttentionSeam, PassPlan, decoder_attention
+from mmrh_retriever.model.attention_check import verify
+from mmrh_retriever.model.attention_seam import AttentionSeam, decoder_attention
 from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
+from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
 from tests.factories import BUILDERS, tiny
 
@@ -147,7 +149,7 @@ def test_the_check_passes_on_every_family(name: str) -> None:
         with torch.no_grad():
             return reference.base_model(input_ids=IDS, use_cache=False, output_attentions=True).attentions
 
-    assert backbone.seam.verify(run, attentions, tolerance=1e-4) < 1e-5
+    assert verify(backbone.seam, run, attentions, tolerance=1e-4) < 1e-5
 
 
 def test_the_check_notices_attention_that_is_not_the_models() -> None:
@@ -160,7 +162,7 @@ def test_the_check_notices_attention_that_is_not_the_models() -> None:
 
     wrong = tuple(torch.full((1, 4, 40, 40), 1 / 40) for _ in range(3))
     with pytest.raises(AttentionCaptureError, match="differs from eager attention"):
-        seam.verify(run, lambda: wrong, tolerance=1e-4)
+        verify(seam, run, lambda: wrong, tolerance=1e-4)
     frozen = run()
     right = eager(copy.deepcopy(model), input_ids=IDS)
 
@@ -169,7 +171,7 @@ def test_the_check_notices_attention_that_is_not_the_models() -> None:
         return frozen
 
     with pytest.raises(AttentionCaptureError, match="left the output as it was"):
-        seam.verify(deaf, lambda: right, tolerance=1e-4)
+        verify(seam, deaf, lambda: right, tolerance=1e-4)
 
 
 def test_ablating_a_head_equals_zeroing_its_slice_before_the_output_projection() -> None:
@@ -340,7 +342,7 @@ def test_masks_are_kept_by_device() -> None:
 
 
 def test_tokens_on_paths_see_their_own_question_and_what_stands_near_it() -> None:
-    plan = PassPlan(4, 6, paths=((0, 1, 2), (0, 3, 4), (5,)), places=torch.tensor([0, 1, 2, 3]), start=4)
+    plan = PassPlan(4, 6, paths=((0, 1, 2), (0, 3, 4), (5,)), offsets=torch.tensor([0, 1, 2, 3]), start=4)
     own = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     own += [[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
     seen = torch.tensor(own, dtype=torch.bool)

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmrh_retriever import Reranker
 from mmrh_retriever.model.cpu_patch_products import as_products, patch_convolutions
-from mmrh_retriever.ranking.rankings import as_pages
+from mmrh_retriever.ranking.inputs import as_pages
 from tests.factories import VISION, page_image, tiny
 
 

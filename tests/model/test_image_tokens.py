@@ -87,9 +87,9 @@ def test_ids_and_pixels_equal_the_processors(name: str, size: tuple[int, int]) -
     model = tiny(name)
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
     image = page_image(1, size)
-    piece = prompter.page_segment(Page(image=image), 1)
+    segment = prompter.page_segment(Page(image=image), 1)
     theirs = processor(images=[image], text=MARKERS[name], return_tensors="pt", add_special_tokens=False)
-    label, newline = len(prompter.plain("Page 1: ")), len(prompter.plain("\n"))
-    assert piece.ids[label : len(piece) - newline] == theirs["input_ids"][0].tolist()
-    for key, value in piece.inputs.items():
+    label, newline = len(prompter.text.plain("Page 1: ")), len(prompter.text.plain("\n"))
+    assert segment.ids[label : len(segment) - newline] == theirs["input_ids"][0].tolist()
+    for key, value in segment.inputs.items():
         torch.testing.assert_close(value, torch.as_tensor(theirs[key]), atol=0, rtol=0)

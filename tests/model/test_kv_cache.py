@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrh_retriever import Page, Reranker, kv_cache
+from mmrh_retriever import Page, Reranker
+from mmrh_retriever.model import kv_cache
 from mmrh_retriever.model.kv_cache import PageLayer
 from tests.factories import tiny
 

@@ -12,6 +12,7 @@ from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.heads.sets import HeadId
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.ranking.inputs import as_candidates
 from tests.factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
 
 QUESTION = "How did revenue change?"
@@ -23,8 +24,8 @@ def prompter_for(name: str, **options: object) -> Prompter:
     return Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor, settings)
 
 
-def scored_text(prompter: Prompter, piece: PromptSegment) -> str:
-    ids = [number for span in piece.scored for number in piece.ids[span.start : span.stop]]
+def scored_text(prompter: Prompter, segment: PromptSegment) -> str:
+    ids = [number for span in segment.scored for number in segment.ids[span.start : span.stop]]
     return str(prompter.tokenizer.decode(ids))
 
 
@@ -42,16 +43,16 @@ def test_repeated_pages_each_have_their_own_span() -> None:
     prompter = prompter_for("llama")
     page = Page(text="The annual report shows emissions.")
     engine = Engine(prompter, [HeadId(0, 0)], 4000)
-    (window,) = engine.windows(enumerate([page, page, page]), numbers=[1, 2, 3])
-    counts = [int((window.owner == place).sum()) for place in range(3)]
+    (window,) = engine.windows(as_candidates([page, page, page]))
+    counts = [int((window.owners() == place).sum()) for place in range(3)]
     assert counts[0] > 0
     assert len(set(counts)) == 1
     ids = [*prompter.prefix_segment().ids]
     for place in range(3):
-        piece = prompter.page_segment(page, place + 1)
-        own = (window.owner[len(ids) : len(ids) + len(piece)] == place).nonzero().flatten().tolist()
-        assert own == [token for span in piece.scored for token in range(span.start, span.stop)]
-        ids += piece.ids
+        segment = prompter.page_segment(page, place + 1)
+        own = (window.owners()[len(ids) : len(ids) + len(segment)] == place).nonzero().flatten().tolist()
+        assert own == [token for span in segment.scored for token in range(span.start, span.stop)]
+        ids += segment.ids
 
 
 @pytest.mark.parametrize("text", ["a <|im_end|> b", "<image>", "[IMG] x <|image_pad|>", "".join(SPECIAL)])
@@ -83,7 +84,7 @@ def test_a_tokenizer_that_insists_on_control_tokens_gets_them_broken_up() -> Non
     model = tiny("qwen3_vl")
     prompter = Prompter(Backbone.of(model.model), GreedyTokenizer(), model.image_processor)
     special = set(tokenizer().convert_tokens_to_ids(SPECIAL))
-    assert special.isdisjoint(prompter.plain("see <image> and <|im_end|>"))
+    assert special.isdisjoint(prompter.text.plain("see <image> and <|im_end|>"))
 
 
 @pytest.mark.parametrize(
@@ -98,22 +99,22 @@ def test_any_script_keeps_its_text(text: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
 def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str) -> None:
     prompter = prompter_for(name)
-    piece = prompter.page_segment(Page(image=page_image(3, (150, 90))), 1)
+    segment = prompter.page_segment(Page(image=page_image(3, (150, 90))), 1)
     image_token = prompter.backbone.config.image_token_id
-    assert piece.grid is not None
-    assert len(piece.visual) == len(piece.grid)
-    assert {piece.ids[place] for place in piece.visual} == {image_token}
-    extra = 0 if name != "llava_onevision" else piece.grid.rows  # a newline token a row
-    assert piece.ids.count(image_token) == len(piece.visual) + extra
-    boxes = piece.grid.boxes
+    assert segment.grid is not None
+    assert len(segment.visual) == len(segment.grid)
+    assert {segment.ids[place] for place in segment.visual} == {image_token}
+    extra = 0 if name != "llava_onevision" else segment.grid.rows  # a newline token a row
+    assert segment.ids.count(image_token) == len(segment.visual) + extra
+    boxes = segment.grid.boxes
     assert boxes.min() >= 0
     assert boxes.max() <= 1
     area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()
     overviews = {"internvl": 2, "llava_onevision": 2, "smolvlm": 2, "idefics3": 2}
     assert area == pytest.approx(overviews.get(name, 1), abs=1e-4)
-    scored = {token for span in piece.scored for token in range(span.start, span.stop)}
-    assert scored.issuperset(piece.visual)
-    assert piece.all_positions().shape == (3 if name.startswith("qwen") else 1, len(piece))
+    scored = {token for span in segment.scored for token in range(span.start, span.stop)}
+    assert scored.issuperset(segment.visual)
+    assert segment.all_positions().shape == (3 if name.startswith("qwen") else 1, len(segment))
 
 
 def test_markers_and_labels_count_only_if_asked() -> None:
@@ -126,12 +127,12 @@ def test_markers_and_labels_count_only_if_asked() -> None:
 
 def test_what_of_a_page_is_shown() -> None:
     page = Page(image=page_image(1), text="staff numbers")
-    pieces = {
+    segments = {
         content: prompter_for("qwen3_vl", content=content).page_segment(page, 1) for content in ("auto", "text", "both")
     }
-    assert pieces["auto"].visual
-    assert not pieces["text"].visual
-    assert len(pieces["both"]) > len(pieces["auto"])
+    assert segments["auto"].visual
+    assert not segments["text"].visual
+    assert len(segments["both"]) > len(segments["auto"])
     with pytest.raises(PageError, match="page 3.*an image; Llama.*takes text alone"):
         prompter_for("llama").page_segment(Page(image=page_image(1), index=2), 3)
     with pytest.raises(PageError, match="text; Qwen3-VL.*content='image'"):
@@ -179,7 +180,7 @@ def test_prompters_built_beside_tokenising_threads_are_right() -> None:
 
     def tokenise() -> None:
         while not done.is_set():
-            prompter.plain("<|im_start|> staff numbers")
+            prompter.text.plain("<|im_start|> staff numbers")
 
     threads = [threading.Thread(target=tokenise) for _ in range(3)]
     for thread in threads:
@@ -194,7 +195,7 @@ def test_prompters_built_beside_tokenising_threads_are_right() -> None:
 
 
 def test_halves_of_surrogate_pairs_are_read_as_question_marks() -> None:
-    assert prompter_for("llama").plain("a\udcffb") == prompter_for("llama").plain("a?b")
+    assert prompter_for("llama").text.plain("a\udcffb") == prompter_for("llama").text.plain("a?b")
 
 
 @pytest.mark.parametrize("options", [{"content": "images"}, {"page_label": "{p}"}, {"null_question": " "}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrh_retriever import Page, PageError, Reranker
+from mmrh_retriever import Page, PageError, Reranker, SettingsError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.model.vision import Vision
@@ -24,15 +24,15 @@ def reranker_for(name: str = "qwen3_vl", **options: object) -> Reranker:
 def test_several_pages_at_once_equal_each_alone(name: str) -> None:
     model = tiny(name)
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
-    pieces = [prompter.page_segment(Page(image=page_image(seed, size)), seed + 1) for seed, size in enumerate(SIZES)]
-    together = Vision(prompter.backbone).of(pieces)
-    for piece, features in zip(pieces, together, strict=True):
-        alone = Vision(prompter.backbone).of([piece])[0]
+    segments = [prompter.page_segment(Page(image=page_image(seed, size)), seed + 1) for seed, size in enumerate(SIZES)]
+    together = Vision(prompter.backbone).of(segments)
+    for segment, features in zip(segments, together, strict=True):
+        alone = Vision(prompter.backbone).of([segment])[0]
         torch.testing.assert_close(features.pooled, alone.pooled, atol=1e-5, rtol=1e-5)
         assert len(features.deep) == len(alone.deep) == (2 if name == "qwen3_vl" else 0)
         for one, other in zip(features.deep, alone.deep, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-        assert features.pooled.numel() // features.pooled.shape[-1] == piece.ids.count(
+        assert features.pooled.numel() // features.pooled.shape[-1] == segment.ids.count(
             prompter.backbone.config.image_token_id
         )
 
@@ -70,7 +70,7 @@ def test_the_memory_is_bounded_and_the_oldest_go_first() -> None:
     none = reranker_for(vision_memory=0)
     none.rank(QUESTION, [page_image(1), page_image(2)])
     assert (none.vision.nbytes, none.vision.computed) == (0, 2)
-    with pytest.raises(PageError, match="vision_memory"):
+    with pytest.raises(SettingsError, match="vision_memory"):
         reranker_for(vision_memory=-1)
 
 
@@ -80,11 +80,11 @@ def test_batches_keep_within_the_pixel_budget_and_shrink_when_memory_is_short(mo
     sizes: list[int] = []
     run = vision._run
 
-    def counted(pieces: list[object]) -> object:
-        sizes.append(len(pieces))
-        if len(pieces) > 2:
+    def counted(segments: list[object]) -> object:
+        sizes.append(len(segments))
+        if len(segments) > 2:
             raise torch.OutOfMemoryError
-        return run(pieces)  # type: ignore[arg-type]
+        return run(segments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vision, "_run", counted)
     pages = [Page(image=page_image(seed), index=seed) for seed in range(6)]
@@ -98,7 +98,7 @@ def test_batches_keep_within_the_pixel_budget_and_shrink_when_memory_is_short(mo
     reranker.rank(QUESTION, pages)
     assert sizes == [1] * 6
 
-    def short(pieces: list[object]) -> object:
+    def short(segments: list[object]) -> object:
         raise torch.OutOfMemoryError
 
     vision.clear()

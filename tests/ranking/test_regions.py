@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmrh_retriever import Page, PatchGrid, Region, Reranker, ScoredPage
-from mmrh_retriever.errors import PageError, QuestionError
+from mmrh_retriever.errors import PageError, QuestionError, SettingsError
 from mmrh_retriever.ranking.region_scores import AGGREGATES, region_fractions, region_scores
 from mmrh_retriever.ranking.regions import MAX_CROP_RATIO, MIN_CROP_SIDE, Crops, RegionCrop, ranked_regions
 from mmrh_retriever.settings import PromptOptions
@@ -131,7 +131,7 @@ class TestRankRegions:
             reranker.encode([factories.page_image(0)]).rank_regions(QUESTION)
 
     def test_what_else_is_refused(self, reranker, pages):
-        with pytest.raises(PageError, match="top_n is at least 1"):
+        with pytest.raises(SettingsError, match="top_n is a whole number of at least 1"):
             reranker.rank_regions(QUESTION, pages, top_n=0)
         with pytest.raises(ValueError, match=r"'boxes'.*page, crops"):
             reranker.rank_regions(QUESTION, pages, method="boxes")
