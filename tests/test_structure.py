@@ -1,82 +1,218 @@
-"""The layering and the public names, pinned."""
+"""The building: its floors, what each may know, the size of its rooms, and the names that it shows."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import mmrh_retriever
+from tools import draw_architecture
 
 PACKAGE = Path(mmrh_retriever.__file__).parent
-LAYERS = [
-    {"errors", "types", "byte_cache"},
-    {"heads", "head_scores", "head_files", "head_analysis", "published_heads", "scoring", "regions", "metrics"}
-    | {"split_attention", "prefix_tree"},
-    {"attention", "kv_cache", "image_tokens", "backbones", "prompts", "vision", "page_store", "page_feed"}
-    | {"fingerprints", "patch_convolutions"}
-    | {"boxes", "page_ink", "pdf_text", "layout", "pdf", "fetching", "page_sources", "region_ranking"}
-    | {"needles", "haystacks", "probes", "mm_niah", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"},
-    {"engine", "question_attention", "loading", "rankings", "final_heat"},
-    {"reranker", "shared", "adapters"},
-    {"answers", "answering", "probe_prompts", "long_documents", "detection", "detection_journal"}
-    | {"causal", "causal_journal", "causal_report"}
-    | {"baselines", "evaluation", "evaluation_documents", "evaluation_rows", "evaluation_report", "cluster"}
-    | {"bench", "bench_models", "explain", "report", "head_plots", "head_report"},
-    {"cli", "cli_causal", "cli_detect", "cli_evaluate", "cli_probes"},
-]
-MODEL_FREE = {"pdf", "layout", "boxes", "page_ink", "pdf_text", "mmdocir", "mmdocir_annotations", "mmdocir_parquet"}
-PURE = LAYERS[0] | LAYERS[1] | MODEL_FREE
+ROOT = PACKAGE.parent
+NAME = "mmrh_retriever"
+
+FLOORS = [set(floor) for floor in draw_architecture.FLOORS]
+"""From the ground up. A room is a folder or a root module; it imports from floors below, and from itself."""
+ALIASES = {
+    "baselines", "causal", "detection", "head_analysis", "metrics", "mmdocir", "page_sources", "probes", "report", "shared",
+}  # fmt: skip
+"""Documented import paths of earlier versions."""
+WITHOUT_TRANSFORMERS = {"errors", "types", "images", "files", "settings", "bm25", "heads", "pdf", "runs"}
+EXPORTED = [
+    "AttentionCaptureError", "ContextOverflowError", "DataError", "EncodedPages", "HeadId", "HeadScores",
+    "HeadScoresTable", "HeadSet", "HeadSetError", "MMRHError", "Page", "PageError", "PageStore", "PatchGrid",
+    "PromptOptions", "QuestionError", "Region", "RerankSettings", "Reranker", "ScoredPage", "ScoredRegion",
+    "SettingsError", "TokenSpan", "UnsupportedModelError", "iter_pdf", "read_pdf", "release_shared_models",
+    "shared_reranker",
+]  # fmt: skip
+MOST_LINES = 400
+MOST_PARAMETERS = 12
+VAGUE = {"util", "utils", "helper", "helpers", "misc", "common", "base"}
 
 
-def imports(path: Path) -> set[str]:
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(path for path in (ROOT / folder).rglob("*.py") if ".venv" not in path.parts)
+
+
+def module_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The folder or root module that a module of the package belongs to; empty for the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+MODULES = {module_of(path): path for path in sources(NAME)}
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports, but for type checking: modules of ours by their full name, others by their root."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in skipped:
+            names = [f"{node.module}.{name.name}" for name in node.names]
+        elif isinstance(node, ast.Import) and id(node) not in skipped:
+            names = [name.name for name in node.names]
+        for name in names:
+            if not name.startswith(f"{NAME}."):
+                found.add(name.split(".")[0])
+            else:
+                found.add(name if name in MODULES else name.rpartition(".")[0])
     return found
 
 
-def test_imports_go_down_the_layers_only() -> None:
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for path in PACKAGE.glob("*.py"):
-        own = level.get(path.stem, len(LAYERS))
-        for module in imports(path):
-            parts = module.split(".")
-            if parts[0] == "mmrh_retriever" and len(parts) > 1 and parts[1] in level:
-                assert level[parts[1]] <= own, f"{path.name} imports {module}, which lies above it"
+GRAPH = {module: imported(path) for module, path in MODULES.items()}
 
 
-def test_every_module_has_its_layer() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    named = [name for names in LAYERS for name in names]
-    assert sorted(named) == sorted(modules)
+def test_every_room_has_its_floor() -> None:
+    rooms = {room_of(module) for module in MODULES} - ALIASES - {"", "__main__", "data"}
+    placed = [room for floor in FLOORS for room in floor]
+    assert sorted(placed) == sorted(rooms)
+    assert len(FLOORS) <= 12
 
 
-def test_the_pure_layers_know_no_model_library() -> None:
-    for path in PACKAGE.glob("*.py"):
-        if path.stem in PURE:
-            roots = {module.split(".")[0] for module in imports(path)}
-            assert "transformers" not in roots, path.name
+def test_the_picture_of_the_floors_is_drawn_from_the_code() -> None:
+    drawn = draw_architecture.PICTURE.read_text(encoding="utf-8")
+    assert drawn == draw_architecture.draw(), "run python tools/draw_architecture.py"
+
+
+def test_imports_go_down_the_floors_only() -> None:
+    level = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    for module, names in GRAPH.items():
+        own = room_of(module)
+        if own not in level:
+            continue
+        for name in names:
+            if name.startswith(NAME) and (room := room_of(name)) not in ("", own):
+                below = level[room] < level[own]
+                beside = level[room] == level[own] == 1  # the root modules of the second floor
+                assert below or beside, f"{module} imports {name}, which does not lie below it"
+
+
+def test_no_two_modules_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " > ".join((*path, module))
+        if module not in done:
+            for name in GRAPH[module]:
+                if name in GRAPH and name != NAME and not name.startswith(f"{module}."):
+                    visit(name, (*path, module))
+            done.add(module)
+
+    for module in GRAPH:
+        if module != NAME and not MODULES[module].name == "__init__.py":
+            visit(module, ())
+
+
+def test_the_lower_floors_know_no_model_library() -> None:
+    for module, names in GRAPH.items():
+        if room_of(module) in WITHOUT_TRANSFORMERS:
+            assert "transformers" not in names, module
 
 
 def test_frameworks_stay_out_of_the_core() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        roots = {module.split(".")[0] for module in imports(path)}
-        assert not roots & {"llama_index", "langchain", "langchain_core", "langchain_mmrh"}, path.name
+    for module, names in GRAPH.items():
+        assert not names & {"llama_index", "langchain", "langchain_core", "langchain_mmrh"}, module
+
+
+def test_integrations_import_public_names_only() -> None:
+    shown = {NAME, f"{NAME}.adapters", *(f"{NAME}.{alias}" for alias in ALIASES)}
+    for path in sources("integrations"):
+        if "tests" not in path.parts:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME):
+                    assert node.module in shown, f"{path.name} imports from {node.module}"
 
 
 def test_only_the_seam_knows_the_attention_interface() -> None:
-    for path in PACKAGE.glob("*.py"):
-        if path.stem != "attention":
-            assert "AttentionInterface" not in {module.split(".")[-1] for module in imports(path)}, path.name
+    for module, path in MODULES.items():
+        if module != f"{NAME}.model.attention_seam":
+            assert "AttentionInterface" not in path.read_text(encoding="utf-8").replace(
+                "``AttentionInterface``", ""
+            ).replace("transformers' AttentionInterface", ""), module
 
 
-def test_the_public_names_are_sorted_and_there() -> None:
-    names = mmrh_retriever.__all__
-    assert sorted(names) == names
-    assert all(hasattr(mmrh_retriever, name) for name in names)
-    for name in ("Reranker", "EncodedPages", "Page", "HeadSet", "HeadScores", "read_pdf", "MMRHError"):
-        assert name in names
+def test_a_window_is_changed_by_its_own_methods_only() -> None:
+    window = ast.parse((PACKAGE / "encoding" / "window.py").read_text(encoding="utf-8"))
+    (cls,) = (node for node in window.body if isinstance(node, ast.ClassDef) and node.name == "Window")
+    own = {
+        target.attr
+        for node in ast.walk(cls)
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(target, ast.Attribute)
+    }
+    assert {"null", "chain", "_cache"} <= own
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                    changed = target.value.id in ("window", "gathered", "fresh") and target.attr in own
+                    assert not changed, f"{module} changes {target.value.id}.{target.attr}"
+
+
+def test_files_are_short_and_named_for_what_they_hold() -> None:
+    long, vague = [], []
+    for path in sources(NAME, "tests", "tools", "benchmarks", "examples", "integrations"):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        long += [f"{path.relative_to(ROOT)}: {lines}"] if lines > MOST_LINES else []
+        vague += [path] if path.stem in VAGUE and "llama_index" not in path.parts else []  # there base.py is the custom
+    assert long == []
+    assert vague == []
+
+
+def test_no_function_takes_too_much() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = node.args
+                count = len(given.args) + len(given.kwonlyargs) + len(given.posonlyargs)
+                assert count <= MOST_PARAMETERS, f"{module}.{node.name} takes {count} parameters"
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for module, path in MODULES.items():
+        if path.name == "__init__.py":
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            assert docstring, module
+            assert docstring.splitlines()[0].endswith("."), module
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_documented_paths_of_earlier_versions_go_on_working(alias: str) -> None:
+    path = PACKAGE / f"{alias}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 5
+    assert [name for name in vars(importlib.import_module(f"{NAME}.{alias}")) if not name.startswith("_")]
+
+
+def test_the_exported_names_are_these() -> None:
+    assert mmrh_retriever.__all__ == EXPORTED == sorted(EXPORTED)
+    assert all(hasattr(mmrh_retriever, name) for name in EXPORTED)
+
+
+def test_importing_the_package_says_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:mmrh_retriever", "-c", f"import {NAME}"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

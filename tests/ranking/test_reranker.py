@@ -274,7 +274,7 @@ def test_every_kind_of_family_loads_from_a_folder(name: str, tmp_path: Path) -> 
     page = Page(text="words") if name == "llama" else Page(image=page_image(1))
     assert loaded.rank(QUESTION, [page, page])[0].rank == 1
     if name != "llama":
-        with pytest.raises(SettingsError, match="max_pixels"):
+        with pytest.raises(UnsupportedModelError, match="max_pixels"):
             Reranker.from_pretrained(tmp_path, heads="all", max_pixels=1000)
 
 
