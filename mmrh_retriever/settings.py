@@ -84,12 +84,17 @@ class RerankSettings(BaseModel):
         "mmrh_token_budget, else 32,768, or the model's context if that is shorter.",
     )
     independent: bool | None = Field(
-        None, description="Encode each page as if it stood alone; as the model's config says if not set."
+        None,
+        description="Encode each page as if it stood alone behind the prompt prefix. Pages then cost the same whatever "
+        "stands beside them, and may be more than the model's context holds. The paper does not do so. By default as "
+        "the model's config says in mmrh_independent: the bundled model does.",
     )
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
     final_round: int = Field(
         DEFAULT_FINAL_ROUND,
-        description="Best pages of several windows that are compared once more, together; 0 for none.",
+        description="Where pages take several windows, so many of the windows' best pages are compared once more in one "
+        "window and stand before the others, by the scores that they get there; 0 for none. Without it a page beside "
+        "few or poor others scores too high.",
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 

@@ -44,9 +44,9 @@ class Passes:
     def run_pages(
         self, window: Window, segments: Sequence[PromptSegment], features: Sequence[Features | None] = ()
     ) -> None:
-        """One pass over segments that see the window and those before them. Independent ones come one at a time.
+        """One pass over segments that see the window and those before them; independent ones come one at a time.
 
-        Their keys are in the window's cache afterwards; the window itself has yet to take them in.
+        Their keys are in the window's cache afterwards, and the window has yet to take them in.
         """
         start, position = window.page_start
         positions: list[Tensor] = []
@@ -79,12 +79,7 @@ class Passes:
     ) -> None:
         """One pass over a segment behind everything that a window holds.
 
-        Args:
-            window: the window.
-            segment: sees all of it.
-            tokens: how many tokens have run behind the window already, in passes of this kind.
-            extent: the rotary room that these take.
-            recording: what to record.
+        ``tokens`` have run behind the window already, in passes of this kind, and take the rotary room ``extent``.
         """
         plan = self._tail_plan(window, tokens, len(segment), bidirectional=segment.bidirectional, stop_at=self.deepest)
         positions = segment.all_positions() + window.next_position + extent
@@ -96,8 +91,7 @@ class Passes:
     ) -> Tensor | None:
         """One pass over texts that each stand alone behind the window; their keys are forgotten.
 
-        Returns:
-            The last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
+        Gives the last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
         """
         plan = self._tail_plan(window, 0, len(tree), paths=tuple(tree.paths), stop_at=stop_at)
         positions = torch.tensor(tree.depths).expand(self.backbone.axes, -1) + window.next_position

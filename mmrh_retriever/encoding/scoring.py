@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 
 
-def calibrated(mass: Tensor, null_mass: Tensor | None) -> Tensor:
-    """Null-question calibration: ``S_cal = S(question) - S(null question)``, in [-1, 1].
+def page_scores(mass: Tensor, null_mass: Tensor | None) -> Tensor:
+    """``R(d)``: the mean over the selected heads of the calibrated score (Li et al. 2026, arXiv 2605.27243).
+
+    ``S_cal = S(question) - S(null question)`` lies in [-1, 1]. Added up in float64, so that the score does not depend
+    on the order of the heads.
 
     Args:
         mass: ``(..., heads, spans)``.
-        null_mass: the same for the null question, without the questions' axis; ``None`` leaves ``mass`` as it is.
+        null_mass: the same for the null question; ``None`` leaves ``mass`` uncalibrated.
+
+    Returns:
+        ``(..., spans)`` float64.
     """
-    return mass if null_mass is None else mass - null_mass
-
-
-def page_scores(mass: Tensor, null_mass: Tensor | None) -> Tensor:
-    """``R(d)``: the mean over the selected heads of the calibrated score, ``(..., spans)`` float64.
-
-    Added up in float64, so that the score does not depend on the order of the heads.
-    """
-    return calibrated(mass.double(), None if null_mass is None else null_mass.double()).mean(dim=-2)
+    calibrated = mass.double() if null_mass is None else mass.double() - null_mass.double()
+    return calibrated.mean(dim=-2)
 
 
 def descending(scores: Tensor) -> list[int]:

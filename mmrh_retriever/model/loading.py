@@ -41,8 +41,8 @@ HEADS_FILE = "mmrh_heads.json"
 class Processors:
     """What turns pages and questions into model inputs: a tokenizer and an image processor.
 
-    Where a transformers ``*Processor`` can be had, it serves as well; its image processor and tokenizer are
-    taken from it. ``image_processor`` is ``None`` for text-only models.
+    A transformers ``*Processor`` serves as well: its image processor and tokenizer are taken. ``image_processor`` is
+    ``None`` for text-only models.
     """
 
     tokenizer: Any
@@ -107,8 +107,8 @@ def load_model(
     Args:
         model: hub id or local folder.
         device: where to put it; the first accelerator if there is one, else the CPU.
-        dtype: the weights' type; as stored on an accelerator and, if that is bfloat16, on a CPU that multiplies it in
-            hardware (AMX); float32 on other CPUs.
+        dtype: the weights' type. By default as stored on an accelerator, and on a CPU that multiplies bfloat16 in
+            hardware (AMX), if that is what is stored; float32 on other CPUs.
         attn_implementation: ``sdpa`` (transformers' choice), ``flash_attention_2``, ``eager`` ...
         revision: branch, tag or commit on the hub.
         cache_dir: the hub cache folder.
@@ -127,6 +127,8 @@ def load_model(
     if max_pixels is not None and max_pixels < 1:
         raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    if Path(model).is_dir():
+        where["local_files_only"] = True
     where = {key: value for key, value in where.items() if value not in (None, False)}
     try:
         config = AutoConfig.from_pretrained(model, **where)
@@ -156,7 +158,7 @@ def load_model(
 def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
     """The fast type for weights on this CPU: bfloat16 where it is both stored and multiplied in hardware, else float32.
 
-    Without matrix units for bfloat16, torch computes it more slowly than float32.
+    Without matrix units for bfloat16, torch computes float32 faster.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if stored is torch.bfloat16 and capabilities.get("amx_bf16") else torch.float32

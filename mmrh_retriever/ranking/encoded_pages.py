@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.model.prompts import PromptSegment
-from mmrh_retriever.ranking.inputs import as_questions, with_progress
+from mmrh_retriever.ranking.inputs import as_questions, in_thread, with_progress
 from mmrh_retriever.ranking.question_attention import (
     Explanation,
     QuestionAttention,
@@ -133,17 +132,9 @@ class EncodedPages:
         tokens = paid.tokens if null is None or null.tokens is None else paid.tokens - null.tokens
         return question_attention(segment, scored, tokens[:, list(place.visual)], place.grid, prompter.tokenizer)
 
-    async def arank(self, question: str, **options: Any) -> list[ScoredPage]:
-        """:meth:`rank` in a thread."""
-        return await asyncio.to_thread(self.rank, question, **options)
-
-    async def arank_many(self, questions: Sequence[str], **options: Any) -> list[list[ScoredPage]]:
-        """:meth:`rank_many` in a thread."""
-        return await asyncio.to_thread(self.rank_many, questions, **options)
-
-    async def arank_regions(self, question: str, **options: Any) -> list[ScoredRegion]:
-        """:meth:`rank_regions` in a thread."""
-        return await asyncio.to_thread(self.rank_regions, question, **options)
+    arank = in_thread(rank)
+    arank_many = in_thread(rank_many)
+    arank_regions = in_thread(rank_regions)
 
     def _scores(self, questions: Sequence[PromptSegment], *, with_tokens: bool) -> Scores:
         with self._lock:

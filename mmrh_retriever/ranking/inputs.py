@@ -1,15 +1,19 @@
-"""What callers give as pages and questions, checked."""
+"""What callers give as pages and questions, checked; and the asynchronous twins of methods that take them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tqdm import tqdm
 
 from mmrh_retriever.errors import PageError, QuestionError
 from mmrh_retriever.types import Candidate, Page, PageLike
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def as_page(item: Any, index: int) -> Page:
@@ -72,3 +76,13 @@ def with_progress(candidates: Sequence[Candidate], progress: bool) -> Iterable[C
         candidates, desc="pages", unit="page", disable=None if progress else True, leave=False
     )
     return bar
+
+
+def in_thread(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+    """The asynchronous twin of a method: it runs in a thread, and the event loop goes on."""
+
+    async def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.to_thread(getattr(self, method.__name__), *args, **kwargs)
+
+    run.__doc__ = f"``{method.__name__}`` in a thread; the event loop goes on."
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from mmrh_retriever.model.loading import Processors, load_model, model_path, res
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
-from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, with_progress
+from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, in_thread, with_progress
 from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import Crops, RegionMethod, check_regions, ranked_regions
@@ -45,18 +44,7 @@ class Reranker:
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
-
-            * ``token_budget``: the longest window in tokens; longer lists of pages are ranked over several windows. By
-              default what the model's config says as ``mmrh_token_budget`` (131,072 for the bundled model), else
-              32,768, or the model's context if that is shorter.
-            * ``independent``: encode each page as if it stood alone behind the prompt prefix. Pages then cost the same
-              whatever stands beside them, and may be more than the model's context holds. The paper does not do so; by
-              default only a model whose config says ``mmrh_independent`` does, such as the bundled one.
-            * ``calibrate``: subtract the attention of a null question (Li et al. 2026, arXiv 2605.27243).
-            * ``final_round``: where pages take several windows, so many of the windows' best pages are compared once
-              more in one window, and stand before the others by the scores that they get there; 0 for none. Without
-              it, scores of windows are compared as they are, and a page beside few or poor others scores too high.
-            * ``options``: :class:`PromptOptions`, the wording of the prompt, and which tokens count.
+            ``token_budget``, ``independent``, ``calibrate``, ``final_round`` and ``options``.
 
     A store and the vision memory hold for weights that stay as they are.
 
@@ -105,9 +93,9 @@ class Reranker:
     ) -> Reranker:
         """Load a model by hub id or folder; without one, the small model that ships with the package.
 
-        ``changes`` takes the fields of :class:`~mmrh_retriever.RerankSettings`: those that rank (see above) and those
-        that load: ``device``, ``dtype``, ``attn_implementation``, ``max_pixels``, ``revision``, ``cache_dir`` and
-        ``local_files_only``. ``quantization_config`` and anything else goes to transformers untouched.
+        ``changes`` takes the fields of :class:`~mmrh_retriever.RerankSettings`, those for loading too: ``device``,
+        ``dtype``, ``attn_implementation``, ``max_pixels``, ``revision``, ``cache_dir``, ``local_files_only``.
+        ``quantization_config`` and anything else goes to transformers untouched.
 
         Raises:
             UnsupportedModelError: an unknown family.
@@ -147,11 +135,6 @@ class Reranker:
         """Deprecated: ``settings.final_round``."""
         warnings.warn("Reranker.final_heat is called settings.final_round now.", DeprecationWarning, stacklevel=2)
         return self.settings.final_round
-
-    @property
-    def calibrate(self) -> bool:
-        """Whether the attention of a null question is subtracted."""
-        return self.settings.calibrate
 
     def rank(
         self,
@@ -292,23 +275,10 @@ class Reranker:
         """
         return EncodedPages(self, as_pages(pages), memory_budget=memory_budget, progress=progress)
 
-    async def arank(self, question: str, pages: Iterable[PageLike], **options: Any) -> list[ScoredPage]:
-        """:meth:`rank` in a thread; the event loop goes on."""
-        return await asyncio.to_thread(self.rank, question, pages, **options)
-
-    async def arank_many(
-        self, questions: Sequence[str], pages: Iterable[PageLike], **options: Any
-    ) -> list[list[ScoredPage]]:
-        """:meth:`rank_many` in a thread."""
-        return await asyncio.to_thread(self.rank_many, questions, pages, **options)
-
-    async def arank_regions(self, question: str, pages: Iterable[PageLike], **options: Any) -> list[ScoredRegion]:
-        """:meth:`rank_regions` in a thread."""
-        return await asyncio.to_thread(self.rank_regions, question, pages, **options)
-
-    async def aencode(self, pages: Iterable[PageLike], **options: Any) -> EncodedPages:
-        """:meth:`encode` in a thread."""
-        return await asyncio.to_thread(self.encode, pages, **options)
+    arank = in_thread(rank)
+    arank_many = in_thread(rank_many)
+    arank_regions = in_thread(rank_regions)
+    aencode = in_thread(encode)
 
     def engine(self) -> Engine:
         """An engine for this model and these heads."""

@@ -51,7 +51,7 @@ def test_one_model_for_equal_settings_and_any_heads(saved: Path) -> None:
     ):
         assert other.backbone.model is model
     assert other.heads != first.heads
-    assert not other.calibrate
+    assert not other.settings.calibrate
 
 
 def test_pages_stand_alone_where_the_models_config_says_so(saved: Path) -> None:
