@@ -4,6 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+PYTEST_ARGS ?=
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test lint types unit adapters clean
@@ -21,7 +22,7 @@ types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.dev
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --cov $(PYTEST_ARGS)
 
 adapters: $(VENV)/.dev
 	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
