@@ -125,7 +125,8 @@ def report_on(
         OSError: the file can't be written.
     """
     if isinstance(asked, EncodedPages):
-        asked, reranker = asked.explain(question), reranker or asked.reranker
+        reranker = reranker or asked.reranker
+        asked = asked.explain(question)
     return html_report(
         question,
         asked.ranking,

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 from mmrh_retriever import Reranker
 from mmrh_retriever.benchmark.pairs import PlainProcedure, Ratio, run_benchmark, sample_pages, sample_questions
 from mmrh_retriever.benchmark.random_models import SHAPES, Shape, _config, random_reranker
+from mmrh_retriever.cli.main import main
 from mmrh_retriever.errors import SettingsError
 from tests.factories import tiny
 
@@ -72,8 +73,6 @@ def test_the_random_model_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_measures_a_random_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    from mmrh_retriever.cli.main import main
-
     monkeypatch.setitem(SHAPES, "random", Shape(64, 96, 3, 4, 2, 32, 32, 48, 2, 2, (0, 1)))
     few = ["--pages", "1", "--questions", "2", "--rounds", "1", "--device", "cpu", "--max-layer", "1", "--json"]
     with pytest.raises(SystemExit) as ended:
