@@ -2,16 +2,15 @@
 
     python benchmarks/gpu.py --device cuda --pages 20 --questions 16
 
-For each kernel that is installed: seconds of a bare forward of the same layers, of the paper's procedure, of our first
-and further questions; tokens a second; peak memory; and, on a small model, how far scores in bfloat16 lie from float32.
+For each kernel that is installed: seconds of a bare forward pass of the same layers, of the paper's procedure and of
+our first and further questions; tokens per second; peak memory; and, on a small model, how far scores in bfloat16 lie
+from those in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
-
-import torch
 
 from mmrh_retriever.benchmark.pairs import run_benchmark, sample_pages, sample_questions
 from mmrh_retriever.benchmark.random_models import random_reranker
@@ -20,12 +19,12 @@ from mmrh_retriever.benchmark.random_models import random_reranker
 def difference(device: str, attention: str, pages: int = 4) -> tuple[float, float]:
     """The largest difference of a score in bfloat16 from float32 on the CPU, and the largest score."""
     exact = random_reranker("random", device="cpu")
-    rounded = random_reranker("random", device=device, dtype=torch.bfloat16, attention=attention)
+    rounded = random_reranker("random", device=device, dtype="bfloat16", attn_implementation=attention)
     rounded.backbone.model.load_state_dict(exact.backbone.model.state_dict())
-    question, shown = sample_questions(1)[0], sample_pages(pages)
-    expected = {scored.position: scored.score for scored in exact.rank(question, shown)}
-    got = {scored.position: scored.score for scored in rounded.rank(question, shown)}
-    return max(abs(got[place] - expected[place]) for place in expected), max(map(abs, expected.values()))
+    question, images = sample_questions(1)[0], sample_pages(pages)
+    expected = {scored.position: scored.score for scored in exact.rank(question, images)}
+    got = {scored.position: scored.score for scored in rounded.rank(question, images)}
+    return max(abs(got[index] - expected[index]) for index in expected), max(map(abs, expected.values()))
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     print("| kernel | device | bare, s | plain, s | first, s | further, s | tokens / s | peak, GiB | bf16 - fp32 |")
     print("|---|---|---|---|---|---|---|---|---|")
     for kernel in kernels:
-        reranker = random_reranker(args.model, device=args.device, attention=kernel)
+        reranker = random_reranker(args.model, device=args.device, attn_implementation=kernel)
         found = run_benchmark(reranker, pages=args.pages, questions=args.questions, rounds=args.rounds)
         rows = {ratio.name: ratio for ratio in found.ratios}
         first, further = rows["first question"], rows["each further question"]

@@ -1,12 +1,12 @@
 """Peak memory of asking at 128K tokens of context, at the attention shapes of Qwen3-VL-8B, on one layer.
 
-One layer's keys and values of 131,072 tokens (32 query heads, 8 key heads, 128 wide) are filled with random numbers,
-and questions are asked of them as an engine does: several in a pass under a mask, up to a pass's share of
-memory, the rows of some heads recorded, the layer's output computed. Each case runs in a process of its own; what is
-reported is how much its peak lies above what it held before it asked: model, keys and values. glibc is told to give
-every freed block of 1 MiB and more back at once; else it holds on to some, by chance, and they count as if in use.
+One layer's keys and values of 131,072 tokens (32 query heads, 8 key heads, 128 wide) are filled with random numbers.
+Questions are asked of them as the engine does it: several in one pass under a mask, as many as one pass may hold. The
+rows of some heads are recorded, and the layer's output is computed. Each case runs in a process of its own. What is
+reported is how far its peak lies above what it held before it asked: model, keys and values. glibc is set to give
+every freed block of 1 MiB and more back at once; otherwise it keeps some, by chance, and they count as if in use.
 
-    python benchmarks/memory_128k.py                    # about 2 GB and a minute or two a case
+    python benchmarks/memory_128k.py                    # about 2 GB, and a minute or two per case
     python benchmarks/memory_128k.py --keys 16384 --questions 1,4 --heads 1,32
 """
 
@@ -24,7 +24,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mmrh_retriever.encoding.engine import TAIL_CELLS
-from mmrh_retriever.model.attention_seam import AttentionSeam, PassPlan
+from mmrh_retriever.model.attention_seam import AttentionSeam
+from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
 
 HEADS, KEY_HEADS, WIDTH = 32, 8, 128
@@ -55,7 +56,7 @@ def ask(keys: int, questions: int, heads: int, tokens: int, dtype: torch.dtype) 
         made = torch.empty(1, count, length, WIDTH, dtype=dtype)
         return made.normal_(generator=generator)
 
-    # as Engine groups questions that begin with nothing alike
+    # as the engine groups questions that share no beginning
     at_once = max(1, min(questions, TAIL_CELLS // (keys + tokens * questions) // tokens))
     key, value = drawn(KEY_HEADS, keys + at_once * tokens), drawn(KEY_HEADS, keys + at_once * tokens)
     owner = torch.arange(keys) * PAGES // keys
@@ -66,7 +67,7 @@ def ask(keys: int, questions: int, heads: int, tokens: int, dtype: torch.dtype) 
     for first in range(0, questions, at_once):
         count = min(at_once, questions - first)
         query = drawn(HEADS, count * tokens)
-        asked = tuple(range(place * tokens, (place + 1) * tokens) for place in range(count))
+        asked = tuple(range(number * tokens, (number + 1) * tokens) for number in range(count))
         recording = Recording(chosen, asked, owner, PAGES)
         seen = keys + count * tokens
         with torch.inference_mode(), seam.running(PassPlan(keys, count * tokens, paths=asked), recording):
@@ -96,7 +97,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(
-        f"{args.keys:,} keys, {HEADS} heads on {KEY_HEADS}, {WIDTH} wide, {args.dtype}, {args.tokens} tokens a question"
+        f"{args.keys:,} keys, {HEADS} heads on {KEY_HEADS}, {WIDTH} wide, {args.dtype}, "
+        f"{args.tokens} tokens per question"
     )
     print("| questions | heads | passes | above keys and values, MiB | keys and values, MiB | seconds |")
     print("|---|---|---|---|---|---|")

@@ -3,10 +3,10 @@
     python benchmarks/pages_and_questions.py --out out/            # the bundled model
     python benchmarks/pages_and_questions.py --model random --pages 5,10,20,40 --linear 0 --out out/
 
-Four things are timed, in turn, each several times: the paper's procedure on plain transformers (two full passes over
-all pages; only up to ``--plain-pages``, since it grows with the square), the first question on pages never seen, a
-further question on encoded pages, and several questions together. ``--linear 500,50`` ranks 500 pages once against 10
-times 50. Writes ``pages_and_questions.json`` and, with matplotlib (``pip install mmrh-retriever[plot]``), a PNG.
+Four things take turns and are timed several times each: the paper's procedure on plain transformers (two full passes
+over all pages; only up to ``--plain-pages``, since it grows with the square), the first question on pages never seen, a
+further question on encoded pages, and several questions together. ``--linear 500,50`` ranks 500 pages at once against
+10 times 50. Writes ``pages_and_questions.json`` and, with matplotlib (``pip install mmrh-retriever[plot]``), a PNG.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from mmrh_retriever import Reranker
 from mmrh_retriever.benchmark.pairs import PlainProcedure, rank_anew, sample_pages, sample_questions
 from mmrh_retriever.benchmark.random_models import reranker_to_measure
+from mmrh_retriever.runs.figures import figure
 
 
 def numbers(text: str) -> list[int]:
@@ -54,7 +55,7 @@ def by_pages(reranker: Reranker, counts: list[int], plain_pages: int, rounds: in
 
 
 def by_questions(reranker: Reranker, pages: int, counts: list[int], rounds: int) -> list[dict[str, float]]:
-    """Median seconds for so many questions, together and singly."""
+    """Median seconds at each number of questions, asked together and singly."""
     encoded = reranker.encode(sample_pages(pages))
     encoded.rank(sample_questions(1)[0])
     rows = []
@@ -96,32 +97,29 @@ def linear(reranker: Reranker, many: int, few: int, rounds: int) -> dict[str, ob
 
 
 def plot(pages: list[dict[str, float]], questions: list[dict[str, float]], path: Path) -> None:
-    """Two panels: seconds against pages, seconds a question against questions asked together."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, label in (
-        ("plain", "two full passes a question (plain)"),
-        ("first", "first question"),
-        ("further", "each further question"),
-    ):
-        rows = [row for row in pages if name in row]
-        left.plot([row["pages"] for row in rows], [row[name] for row in rows], marker="o", label=label)
-    left.set(xscale="log", yscale="log", xlabel="pages", ylabel="seconds", title="Cost against pages")
-    for name in ("singly", "together"):
-        right.plot(
-            [row["questions"] for row in questions],
-            [row[name] / row["questions"] for row in questions],
-            marker="o",
-            label=f"asked {name}",
-        )
-    right.set(xscale="log", xlabel="questions", ylabel="seconds a question", title="Cost against questions")
-    right.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    """Two panels: seconds against pages, and seconds per question against questions asked together."""
+    with figure(path, 10, 4) as drawn:
+        left, right = drawn.subplots(1, 2)
+        for name, label in (
+            ("plain", "two full passes per question (plain)"),
+            ("first", "first question"),
+            ("further", "each further question"),
+        ):
+            rows = [row for row in pages if name in row]
+            left.plot([row["pages"] for row in rows], [row[name] for row in rows], marker="o", label=label)
+        left.set(xscale="log", yscale="log", xlabel="pages", ylabel="seconds", title="Cost against pages")
+        for name in ("singly", "together"):
+            right.plot(
+                [row["questions"] for row in questions],
+                [row[name] / row["questions"] for row in questions],
+                marker="o",
+                label=f"asked {name}",
+            )
+        right.set(xscale="log", xlabel="questions", ylabel="seconds per question", title="Cost against questions")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.legend()
+            axes.grid(alpha=0.3)
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     python benchmarks/where_time_goes.py                       # the bundled model
     python benchmarks/where_time_goes.py --model random        # random weights: Qwen3-VL's architecture
 
-Stages hold only their own time: what runs inside another stage counts there. The second table of each case is torch's
-own profiler, operators by the time spent in them and not in those that they call.
+A stage holds its own time only: the time of a stage inside it counts there. The second table of each case comes from
+torch's own profiler: operators by the time spent in them and not in those that they call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mmrh_retriever.benchmark.pairs import rank_anew, sample_pages, sample_questions
 from mmrh_retriever.benchmark.random_models import reranker_to_measure
-from mmrh_retriever.model import attention_seam as attention
+from mmrh_retriever.model import attention_seam
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.model.vision import Vision
 
@@ -39,7 +39,7 @@ class Stages:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """What runs in here counts as this stage."""
+        """The time spent in here counts for this stage."""
         outer: list[float] = getattr(self._inside, "taken", [0.0])
         self._inside.taken = mine = [0.0]
         started = time.perf_counter()
@@ -52,7 +52,7 @@ class Stages:
             self._inside.taken = outer
 
     def around(self, owner: Any, attribute: str, name: str) -> Any:
-        """A patch under which calls of a function count as a stage."""
+        """A patch under which calls of a function count for a stage."""
         original = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -63,15 +63,15 @@ class Stages:
 
 
 def by_stage(decoder: torch.nn.Module, run: Callable[[], object]) -> tuple[float, dict[str, float]]:
-    """Wall seconds, and the stages' of them."""
+    """Wall seconds, and each stage's share of them in seconds."""
     stages = Stages()
     with ExitStack() as stack:
         for owner, attribute, name in (
             (Prompter, "page_segment", "images to patches, prompt"),
             (Vision, "_run", "vision tower"),
             (type(decoder), "forward", "decoder but attention"),
-            (attention.AttentionSeam, "attend", "attention"),
-            (attention, "record", "recording rows"),
+            (attention_seam.AttentionSeam, "attend", "attention"),
+            (attention_seam, "record", "recording rows"),
         ):
             stack.enter_context(stages.around(owner, attribute, name))
         started = time.perf_counter()
@@ -82,7 +82,7 @@ def by_stage(decoder: torch.nn.Module, run: Callable[[], object]) -> tuple[float
 
 
 def by_operator(run: Callable[[], object]) -> list[tuple[str, float, int]]:
-    """Torch's operators with most time of their own: name, share of all operators' time, calls."""
+    """Torch's operators with the most time of their own: name, share of all operators' time, calls."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
     events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)

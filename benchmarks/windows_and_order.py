@@ -1,14 +1,14 @@
-"""What joint and independent pages, windows, a final heat, the order of pages and a depth budget do to recall.
+"""What joint and independent pages, windows, a final round, the order of pages and a depth budget do to recall.
 
     python benchmarks/windows_and_order.py --out out/windows.json                     # the bundled model
     python benchmarks/windows_and_order.py --model FOLDER --heads heads.json --pages 20,100 --out out/windows.json
 
-Pages and questions are made from a seed, without a network: a PDF whose pages hold a few short facts each, every fact
-once, and questions for single facts, one page the answer to each. Five tables are printed:
+Pages and questions are made from a seed, without a network. A PDF's pages hold a few short facts each, every fact once;
+each question asks for a single fact, so that one page is the answer. Five tables are printed:
 
 * encoding: recall with pages read together and each alone, at the smallest number of pages;
-* windows: recall at each number of pages, raw scores across windows against a final heat of the best;
-* positions: recall with the page asked for at each place of the list (the list turned round step by step);
+* windows: recall at each number of pages, raw scores across windows against a final round of the best;
+* positions: recall by the position in the list of the page asked for (the list is turned round step by step);
 * order: recall, and how alike scores stay (rank correlation), with the list shuffled and reversed;
 * depth: recall and seconds with no heads beyond each layer that holds some.
 
@@ -27,37 +27,18 @@ from pathlib import Path
 import numpy as np
 import pymupdf
 
-from mmrh_retriever import Page, Reranker, ScoredPage, read_pdf
-from mmrh_retriever.ranking.reranker import EncodedPages
+from mmrh_retriever import EncodedPages, Page, Reranker, RerankSettings, ScoredPage, read_pdf
+from mmrh_retriever.runs.bootstrap import bootstrap_interval
+from mmrh_retriever.runs.tables import Table
 
+TABLES = ("encoding", "windows", "positions", "order", "depth")
 ADJECTIVES = "old new red grey tall small north south upper lower royal iron stone wooden public".split()  # noqa: SIM905
 THINGS = "bridge harbour station library mill tower museum market school theatre garden hospital".split()  # noqa: SIM905
 TOWNS = [
-    "Ashby",
-    "Barton",
-    "Corwen",
-    "Dalton",
-    "Elgin",
-    "Farley",
-    "Grafton",
-    "Hadley",
-    "Irvine",
-    "Jarrow",
-    "Kelso",
-    "Linton",
-    "Malton",
-    "Norham",
-    "Oakham",
-    "Penrith",
-    "Quorn",
-    "Ripley",
-    "Selby",
-    "Tenby",
-    "Upton",
-    "Verwood",
-    "Whitby",
-    "Yarm",
-]
+    "Ashby", "Barton", "Corwen", "Dalton", "Elgin", "Farley", "Grafton", "Hadley",
+    "Irvine", "Jarrow", "Kelso", "Linton", "Malton", "Norham", "Oakham", "Penrith",
+    "Quorn", "Ripley", "Selby", "Tenby", "Upton", "Verwood", "Whitby", "Yarm",
+]  # fmt: skip
 FACTS = ("was opened in {}", "cost {} pounds", "is {} metres long", "has {} visitors a week", "employs {} people")
 ASKED = (
     "When was the {} opened?",
@@ -70,7 +51,7 @@ ASKED = (
 
 @dataclass(frozen=True)
 class Collection:
-    """Pages and, for each question, the place of the page that answers it."""
+    """Pages and, for each question, the index of the page that answers it."""
 
     pages: list[Page]
     questions: list[str]
@@ -87,16 +68,29 @@ def collection(pages: int, questions: int, seed: int, max_pixels: int, facts: in
     for number in range(pages):
         page = document.new_page(width=360, height=180)
         own = []
-        for line, name in enumerate(names[place] for place in picked[number * facts : (number + 1) * facts]):
+        for line, name in enumerate(names[index] for index in picked[number * facts : (number + 1) * facts]):
             kind = int(rng.integers(len(FACTS)))
-            told = FACTS[kind].format(int(rng.integers(10, 2000)))
-            page.insert_text((16, 36 + 36 * line), f"The {name} {told}.", fontsize=12)
+            fact = FACTS[kind].format(int(rng.integers(10, 2000)))
+            page.insert_text((16, 36 + 36 * line), f"The {name} {fact}.", fontsize=12)
             own.append(ASKED[kind].format(name))
         asked.append(own)
-    shown = read_pdf(document.tobytes(), max_pixels=max_pixels)
-    gold = [int(place) for place in rng.permutation(pages)]
+    gold = [int(index) for index in rng.permutation(pages)]
     gold = (gold * (questions // pages + 1))[:questions]
-    return Collection(shown, [asked[place][int(rng.integers(facts))] for place in gold], gold)
+    chosen = [asked[index][int(rng.integers(facts))] for index in gold]
+    return Collection(read_pdf(document.tobytes(), max_pixels=max_pixels), chosen, gold)
+
+
+class Maker:
+    """Rerankers on one loaded model, which share what the vision tower gave."""
+
+    def __init__(self, first: Reranker) -> None:
+        self.first = first
+
+    def __call__(self, *, independent: bool, final_round: int = 0) -> Reranker:
+        """One that reads pages together or each alone."""
+        other = self.first.with_heads(self.first.heads)
+        other.settings = RerankSettings.of(other.settings, {"independent": independent, "final_round": final_round})
+        return other
 
 
 def ranks(encoded: EncodedPages, questions: Sequence[str], gold: Sequence[int]) -> np.ndarray:
@@ -107,33 +101,27 @@ def ranks(encoded: EncodedPages, questions: Sequence[str], gold: Sequence[int]) 
 def gold_ranks(rankings: Sequence[Sequence[ScoredPage]], gold: Sequence[int]) -> np.ndarray:
     return np.array(
         [
-            next(scored.rank for scored in ranking if scored.position == place)
-            for ranking, place in zip(rankings, gold, strict=True)
+            next(scored.rank for scored in ranking if scored.position == index)
+            for ranking, index in zip(rankings, gold, strict=True)
         ]
     )
 
 
-def told(found: np.ndarray) -> dict[str, object]:
-    """Recall at 1 and 5 with the interval of the first, and the mean reciprocal rank."""
-    rng = np.random.default_rng(0)
-    hits = found == 1
-    means = rng.choice(hits, (2000, len(hits))).mean(axis=1)
+def measures(found: np.ndarray) -> dict[str, object]:
+    """Recall at 1 and 5 with the interval of the first, and the mean reciprocal rank, of ``(questions,)`` ranks."""
+    interval = bootstrap_interval(found == 1)
     return {
         "questions": len(found),
-        "recall@1": float(hits.mean()),
-        "interval": [float(edge) for edge in np.quantile(means, [0.025, 0.975])],
+        "recall@1": interval.mean,
+        "interval": [interval.low, interval.high],
         "recall@5": float((found <= 5).mean()),
         "mrr": float((1 / found).mean()),
     }
 
 
-def show(table: str, rows: list[dict[str, object]]) -> None:
-    print(f"\n{table}")
-    columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(_cell(row[column]) for column in columns) + " |", flush=True)
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    print("\n" + Table.of(title, list(rows[0]), cells).markdown(), end="", flush=True)
 
 
 def _cell(value: object) -> str:
@@ -149,15 +137,14 @@ def encoding(make: Maker, data: Collection) -> list[dict[str, object]]:
     for independent in (False, True):
         encoded = make(independent=independent).encode(data.pages)
         found = ranks(encoded, data.questions, data.gold)
-        rows.append({"pages": len(data.pages), "encoding": "alone" if independent else "together", **told(found)})
+        rows.append({"pages": len(data.pages), "encoding": "alone" if independent else "together", **measures(found)})
     return rows
 
 
 def windows(make: Maker, data: Collection, size: int, independent: bool) -> list[dict[str, object]]:
     rows = []
     for final in (0, size):
-        reranker = make(independent=independent, final_heat=final)
-        encoded = reranker.encode(data.pages)
+        encoded = make(independent=independent, final_round=final).encode(data.pages)
         start = time.perf_counter()
         found = ranks(encoded, data.questions, data.gold)
         rows.append(
@@ -165,27 +152,27 @@ def windows(make: Maker, data: Collection, size: int, independent: bool) -> list
                 "pages": len(data.pages),
                 "encoding": "alone" if independent else "together",
                 "windows": len(encoded._windows),
-                "scores": f"final heat of {size}" if final else "raw",
-                **told(found),
-                "seconds a question": (time.perf_counter() - start) / len(found),
+                "scores": f"final round of {size}" if final else "raw",
+                **measures(found),
+                "seconds per question": (time.perf_counter() - start) / len(found),
             }
         )
     return rows
 
 
 def positions(make: Maker, data: Collection, step: int, independent: bool) -> list[dict[str, object]]:
-    """The list turned round by every ``step`` pages: each question's page comes to stand at every such place."""
+    """The list turned round by every ``step`` pages: each question's page comes to stand at every such position."""
     count = len(data.pages)
     reranker = make(independent=independent)
     at: dict[int, list[int]] = {}
     for shift in range(0, count, step):
-        turned = [data.pages[(place + shift) % count] for place in range(count)]
-        gold = [(place - shift) % count for place in data.gold]
-        for place, rank in zip(gold, ranks(reranker.encode(turned), data.questions, gold), strict=True):
-            at.setdefault(place, []).append(int(rank))
+        turned = [data.pages[(index + shift) % count] for index in range(count)]
+        gold = [(index - shift) % count for index in data.gold]
+        for index, rank in zip(gold, ranks(reranker.encode(turned), data.questions, gold), strict=True):
+            at.setdefault(index, []).append(int(rank))
     return [
-        {"position": place + 1, "encoding": "alone" if independent else "together", **told(np.array(at[place]))}
-        for place in sorted(at)
+        {"position": index + 1, "encoding": "alone" if independent else "together", **measures(np.array(at[index]))}
+        for index in sorted(at)
     ]
 
 
@@ -198,9 +185,9 @@ def order(make: Maker, data: Collection, shuffles: int, independent: bool) -> li
     rows = []
     first: np.ndarray | None = None
     for name, order in orders.items():
-        place_of = np.argsort(order)
-        rankings = reranker.encode([data.pages[place] for place in order]).rank_many(data.questions)
-        found = gold_ranks(rankings, [int(place_of[place]) for place in data.gold])
+        position_of = np.argsort(order)
+        rankings = reranker.encode([data.pages[index] for index in order]).rank_many(data.questions)
+        found = gold_ranks(rankings, [int(position_of[index]) for index in data.gold])
         own = np.array([[0] * count for _ in rankings])  # (questions, pages) each page's rank
         for row, ranking in enumerate(rankings):
             for scored in ranking:
@@ -211,7 +198,7 @@ def order(make: Maker, data: Collection, shuffles: int, independent: bool) -> li
             {
                 "order": name,
                 "encoding": "alone" if independent else "together",
-                **told(found),
+                **measures(found),
                 "rank correlation": float(alike),
             }
         )
@@ -233,25 +220,12 @@ def depth(make: Maker, data: Collection, independent: bool) -> list[dict[str, ob
             {
                 "max_layer": layer,
                 "heads": len(reranker.heads),
-                **told(found),
+                **measures(found),
                 "seconds to encode": seconds,
-                "seconds a question": (time.perf_counter() - asked) / len(found),
+                "seconds per question": (time.perf_counter() - asked) / len(found),
             }
         )
     return rows
-
-
-class Maker:
-    """Rerankers on one loaded model, which share what the vision tower gave."""
-
-    def __init__(self, model: str | None, heads: str, token_budget: int | None) -> None:
-        self.first = Reranker.from_pretrained(model, heads=heads, token_budget=token_budget, vision_memory=1 << 31)
-
-    def __call__(self, *, independent: bool, final_heat: int = 0) -> Reranker:
-        """One that reads pages so."""
-        other = self.first.with_heads(self.first.heads)
-        other.independent, other.final_heat = independent, final_heat
-        return other
 
 
 def main() -> None:
@@ -261,16 +235,18 @@ def main() -> None:
     parser.add_argument("--pages", default="20,100,400", help="numbers of pages; the smallest serves all tables")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--token-budget", type=int, help="longest window in tokens")
-    parser.add_argument("--final", type=int, default=10, help="pages of a final heat")
-    parser.add_argument("--step", type=int, default=1, help="the list is turned round by so many pages at a time")
+    parser.add_argument("--final", type=int, default=10, help="pages of a final round")
+    parser.add_argument("--step", type=int, default=1, help="pages by which the list is turned round at a time")
     parser.add_argument("--shuffles", type=int, default=3)
     parser.add_argument("--max-pixels", type=int, default=131_072, help="pixels of a page")
-    parser.add_argument("--tables", default="encoding,windows,positions,order,depth")
+    parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     counts = sorted(int(part) for part in args.pages.split(","))
-    make = Maker(args.model, args.heads, args.token_budget)
+    make = Maker(
+        Reranker.from_pretrained(args.model, heads=args.heads, token_budget=args.token_budget, vision_memory=1 << 31)
+    )
     data = [collection(count, args.questions, args.seed + count, args.max_pixels) for count in counts]
     few, wanted = data[0], args.tables.split(",")
     results: dict[str, list[dict[str, object]]] = {}
@@ -286,7 +262,7 @@ def main() -> None:
         elif table == "depth":
             rows = depth(make, few, make.first.independent)
         else:
-            parser.error(f"there is no table {table!r}: encoding, windows, positions, order, depth")
+            parser.error(f"there is no table {table!r}: {', '.join(TABLES)}")
         results[table] = rows
         show(table, rows)
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     python examples/demo.py [--out FOLDER]
 
-Reads examples/sample_report.pdf with the small model that ships with the package. Pages are encoded once; each
-question then costs its own tokens only.
+Reads examples/sample_report.pdf with the small model that ships with the package. Pages are encoded once. Each question
+then runs its own tokens only.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from mmrh_retriever import Reranker, read_pdf
-from mmrh_retriever.explain.heat_maps import save_heat_map
+from mmrh_retriever.explain import save_heat_map
 
 HERE = Path(__file__).parent
 
@@ -32,8 +32,8 @@ def main() -> None:
     for asked in questions:
         start = time.perf_counter()
         top = encoded.rank(asked["question"], top_n=3, with_tokens=True)
-        took = 1000 * (time.perf_counter() - start)
-        print(f"{asked['question']}  (the answer is on page {asked['page']}; {took:.0f} ms)")
+        milliseconds = 1000 * (time.perf_counter() - start)
+        print(f"{asked['question']}  (the answer is on page {asked['page']}; {milliseconds:.0f} ms)")
         for scored in top:
             print(f"  {scored.rank}. page {scored.page.number:<3} {scored.score:+.4f}")
         print()

@@ -84,7 +84,8 @@ def test_region_aggregation(
     monkeypatch.setattr(module, "page_pass", None)  # kept: nothing runs a second time
     assert module.main() == 0
     assert tables(capsys.readouterr().out) == [every, cropped]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--heads", "all"])
+    HeadSet.all_heads(3, 4).up_to_layer(1).save(documents / "fewer.json")
+    monkeypatch.setattr(sys, "argv", [*arguments, "--heads", str(documents / "fewer.json")])
     with pytest.raises(SystemExit, match="another run"):
         module.main()
 

@@ -25,35 +25,29 @@ def test_each_question_has_one_page_that_answers_it() -> None:
     data = script("windows_and_order")["collection"](pages=6, questions=9, seed=3, max_pixels=20_000)
     assert len(data.questions) == len(data.gold) == 9
     assert len(set(data.gold)) == 6
-    for question, place in zip(data.questions, data.gold, strict=True):
+    for question, index in zip(data.questions, data.gold, strict=True):
         name = next(word for word in question.split(" the ", 1)[1].split("?")[0].split() if word[0].isupper())
         subject = question.split(" the ", 1)[1].partition(name)[0] + name
         holding = [number for number, page in enumerate(data.pages) if f"The {subject} " in page.text]
-        assert holding == [place], question
-        assert data.pages[place].pixels().width <= 200
+        assert holding == [index], question
+        assert data.pages[index].pixels().width <= 200
 
 
-def test_recall_is_told_with_its_interval() -> None:
-    told = script("windows_and_order")["told"](np.array([1, 1, 2, 9]))
-    assert (told["recall@1"], told["recall@5"], told["mrr"]) == pytest.approx((0.5, 0.75, (2 + 1 / 2 + 1 / 9) / 4))
-    assert 0 <= told["interval"][0] <= 0.5 <= told["interval"][1] <= 1
+def test_recall_has_its_interval() -> None:
+    found = script("windows_and_order")["measures"](np.array([1, 1, 2, 9]))
+    assert (found["recall@1"], found["recall@5"], found["mrr"]) == pytest.approx((0.5, 0.75, (2 + 1 / 2 + 1 / 9) / 4))
+    assert 0 <= found["interval"][0] <= 0.5 <= found["interval"][1] <= 1
 
 
 def test_every_table_of_order_and_windows_has_its_rows() -> None:
     names = script("windows_and_order")
     data = names["collection"](pages=4, questions=4, seed=0, max_pixels=8_000)
     model = tiny("qwen3_vl")
-    first = Reranker(model.model, (model.tokenizer, model.image_processor), "all", token_budget=620)
-
-    def make(*, independent: bool, final_heat: int = 0) -> Reranker:
-        other = first.with_heads(first.heads)
-        other.independent, other.final_heat = independent, final_heat
-        return other
-
+    make = names["Maker"](Reranker(model.model, (model.tokenizer, model.image_processor), "all", token_budget=620))
     assert [row["encoding"] for row in names["encoding"](make, data)] == ["together", "alone"]
-    assert [row["scores"] for row in names["windows"](make, data, 2, False)] == ["raw", "final heat of 2"]
+    assert [row["scores"] for row in names["windows"](make, data, 2, False)] == ["raw", "final round of 2"]
     at = names["positions"](make, data, 1, True)
-    assert [(row["position"], row["questions"]) for row in at] == [(place, 4) for place in range(1, 5)]
+    assert [(row["position"], row["questions"]) for row in at] == [(position, 4) for position in range(1, 5)]
     orders = names["order"](make, data, 1, True)
     assert [row["order"] for row in orders] == ["as it is", "reversed", "shuffled 1"]
     assert orders[0]["rank correlation"] == pytest.approx(1)
@@ -96,3 +90,17 @@ def test_stages_count_their_own_time_alone(monkeypatch: pytest.MonkeyPatch) -> N
         with stages.of("inner"):
             pass
     assert dict(stages.seconds) == {"inner": 4.0, "outer": 6.0}
+
+
+def test_stages_of_a_question_are_found_in_the_engine() -> None:
+    names = script("where_time_goes")
+    model = tiny("qwen3_vl")
+    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), "all")
+    pages = sample_pages(2, side=(96, 128))
+    wall, stages = names["by_stage"](reranker.backbone.decoder, lambda: reranker.rank("How did revenue change?", pages))
+    assert sorted(stages) == [
+        "attention", "decoder but attention", "everything else", "images to patches, prompt", "recording rows",
+        "vision tower",
+    ]  # fmt: skip
+    assert all(seconds > 0 for seconds in stages.values())
+    assert sum(stages.values()) == pytest.approx(wall, rel=0.05)

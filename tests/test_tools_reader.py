@@ -1,4 +1,4 @@
-"""The trainer of the bundled reader: labels stand where the ink is, what is laid adds up, nothing depends on luck."""
+"""The trainer of the bundled reader: labels stand where the ink is, prompts add up, nothing depends on luck."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pymupdf = pytest.importorskip("pymupdf")
 pytest.importorskip("tokenizers")
 
 from mmrh_retriever import HeadId, HeadScores  # noqa: E402
-from tools.reader.dialogue import Layer, ShownPage, as_question  # noqa: E402
+from tools.reader.dialogue import PromptWriter, ShownPage, as_question  # noqa: E402
 from tools.reader.fonts import FIRST_FAMILIES, FontsMissingError, find_fonts  # noqa: E402
 from tools.reader.labels import CELL, MERGE, PATCH, WINDOW_CELLS, crop, patches, sheet_windows, trim  # noqa: E402
 from tools.reader.pages import CHARACTERS, PageReader, ReadablePage, Typesetting, typeset  # noqa: E402
@@ -51,7 +51,7 @@ def test_any_text_encodes(tokenizer, text: str) -> None:
 
 
 def test_tokenizer_lowers_case_and_splits_digits(tokenizer) -> None:
-    plain = Layer(tokenizer).plain
+    plain = PromptWriter(tokenizer).plain
     assert plain("REVENUE") == plain("revenue")
     assert plain("12") == plain("1 2")
     assert tokenizer.decode(plain("The committee")).strip() == "the committee"
@@ -122,15 +122,15 @@ def test_patches_are_what_the_stock_processor_feeds(tokenizer, fonts: list[str])
 
 
 def test_questions_share_pages_but_not_positions(tokenizer) -> None:
-    layer = Layer(tokenizer)
+    writer = PromptWriter(tokenizer)
     pages = [ShownPage(4, 2), ShownPage(0, 0, ("the", "revenue"))]
-    laid = layer.lay(pages, [("which quarter", 0), ("what revenue", 1)])
-    alone = layer.lay(pages, [("what revenue", 1)])
-    (begin, end), (start, stop) = laid.questions[1], alone.questions[0]
-    assert np.array_equal(laid.ids[begin:end], alone.ids[start:stop])
-    assert np.array_equal(laid.positions[:, begin:end], alone.positions[:, start:stop])
-    assert set(laid.segments[begin:end]) == {2}
-    assert (laid.ids < 0).sum() == 8
+    prompt = writer.write(pages, [("which quarter", 0), ("what revenue", 1)])
+    alone = writer.write(pages, [("what revenue", 1)])
+    (begin, end), (start, stop) = prompt.questions[1], alone.questions[0]
+    assert np.array_equal(prompt.ids[begin:end], alone.ids[start:stop])
+    assert np.array_equal(prompt.positions[:, begin:end], alone.positions[:, start:stop])
+    assert set(prompt.segments[begin:end]) == {2}
+    assert (prompt.ids < 0).sum() == 8
 
 
 def test_questions_keep_content_words() -> None:
@@ -170,7 +170,7 @@ def test_the_first_heads_look_for_what_pieces_say(tokenizer) -> None:
         output_attentions=True,
     )
     looked = out.attentions[0][0, first_heads.MATCHING_HEADS[1], -1]
-    assert int(looked.argmax()) in {place for place in range(60) if said[place] == said[7]}
+    assert int(looked.argmax()) in {cell for cell in range(60) if said[cell] == said[7]}
 
 
 def test_the_independent_pass_is_the_stock_towers(tokenizer) -> None:
@@ -179,23 +179,23 @@ def test_the_independent_pass_is_the_stock_towers(tokenizer) -> None:
     fast = pytest.importorskip("tools.reader.fast_independent")
     reader = model.new_reader(tokenizer)
     text = reader.model.language_model
-    laid = Layer(tokenizer).lay([ShownPage(4, 2)], [("which quarter had higher revenue", 0)])
+    prompt = PromptWriter(tokenizer).write([ShownPage(4, 2)], [("which quarter had higher revenue", 0)])
     visual = torch.randn(8, model.WIDTH, generator=torch.Generator().manual_seed(0))
-    ids = torch.from_numpy(np.maximum(laid.ids, 0))
-    embedded = text.embed_tokens(ids).masked_scatter(torch.from_numpy(laid.ids < 0)[:, None], visual)
-    positions = torch.from_numpy(laid.positions)
+    ids = torch.from_numpy(np.maximum(prompt.ids, 0))
+    embedded = text.embed_tokens(ids).masked_scatter(torch.from_numpy(prompt.ids < 0)[:, None], visual)
+    positions = torch.from_numpy(prompt.positions)
     with torch.no_grad():
-        places = fast.Places.of(laid)
+        indices = fast.TokenIndices.of(prompt)
         with torch.autocast("cpu", torch.bfloat16):
-            states, masses = fast.independent_states(text, embedded, positions, places)
+            states, masses = fast.independent_states(text, embedded, positions, indices)
         stock = text.set_attn_implementation("eager") or text(
             inputs_embeds=embedded[None], position_ids=positions[:, None], output_attentions=True
         )
-    begin, end = laid.questions[0]
-    start, stop = laid.pages[0]
+    begin, end = prompt.questions[0]
+    start, stop = prompt.pages[0]
     rows = stock.attentions[0][0, :, begin:end, start:stop].sum(-1).mean(-1)
     torch.testing.assert_close(masses[0][0, :, 0], rows, atol=0.02, rtol=0.05)
-    own = torch.from_numpy(np.flatnonzero(laid.segments == 1))
+    own = torch.from_numpy(np.flatnonzero(prompt.segments == 1))
     torch.testing.assert_close(states[0, : len(own)].float(), stock.last_hidden_state[0, own], atol=0.1, rtol=0.1)
 
 
@@ -221,7 +221,7 @@ def test_examples_stay_within_their_memory(tokenizer) -> None:
     NoShelf.tokenizer = tokenizer
     maker = examples.ExampleMaker(NoShelf())
     asked = [("which quarter had higher revenue", 0)] * 9
-    longest = len(maker.layer.plain(asked[0][0]))
+    longest = len(maker.writer.plain(asked[0][0]))
     cells = examples.LARGEST // (4 * longest)
     assert len(maker._affordable(asked, cells)) == 4
     assert maker._affordable(asked, 1) == asked

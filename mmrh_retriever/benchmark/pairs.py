@@ -1,9 +1,9 @@
-"""What encoding once saves: our way against the paper's procedure written plainly on transformers, in one run.
+"""What encoding pages once saves: our way against the paper's procedure on plain transformers, in one run.
 
-The procedure (Li et al. 2026, arXiv 2605.27243) runs two full passes over all candidate pages for every question,
-one with the question and one with the null question, through every layer, taking attention rows of all heads.
-Both sides use the same weights, the same pages and the same attention kernel; they take turns, and what is
-reported is the ratio of each pair with its spread, which holds on another machine better than seconds do.
+For every question the procedure (Li et al. 2026, arXiv 2605.27243) runs two full passes over all candidate pages, one
+with the question and one with the null question. Both go through every layer and take the attention rows of all heads.
+Both sides use the same weights, the same pages and the same attention kernel, and they take turns. What is reported is
+the ratio of each pair with its spread: it holds on another machine better than seconds do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
 from mmrh_retriever.model.vision import joined_inputs
 from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, TokenSpan
 
 _WORDS = (
@@ -44,20 +45,20 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times longer the first side of a pair took than the second, over several rounds.
+    """How many times longer the slow side of a pair took than the fast one, over several rounds.
 
-    The last row of a benchmark is the other way round to read: what a recording pass takes of a bare one's time.
+    ``seconds`` is the fast side's median.
     """
 
     name: str
     median: float
     low: float
     high: float
-    seconds: float  # median seconds of the second side, ours
+    seconds: float
 
     @classmethod
     def of(cls, name: str, slow: Sequence[float], fast: Sequence[float]) -> Ratio:
-        """From the seconds of both sides, round by round."""
+        """From the seconds of both sides, one of each per round."""
         ratios = [one / other for one, other in zip(slow, fast, strict=True)]
         return cls(name, statistics.median(ratios), min(ratios), max(ratios), statistics.median(fast))
 
@@ -66,8 +67,8 @@ class Ratio:
 class Benchmark:
     """The ratios of one run, and what they were measured on.
 
-    ``deepest`` is the last layer that runs, of ``layers``; ``tokens_per_second`` those of pages as they are encoded;
-    ``peak_bytes`` the most memory that an accelerator gave (0 on a CPU).
+    ``deepest`` is the last of ``layers`` layers that runs. ``tokens_per_second`` counts tokens of pages as they are
+    encoded. ``peak_bytes`` is the most memory taken on an accelerator, 0 on a CPU.
     """
 
     model: str
@@ -87,6 +88,25 @@ class Benchmark:
         """Ready for ``json.dumps``."""
         return asdict(self)
 
+    def table(self) -> Table:
+        """One row per ratio: its median, its spread, and the fast side's seconds."""
+        peak = f"Peak memory {self.peak_bytes / 1024**3:.1f} GiB"
+        return Table.of(
+            f"{self.pages} pages, {self.tokens} tokens, {self.device}; {self.heads} heads, layers 0 to {self.deepest} "
+            f"of {self.layers}; {self.tokens_per_second:,.0f} tokens per second",
+            ("", "times", "spread", "seconds"),
+            [
+                (
+                    ratio.name,
+                    _times(ratio.median),
+                    f"{_times(ratio.low)} to {_times(ratio.high)}",
+                    f"{ratio.seconds:.3f}",
+                )
+                for ratio in self.ratios
+            ],
+            notes=[peak] if self.peak_bytes else [],
+        )
+
 
 def sample_pages(count: int, *, side: tuple[int, int] = (510, 660), seed: int = 0) -> list[Page]:
     """Pages of drawn words, all different, ``side`` pixels wide and high."""
@@ -104,28 +124,27 @@ def sample_pages(count: int, *, side: tuple[int, int] = (510, 660), seed: int = 
 
 
 def sample_questions(count: int, *, seed: int = 0) -> list[str]:
-    """Questions of a usual length, begun in several ways."""
+    """Questions of a usual length with different beginnings."""
     rng = np.random.default_rng(seed)
     words = np.array(_WORDS)
-    begun = ("How did the", "Which", "What was the", "When did", "Who wrote about the", "Where does the")
+    starts = ("How did the", "Which", "What was the", "When did", "Who wrote about the", "Where does the")
     return [
-        f"{begun[number % len(begun)]} {' '.join(rng.choice(words, 4, replace=False))} change in {1990 + number}?"
+        f"{starts[number % len(starts)]} {' '.join(rng.choice(words, 4, replace=False))} change in {1990 + number}?"
         for number in range(count)
     ]
 
 
 def rank_anew(reranker: Reranker, question: str, pages: Sequence[Page]) -> list[ScoredPage]:
-    """A first question: as if no page had been seen before."""
+    """Rank as if no page had been seen before."""
     reranker.vision.clear()
     return reranker.rank(question, pages)
 
 
 class PlainProcedure:
-    """The paper's way: question and null question, each a full pass, all heads' rows, nothing kept.
+    """The paper's procedure: a full pass for the question and one for the null question, all heads' rows, nothing kept.
 
-    It runs through plain causal passes of the same seam, so that both sides use the same kernel and the same float32
-    rows. Beside what it computes it differs from ours in that nothing is done to the model: patches are convolved, and
-    attention is not taken in parts.
+    The plain causal passes go through the same attention seam, so that both sides use the same kernel and the same
+    float32 rows. The model runs as transformers has it: patches are convolved, and attention is not taken in parts.
     """
 
     def __init__(self, reranker: Reranker, pages: Sequence[Page]) -> None:
@@ -139,16 +158,17 @@ class PlainProcedure:
         """``(pages,)`` calibrated scores of all heads; two full passes."""
         prompter = self.reranker.prompter
         before = self.prompt()
-        asked = self._pass([*before, prompter.question_segment(question)])
-        null = self._pass([*before, prompter.null_segment()])
-        return (asked - null).mean(dim=0)
+        mass = self._mass([*before, prompter.question_segment(question)])
+        null_mass = self._mass([*before, prompter.null_segment()])
+        return (mass - null_mass).mean(dim=0)
 
     def prompt(self) -> list[PromptSegment]:
         """The prompt prefix and the pages."""
         prompter = self.reranker.prompter
         return [prompter.prefix_segment(), *(prompter.page_segment(page, page.number) for page in self.pages)]
 
-    def _pass(self, segments: Sequence[PromptSegment]) -> Tensor:
+    def _mass(self, segments: Sequence[PromptSegment]) -> Tensor:
+        """``(heads, pages)``."""
         recording = self.full_pass(segments, self._heads)
         if recording is None:
             raise AttentionCaptureError("A full pass that was to record gave no recording.")
@@ -157,7 +177,7 @@ class PlainProcedure:
     def full_pass(
         self, segments: Sequence[PromptSegment], heads: HeadsByLayer | None, stop_at: int | None = None
     ) -> Recording | None:
-        """One plain causal pass over all segments, the last of which asks; it records nothing without heads."""
+        """One plain causal pass over all segments, the question last. Without heads it records nothing."""
         ids = [number for segment in segments for number in segment.ids]
         owner = torch.full((len(ids),), -1, dtype=torch.long)
         positions, offset, position = [], 0, 0
@@ -196,21 +216,21 @@ def run_benchmark(
     rounds: int = 3,
     side: tuple[int, int] = (510, 660),
 ) -> Benchmark:
-    """Measure the ratios, both sides in turn.
+    """Measure the ratios; both sides take turns.
 
     Args:
         reranker: the model and heads to measure with.
-        pages: page images.
-        questions: questions asked together and singly.
+        pages: how many page images.
+        questions: how many questions are asked, together and singly.
         rounds: how often each pair is measured, after one round that does not count.
         side: width and height of a page in pixels.
     """
-    shown = sample_pages(pages, side=side)
-    asked = sample_questions(questions)
-    plain = PlainProcedure(reranker, shown)
-    encoded = reranker.encode(shown)
+    images = sample_pages(pages, side=side)
+    texts = sample_questions(questions)
+    plain = PlainProcedure(reranker, images)
+    encoded = reranker.encode(images)
     stored = reranker.with_store(PageStore())
-    whole = [*plain.prompt(), reranker.prompter.question_segment(asked[0])]
+    whole = [*plain.prompt(), reranker.prompter.question_segment(texts[0])]
     heads = HeadsByLayer.of(list(reranker.heads))
     device = reranker.backbone.device
     seconds: dict[str, list[float]] = {}
@@ -227,16 +247,16 @@ def run_benchmark(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(rounds + 1):
-        timed("plain", lambda: plain.rank(asked[0]))
-        timed("first", lambda: reranker.rank(asked[0], shown))
-        timed("seen", lambda: reranker.rank(asked[0], shown), seen_before=True)
-        timed("stored", lambda: stored.rank(asked[0], shown))
-        timed("further", lambda: encoded.rank(asked[0]))
-        timed("singly", lambda: [encoded.rank(question) for question in asked])
-        timed("together", lambda: encoded.rank_many(asked))
+        timed("plain", lambda: plain.rank(texts[0]))
+        timed("first", lambda: reranker.rank(texts[0], images))
+        timed("seen", lambda: reranker.rank(texts[0], images), seen_before=True)
+        timed("stored", lambda: stored.rank(texts[0], images))
+        timed("further", lambda: encoded.rank(texts[0]))
+        timed("singly", lambda: [encoded.rank(question) for question in texts])
+        timed("together", lambda: encoded.rank_many(texts))
         timed("bare", lambda: plain.full_pass(whole, None, heads.deepest))
         timed("recording", lambda: plain.full_pass(whole, heads, heads.deepest))
-        timed("encode", lambda: reranker.encode(shown))
+        timed("encode", lambda: reranker.encode(images))
     kept = {name: values[1:] for name, values in seconds.items()}
     return Benchmark(
         model=reranker.backbone.name,
@@ -264,3 +284,7 @@ def run_benchmark(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.3f}"

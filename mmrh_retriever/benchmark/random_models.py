@@ -1,20 +1,23 @@
-"""Randomly initialised models of real shapes, for measuring speed where no weights are at hand."""
+"""Models of real shapes with random weights, to measure speed where no weights are at hand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.heads.sets import HeadId, HeadSet
 from mmrh_retriever.model.loading import default_device, load_processors, model_path
 from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.settings import RerankSettings
 
 SHARE = 0.1
-"""Of each layer's heads, how many are selected; about as many as the published sets of Qwen3-VL-8B have."""
+"""The share of each layer's heads that is selected; the published sets of Qwen3-VL-8B have about as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,45 +45,51 @@ SHAPES = {
 
 
 def reranker_to_measure(
-    model: str | None, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
-) -> Reranker:
-    """A random model by the name of its shape, or any other as ``Reranker.from_pretrained`` takes it."""
-    if model in SHAPES:
-        return random_reranker(model, device=device, dtype=dtype)
-    return Reranker.from_pretrained(model, device=device, dtype=dtype)
-
-
-def random_reranker(
-    name: str,
+    model: str | None,
     *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    attention: str = "sdpa",
-    seed: int = 0,
+    heads: str | Path | HeadSet = "published",
+    settings: RerankSettings | None = None,
+    **changes: Any,
 ) -> Reranker:
+    """A random model by the name of its shape, with heads of its own, or any other as ``from_pretrained`` loads it."""
+    if model in SHAPES:
+        return random_reranker(model, settings=settings, **changes)
+    return Reranker.from_pretrained(model, heads=heads, settings=settings, **changes)
+
+
+def random_reranker(name: str, *, seed: int = 0, settings: RerankSettings | None = None, **changes: Any) -> Reranker:
     """A reranker on a random model, with a tenth of each layer's heads, down to the last layer.
 
     Args:
         name: one of ``SHAPES``.
-        device: where to make it; the first accelerator if there is one, else the CPU.
-        dtype: bfloat16 on an accelerator and float32 on a CPU, unless told.
-        attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
         seed: of the weights.
+        settings: ``device``, ``dtype`` and ``attn_implementation`` say how the model is made, the others how it ranks.
+            The type is bfloat16 on an accelerator and float32 on a CPU by default.
+        changes: fields of ``settings`` in place of theirs.
+
+    Raises:
+        SettingsError: a setting that is out of its range, or an unknown type.
     """
     shape = SHAPES[name]
-    target = default_device() if device is None else torch.device(device)
-    weights = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
+    given = RerankSettings.of(settings, changes)
+    target = default_device() if given.device is None else torch.device(given.device)
+    dtype = getattr(torch, given.dtype or ("float32" if target.type == "cpu" else "bfloat16"), None)
+    if not isinstance(dtype, torch.dtype):
+        raise SettingsError(f"dtype is the name of one of torch's types, such as 'bfloat16'; got {given.dtype!r}.")
     torch.manual_seed(seed)
     with target:
-        model = AutoModelForImageTextToText.from_config(_config(shape), dtype=weights, attn_implementation=attention)
+        model = AutoModelForImageTextToText.from_config(
+            _config(shape), dtype=dtype, attn_implementation=given.attn_implementation or "sdpa"
+        )
     path, _ = model_path(None)
     tokenizer = load_processors(path, text_only=True).tokenizer
     processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2)
     each = max(1, round(SHARE * shape.heads))
     heads = [
-        HeadId(layer, (layer * 3 + place * 5) % shape.heads) for layer in range(shape.layers) for place in range(each)
+        HeadId(layer, (layer * 3 + number * 5) % shape.heads) for layer in range(shape.layers) for number in range(each)
     ]
-    return Reranker(model.to(target).eval(), (tokenizer, processor), HeadSet(tuple(heads)), check=False)
+    chosen = HeadSet(tuple(heads))
+    return Reranker(model.to(target).eval(), (tokenizer, processor), chosen, settings=given, check=False)
 
 
 def _config(shape: Shape) -> Any:

@@ -214,7 +214,7 @@ def bench(
     from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker
 
     if model is not None and model in SHAPES:
-        reranker = random_reranker(model, device=device, dtype=dtype, attention=attention or "sdpa")
+        reranker = random_reranker(model, device=device, dtype=dtype, attn_implementation=attention)
     else:
         reranker = load(model, heads, device=device, dtype=dtype, attn_implementation=attention)
     if max_layer is not None:

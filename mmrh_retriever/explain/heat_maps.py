@@ -1,7 +1,8 @@
-"""Where on a page the attention went: heat maps, ranked boxes and a report, drawn with Pillow."""
+"""Heat maps: where on a page the attention went, with ranked boxes, drawn with Pillow."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,20 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.ranking.region_scores import mass_array
-from mmrh_retriever.types import FloatArray, PatchGrid, ScoredPage, ScoredRegion
+from mmrh_retriever.types import FloatArray, ScoredPage, ScoredRegion
 
 MIN_DRAWN_SIDE = 320
 """Smaller page images are enlarged, so that their longer side has this many pixels, before anything is drawn."""
 
 RAMP = np.array([(255, 224, 102), (253, 160, 46), (229, 72, 36), (166, 12, 62)], dtype=np.float64)  # low to high
-"""Colours of heat from low to high, red, green and blue in 0 to 255."""
+"""A heat map's colours from low to high, as red, green and blue in 0 to 255."""
 _BOX_COLOUR = (16, 78, 139)
-_PERCENTILE = 99.5  # of a map's positive cells: what is above has the full colour, so that one sink can't hide the rest
+_PERCENTILE = 99.5  # of the positive cells: what is above has the full colour, so that one sink can't hide the rest
+_WRITABLE = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def heat(scored: ScoredPage, *, shape: tuple[int, int] | None = None) -> FloatArray:
+def attention_array(scored: ScoredPage, *, shape: tuple[int, int] | None = None) -> FloatArray:
     """The calibrated attention mass over a page as an array.
 
     Args:
@@ -30,20 +32,30 @@ def heat(scored: ScoredPage, *, shape: tuple[int, int] | None = None) -> FloatAr
         shape: rows and columns; those of the page's visual tokens by default.
 
     Returns:
-        ``(rows, columns)`` float32, the mass on each cell; negative where the null question looks more. It adds
-        up to the image's part of the page's score.
+        ``(rows, columns)`` float32, the mass on each cell. It is negative where the null question looks more. The
+        array adds up to the image's part of the page's score.
 
     Raises:
         PageError: a page without token scores.
     """
-    scores, grid = _tokens(scored)
-    return mass_array(scores, grid, shape=shape)
+    if scored.token_scores is None or scored.grid is None:
+        raise scored.page.error(
+            f"{scored.page.name} has no scores of its visual tokens. Rank it with with_tokens=True; a page that the "
+            "model read as text has none."
+        )
+    return mass_array(scored.token_scores, scored.grid, shape=shape)
+
+
+def heat(scored: ScoredPage, *, shape: tuple[int, int] | None = None) -> FloatArray:
+    """Deprecated: the former name of :func:`attention_array`."""
+    warnings.warn("heat() is called attention_array() now.", DeprecationWarning, stacklevel=2)
+    return attention_array(scored, shape=shape)
 
 
 def full_colour(pages: Sequence[ScoredPage]) -> float:
     """The ``scale`` under which the heat maps of several pages can be compared: the largest of their own.
 
-    In attention mass a page area, as in :func:`heat_map`. Pages without token scores don't count; 0 if none has any.
+    In attention mass per page area, as in :func:`heat_map`. Pages without token scores don't count; 0 if none has any.
     """
     return max((_own_scale(_density(page)) for page in pages if page.token_scores is not None), default=0.0)
 
@@ -56,17 +68,17 @@ def heat_map(
     opacity: float = 0.62,
     max_side: int | None = None,
 ) -> Image.Image:
-    """A page with its heat over it, and with ranked boxes if they are given.
+    """A page with the attention on it in colours, and with ranked boxes if they are given.
 
-    The page is toned down to grey; heat goes from transparent over yellow and orange to dark red. Negative scores
-    stay without colour. Cells are interpolated smoothly; the array itself comes from :func:`heat`.
+    The page turns grey. Colours go from transparent over yellow and orange to dark red; negative scores have none.
+    Cells are interpolated smoothly; :func:`attention_array` gives the numbers themselves.
 
     Args:
         scored: a page ranked with ``with_tokens=True``.
-        regions: boxes to draw with their ranks, such as :meth:`Reranker.rank_regions` gives; those of other pages
+        regions: boxes to draw with their ranks, such as :meth:`Reranker.rank_regions` gives. Those of other pages
             are left out.
-        scale: the attention mass a page area (density 1: the mass 1 evenly over the page) that gets the full
-            colour; the page's own 99.5th percentile by default. Pages drawn with one scale can be compared, see
+        scale: the attention mass per page area that gets the full colour (1 is the mass 1 evenly over the page); the
+            page's own 99.5th percentile by default. Pages drawn with one scale can be compared, see
             :func:`full_colour`.
         opacity: how much of the page the full colour hides, 0 to 1.
         max_side: the picture's longer side in pixels at most; the page image's own by default.
@@ -76,9 +88,10 @@ def heat_map(
 
     Raises:
         PageError: a page without token scores, without an image, or one that can't be drawn.
+        SettingsError: an opacity outside of 0 to 1.
     """
     if not 0.0 <= opacity <= 1.0:
-        raise ValueError(f"opacity lies in 0 to 1, got {opacity}.")
+        raise SettingsError(f"opacity lies in 0 to 1, got {opacity}.")
     density = _density(scored)
     image = _sized(scored.page.pixels(), max_side)
     top = _own_scale(density) if scale is None else scale
@@ -97,12 +110,13 @@ def save_heat_map(
     opacity: float = 0.62,
     max_side: int | None = None,
 ) -> Path:
-    """Write :func:`heat_map` to a file, whose ending says the format (``.png``, ``.jpg``, ``.webp``).
+    """Write :func:`heat_map` to a file. Its ending says the format: ``.png``, ``.jpg`` or ``.webp``.
 
     Folders that are missing are made.
 
     Raises:
-        PageError: as for :func:`heat_map`, or an ending that Pillow can't write.
+        PageError: as for :func:`heat_map`, or another ending.
+        SettingsError: as for :func:`heat_map`.
         OSError: the file can't be written.
     """
     target = Path(path)
@@ -119,7 +133,7 @@ def save_heat_map(
 
 
 def draw_regions(image: Image.Image, regions: Sequence[ScoredRegion]) -> Image.Image:
-    """A copy of a page's image with boxes and their ranks; the better a box, the stronger its line.
+    """A copy of a page's image with boxes and their ranks. The best box has a stronger line.
 
     Args:
         image: the page in any size.
@@ -133,10 +147,8 @@ def draw_regions(image: Image.Image, regions: Sequence[ScoredRegion]) -> Image.I
     unit = max(drawn.size) / 1000
     for region in sorted(regions, key=lambda region: -region.rank):  # the best is drawn last, over the others
         if region.page.size is None:
-            raise PageError(
-                f"Boxes of {region.page.name} can't be drawn: the page has no size. Give Page(size=(width, height)).",
-                source=region.page.doc_id,
-                page=region.page.index,
+            raise region.page.error(
+                f"Boxes of {region.page.name} can't be drawn: the page has no size. Give Page(size=(width, height))."
             )
         across, down = drawn.width / region.page.size[0], drawn.height / region.page.size[1]
         x0, y0, x1, y1 = region.box
@@ -152,24 +164,9 @@ def draw_regions(image: Image.Image, regions: Sequence[ScoredRegion]) -> Image.I
     return drawn
 
 
-_WRITABLE = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def _tokens(scored: ScoredPage) -> tuple[FloatArray, PatchGrid]:
-    page = scored.page
-    if scored.token_scores is None or scored.grid is None:
-        raise PageError(
-            f"{page.name} has no scores of its visual tokens. Rank it with with_tokens=True; a page that the model "
-            "read as text has none.",
-            source=page.doc_id,
-            page=page.index,
-        )
-    return scored.token_scores, scored.grid
-
-
 def _density(scored: ScoredPage) -> npt.NDArray[np.float64]:
-    """``(rows, columns)``: attention mass a page area."""
-    cells = heat(scored).astype(np.float64)
+    """``(rows, columns)``: attention mass per page area."""
+    cells = attention_array(scored).astype(np.float64)
     return cells * cells.size
 
 
@@ -188,12 +185,12 @@ def _sized(image: Image.Image, max_side: int | None) -> Image.Image:
 
 
 def _overlay(image: Image.Image, strength: npt.NDArray[np.float64], opacity: float) -> Image.Image:
-    """Heat over a toned-down page; ``strength`` is ``(height, width)`` in 0 to 1."""
-    calm = np.asarray(image.convert("L"), dtype=np.float64)[..., None]  # grey: all colour in the picture is heat
+    """Colours over a grey page; ``strength`` is ``(height, width)`` in 0 to 1."""
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]  # so that every colour is attention
     stops = np.linspace(0.0, 1.0, len(RAMP))
     colour = np.stack([np.interp(strength, stops, channel) for channel in RAMP.T], axis=-1)
-    alpha = (opacity * strength**0.7)[..., None]  # the power shows weak heat, too
-    return Image.fromarray(np.round(calm * (1.0 - alpha) + colour * alpha).astype(np.uint8))
+    alpha = (opacity * strength**0.7)[..., None]  # the power shows weak attention, too
+    return Image.fromarray(np.round(grey * (1.0 - alpha) + colour * alpha).astype(np.uint8))
 
 
 def _badge(

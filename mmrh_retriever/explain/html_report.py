@@ -1,4 +1,4 @@
-"""A question over a document as one HTML file: ranked thumbnails, heat maps, scores, heads and settings."""
+"""The report: one question over a document as one HTML file with heat maps, scores, heads and settings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import mmrh_retriever
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain.heat_maps import RAMP, draw_regions, full_colour, heat_map
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
-from mmrh_retriever.ranking.question_attention import QuestionAttention
-from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
+from mmrh_retriever.ranking.encoded_pages import EncodedPages
+from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
+from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.types import ScoredPage, ScoredRegion
 
 PICTURE_SIDE = 1000
 """The longer side of a heat map in the report, in pixels."""
 _THUMB_SIDE = 320
 _TOKEN_SIDE = 240
-_TOKEN_MAPS = 6  # of the tokens that look most at a page
-_BOXES = 5  # listed and drawn on a page
+_TOKEN_MAPS = 6  # for the tokens that look most at a page
+_BOXES = 5  # listed and drawn per page
 _SNIPPET = 180  # characters of a box's text
 _HEADS_NAMED = 400
 _HEAD_MAP_WIDTH = 420
@@ -43,20 +44,20 @@ def html_report(
     pictures: int = 6,
     thumbnails: int = 24,
 ) -> Path:
-    """Write what a ranking found as one HTML file that needs nothing else: no script, no font, no request.
+    """Write a ranking as one HTML file that needs nothing else: no script, no font, no request.
 
     Args:
         question: the text that was asked.
-        ranked: the ranking, best first; pages ranked with ``with_tokens=True`` get heat maps, all under one scale.
+        ranked: the ranking, best first. Pages ranked with ``with_tokens=True`` get heat maps, all under one scale.
         path: the file to write; folders that are missing are made.
-        regions: ranked boxes, such as :meth:`Reranker.rank_regions` gives for the same pages; the best of each page
+        regions: ranked boxes, such as :meth:`Reranker.rank_regions` gives for the same pages. The best of each page
             are drawn and listed.
-        attention: for pages whose heat is wanted by token of the question, see
+        attention: for pages that get one heat map per token of the question, see
             :meth:`EncodedPages.question_attention`.
-        reranker: whose model, heads and settings are shown.
+        reranker: its model, heads and settings are shown.
         settings: more to show, by name.
-        pictures: so many of the best pages get a large picture.
-        thumbnails: so many get a small one; all stand in the table of scores.
+        pictures: how many of the best pages get a large picture.
+        thumbnails: how many get a small one. All pages stand in the table of scores.
 
     Returns:
         The path.
@@ -78,8 +79,8 @@ def html_report(
     pages = [view.row(scored) for scored in ranked]
     details = [row | view.detail(scored) for row, scored in zip(pages, ranked[:pictures], strict=False)]
     thumbs = [
-        row | {"thumb": view.thumb(scored), "detailed": place < pictures}
-        for place, (row, scored) in enumerate(zip(pages, ranked[:thumbnails], strict=False))
+        row | {"thumb": view.thumb(scored), "detailed": index < pictures}
+        for index, (row, scored) in enumerate(zip(pages, ranked[:thumbnails], strict=False))
         if scored.page.image is not None
     ]
     text = template.render(
@@ -100,20 +101,40 @@ def html_report(
     return target
 
 
-def report_on(encoded: EncodedPages, question: str, path: str | Path) -> Path:
-    """Ask encoded pages a question and write :func:`html_report` with all there is to show.
+def report_on(
+    asked: Explanation | EncodedPages, question: str, path: str | Path, *, reranker: Reranker | None = None
+) -> Path:
+    """Write :func:`html_report` with all there is to show of a question; it is asked once.
 
-    All pages with heat maps, the boxes of pages that were read with their layout, and the best page by token.
+    The report holds all pages with heat maps, the boxes of pages that were read with their layout, and the best page
+    by token of the question.
+
+    Args:
+        asked: what :meth:`EncodedPages.explain` gave for the question, or encoded pages, which are asked here.
+        question: the text that was asked.
+        path: the file to write.
+        reranker: its model, heads and settings are shown; the encoded pages' own by default.
+
+    Returns:
+        The path.
 
     Raises:
         QuestionError: an empty question.
+        PageError: a page that can't be drawn, or one with boxes that the model read as text.
         ContextOverflowError: a question too long.
         OSError: the file can't be written.
     """
-    ranked = encoded.rank(question, with_tokens=True)
-    regions = encoded.rank_regions(question) if any(page.regions for page in encoded.pages) else []
-    attention = [encoded.question_attention(question, ranked[0])] if ranked[0].grid is not None else []
-    return html_report(question, ranked, path, regions=regions, attention=attention, reranker=encoded.reranker)
+    if isinstance(asked, EncodedPages):
+        reranker = reranker or asked.reranker
+        asked = asked.explain(question)
+    return html_report(
+        question,
+        asked.ranking,
+        path,
+        regions=asked.regions(),
+        attention=[] if asked.attention is None else [asked.attention],
+        reranker=reranker,
+    )
 
 
 class _View:
@@ -170,8 +191,8 @@ class _View:
 
 
 def _by_token(attention: QuestionAttention) -> dict[str, Any]:
-    """The question's tokens with what each pays the page, and the heat maps of those that pay most."""
-    pages = [attention.of_token(place) for place in range(len(attention.tokens))]
+    """The question's tokens, what each pays the page, and heat maps of those that pay most."""
+    pages = [attention.of_token(index) for index in range(len(attention.tokens))]
     top = max((page.score for page in pages), default=0.0)
     number = _Numbers(page.score for page in pages)
     tokens = [
@@ -182,9 +203,9 @@ def _by_token(attention: QuestionAttention) -> dict[str, Any]:
         }
         for text, page in zip(attention.tokens, pages, strict=True)
     ]
-    best = sorted(range(len(pages)), key=lambda place: -pages[place].score)[:_TOKEN_MAPS]
+    best = sorted(range(len(pages)), key=lambda index: -pages[index].score)[:_TOKEN_MAPS]
     maps = [
-        tokens[place] | {"picture": _data_uri(heat_map(pages[place], max_side=_TOKEN_SIDE))} for place in sorted(best)
+        tokens[index] | {"picture": _data_uri(heat_map(pages[index], max_side=_TOKEN_SIDE))} for index in sorted(best)
     ]
     return {"tokens": tokens, "token_maps": maps}
 
@@ -225,8 +246,7 @@ def _heads(reranker: Reranker) -> dict[str, Any]:
 def _settings(reranker: Reranker | None, more: Mapping[str, object]) -> list[tuple[str, str]]:
     rows: list[tuple[str, object]] = []
     if reranker is not None:
-        options = reranker.prompter.options
-        backbone = reranker.backbone
+        backbone, chosen = reranker.backbone, reranker.settings
         rows = [
             ("Model", _model_name(reranker)),
             ("Family", backbone.family.name),
@@ -234,9 +254,9 @@ def _settings(reranker: Reranker | None, more: Mapping[str, object]) -> list[tup
             ("Device", backbone.device),
             ("Longest window", f"{reranker.token_budget:,} tokens"),
             ("Pages encoded", "each alone" if reranker.independent else "one after the other"),
-            ("Null question", f"{options.null_question!r}, subtracted" if reranker.calibrate else "not used"),
-            ("Instruction", options.instruction),
-            ("Content", options.content),
+            ("Null question", f"{chosen.options.null_question!r}, subtracted" if chosen.calibrate else "not used"),
+            ("Instruction", chosen.options.instruction),
+            ("Content", chosen.options.content),
         ]
     return [(name, str(value)) for name, value in (*rows, *more.items())]
 
@@ -249,7 +269,7 @@ def _model_name(reranker: Reranker) -> str:
 
 
 class _Numbers:
-    """Writes numbers that stand together: with as many decimals as give the largest three digits that count."""
+    """Writes numbers that stand together, with as many decimals as give the largest three significant digits."""
 
     def __init__(self, values: Iterable[float]) -> None:
         largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)

@@ -12,6 +12,7 @@ from mmrh_retriever import Reranker
 from mmrh_retriever.benchmark.pairs import PlainProcedure, Ratio, run_benchmark, sample_pages, sample_questions
 from mmrh_retriever.benchmark.random_models import SHAPES, Shape, _config, random_reranker
 from mmrh_retriever.cli.main import main
+from mmrh_retriever.errors import SettingsError
 from tests.factories import tiny
 
 
@@ -21,7 +22,7 @@ def test_both_sides_give_the_same_scores() -> None:
     pages = sample_pages(3, side=(96, 128))
     expected = PlainProcedure(reranker, pages).rank("How did revenue change?")
     got = {scored.position: scored.score for scored in reranker.rank("How did revenue change?", pages)}
-    assert [got[place] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [got[position] for position in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_run_reports_ratios_with_their_spread() -> None:
@@ -35,6 +36,9 @@ def test_a_run_reports_ratios_with_their_spread() -> None:
     assert (measured.heads, measured.layers, measured.deepest, measured.peak_bytes) == (12, 3, 2, 0)
     assert measured.tokens_per_second > 0
     assert reranker.store is None
+    lines = measured.table().markdown().splitlines()
+    assert "layers 0 to 2 of 3" in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[4:]] == [ratio.name for ratio in measured.ratios]
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:
@@ -60,6 +64,9 @@ def test_the_random_model_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = random_reranker("random", device="cpu")
     assert sorted({head.layer for head in reranker.heads}) == [0, 1, 2]
     assert reranker.backbone.model.dtype is torch.float32
+    assert random_reranker("random", device="cpu", dtype="bfloat16").backbone.model.dtype is torch.bfloat16
+    with pytest.raises(SettingsError, match="'half-ish'"):
+        random_reranker("random", device="cpu", dtype="half-ish")
     ranked = reranker.rank(sample_questions(3)[2], sample_pages(2, side=(96, 128)))
     assert [scored.rank for scored in ranked] == [1, 2]
     assert len(set(sample_questions(16))) == 16
@@ -71,9 +78,9 @@ def test_the_command_measures_a_random_model(monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--model", "random", *few])
     assert not ended.value.code
-    told = json.loads(capsys.readouterr().out)
-    assert (told["deepest"], told["layers"], told["heads"]) == (1, 3, 2)
-    assert len(told["ratios"]) == 6
+    found = json.loads(capsys.readouterr().out)
+    assert (found["deepest"], found["layers"], found["heads"]) == (1, 3, 2)
+    assert len(found["ratios"]) == 6
 
 
 def test_sample_pages_differ() -> None:

@@ -1,4 +1,4 @@
-"""Training examples in the layout in which the reader is used: instruction, labelled pages, then the question."""
+"""Training examples as the reader is used: instruction, labelled pages, then the question."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class ShownPage:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One laid prompt. Tokens that are visual cells have id -1."""
+    """One prompt as tokens. Tokens that are visual cells have id -1."""
 
     ids: np.ndarray  # (tokens,)
     positions: np.ndarray  # (3, tokens)
     questions: tuple[tuple[int, int], ...]
     golds: tuple[int, ...]  # each question's page
     pages: tuple[tuple[int, int], ...]
-    segments: np.ndarray  # (tokens,): 0 for the prompt's head, -n for the n-th page, n for the n-th question
+    segments: np.ndarray  # (tokens,): 0 for the prompt prefix, -n for the n-th page, n for the n-th question
 
 
-class Layer:
-    """Lays prompts with one tokenizer, by bookkeeping."""
+class PromptWriter:
+    """Writes prompts with one tokenizer and knows where everything stands in them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         token = tokenizer.convert_tokens_to_ids
         self.vision_start, self.vision_end = token("<|vision_start|>"), token("<|vision_end|>")
         self.end = token("<|im_end|>")
-        self._head = [token("<|im_start|>"), *self.plain("user\n" + INSTRUCTION + "\n")]
+        self._prefix = [token("<|im_start|>"), *self.plain("user\n" + INSTRUCTION + "\n")]
         self._labels = [self.plain(PAGE_LABEL.format(number=number)) for number in range(201)]
         self._question = self.plain(QUESTION_LABEL)
 
@@ -60,7 +60,7 @@ class Layer:
         """Ids of plain text."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    def lay(
+    def write(
         self,
         pages: Sequence[ShownPage],
         questions: Sequence[tuple[str, int]],
@@ -71,26 +71,26 @@ class Layer:
     ) -> Example:
         """Pages with (question, gold page) pairs behind them, each question as if it were the only one.
 
-        With `independent`, each page stands as if alone behind the prompt's head: it sees nothing of the other pages
-        and starts where they start; questions stand behind the largest page and see all. With `rng`, positions are
-        moved at random, as pages larger than these would move them.
+        With `independent`, each page stands as if alone behind the prompt prefix: it sees nothing of the other pages
+        and starts where they start. Questions stand behind the largest page and see all pages. With `rng`, positions
+        are moved at random, as larger pages would move them.
         """
-        ids: list[int] = list(self._head)
+        ids: list[int] = list(self._prefix)
         positions: list[np.ndarray] = [np.tile(np.arange(len(ids)), (3, 1))]
-        place = len(ids)
+        position = len(ids)
         spans = []
 
         def add(tokens: list[int]) -> None:
-            nonlocal place
+            nonlocal position
             ids.extend(tokens)
-            positions.append(np.tile(place + np.arange(len(tokens)), (3, 1)))
-            place += len(tokens)
+            positions.append(np.tile(position + np.arange(len(tokens)), (3, 1)))
+            position += len(tokens)
 
         segments = [0] * len(ids)
-        head_end = furthest = place
+        prefix_end = furthest = position
         for count, page in enumerate(pages, start=1):
             if independent:
-                place = head_end
+                position = prefix_end
             add(self._labels[first + count - 1])
             begin = len(ids)
             if page.text is not None:
@@ -101,19 +101,19 @@ class Layer:
                 row, column = np.divmod(np.arange(size), page.columns)
                 ids.extend([-1] * size)
                 grid = np.stack([np.zeros(size, int), row + page.shift[0], column + page.shift[1]])
-                positions.append(place + grid)
-                place += max(page.rows + page.shift[0], page.columns + page.shift[1])
+                positions.append(position + grid)
+                position += max(page.rows + page.shift[0], page.columns + page.shift[1])
                 add([self.vision_end])
             spans.append((begin, len(ids)))
             segments.extend([-count if independent else 0] * (len(ids) - len(segments)))
             if rng is not None and not independent and rng.random() < 0.7:
-                place += rng.randrange(60)
-            furthest = max(furthest, place)
+                position += rng.randrange(60)
+            furthest = max(furthest, position)
         if rng is not None and independent and rng.random() < 0.7:
             furthest += rng.randrange(30)  # as if another page were larger
         asked = []
         for number, (question, _) in enumerate(questions, start=1):
-            place = furthest
+            position = furthest
             add(self._question)
             begin = len(ids)
             add(self.plain(question))
@@ -131,7 +131,7 @@ class Layer:
 
 
 def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]) -> str:
-    """A snippet as someone would ask about it: words dropped and moved, question words and links put in."""
+    """A snippet as someone would ask about it: words are dropped and moved, question words and links are put in."""
     words = [word.strip(".,;:()[]\"'") for word in words]
     content = [word for word in words if word and word.lower() not in common]
     if len(content) < 2:
@@ -155,5 +155,5 @@ def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]
 
 
 def telling_words(question: str, common: frozenset[str]) -> int:
-    """How many words of a question may tell pages apart: not common ones, of four letters or more."""
+    """How many words of a question may tell pages apart: those that are not common and have four letters or more."""
     return sum(len(word) > 3 and word.isalpha() and word not in common for word in question.split())

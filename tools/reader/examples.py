@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tools.reader.dialogue import Example, Layer, ShownPage, as_question, telling_words
+from tools.reader.dialogue import Example, PromptWriter, ShownPage, as_question, telling_words
 from tools.reader.shelf import Shelf, View
 from tools.reader.words import inflected
 
-SCATTERED = 0.35  # share of questions about several places of a page
+SCATTERED = 0.35  # share of questions about several snippets of a page
 ASKED = 0.7  # share of the others that are turned into questions
 STRANGE = 0.4  # share of questions with words that need not stand on the page
 OTHER_FORM = 0.12  # share of their words in another form than the page's: a plural, a participle
@@ -45,7 +45,7 @@ class ExampleMaker:
 
     def __init__(self, shelf: Shelf, text_share: float = 0.1) -> None:
         self.shelf = shelf
-        self.layer = Layer(shelf.tokenizer)
+        self.writer = PromptWriter(shelf.tokenizer)
         self.common = frozenset(shelf.words[:150])
         self._known = frozenset(shelf.words)
         self._text_share = text_share
@@ -66,14 +66,14 @@ class ExampleMaker:
     def question(self, views: Sequence[View]) -> tuple[str, int] | None:
         """What one of the views says, as text, and which view; None where that has too little text.
 
-        A quotation, a question about one, or a question about two or three places; some hold words from elsewhere, or
-        other forms of a word.
+        A quotation, a question about one, or a question about two or three snippets. Some hold words from elsewhere,
+        or other forms of a word.
         """
         rng = self.shelf.rng
         gold = rng.randrange(len(views))
         scattered = rng.random() < SCATTERED
-        places = rng.randint(2, 3) if scattered else 1
-        found = [self.snippet(views[gold], *((2, 5) if scattered else (5, 16))) for _ in range(places)]
+        snippets = rng.randint(2, 3) if scattered else 1
+        found = [self.snippet(views[gold], *((2, 5) if scattered else (5, 16))) for _ in range(snippets)]
         words = [word for snippet in found if snippet is not None for word in snippet]
         if not words:
             return None
@@ -92,7 +92,7 @@ class ExampleMaker:
 
     def _affordable(self, questions: list[tuple[str, int]], cells: int) -> list[tuple[str, int]]:
         """As many of the questions as the memory for their attention allows; each takes as much as the longest."""
-        longest = max((len(self.layer.plain(question)) for question, _ in questions), default=1)
+        longest = max((len(self.writer.plain(question)) for question, _ in questions), default=1)
         return questions[: LARGEST // (cells * longest)]
 
     def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
@@ -114,4 +114,4 @@ class ExampleMaker:
                     tokens.append(view.tokens())
             first = rng.randrange(1, 30) if rng.random() < 0.3 else 1
             if tokens:
-                return self.layer.lay(shown, questions, rng, first), torch.cat(tokens)
+                return self.writer.write(shown, questions, rng, first), torch.cat(tokens)

@@ -14,30 +14,28 @@ from tools.reader.dialogue import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where an example's tokens stand in the batches of pages and of questions."""
+class TokenIndices:
+    """Which tokens of an example make up the batches of pages and of questions."""
 
-    pages: torch.Tensor  # (pages, tokens): indices into the example; right-padded by 0
+    pages: torch.Tensor  # (pages, tokens): indices into the example; padded with 0 on the right
     questions: torch.Tensor  # (questions, tokens), likewise
-    seen: (
-        torch.Tensor
-    )  # (keys,): indices into the flattened batch of pages that questions see: the head, then the pages
+    seen: torch.Tensor  # (keys,): what questions see of the flattened batch of pages: the prefix, then the pages
     page_of: torch.Tensor  # (keys, pages): 1 where a key counts for a page
     asking: torch.Tensor  # (questions, tokens): 1 at a question's own words
     gold: torch.Tensor  # (questions,)
 
     @classmethod
-    def of(cls, example: Example) -> Places:
-        """By the example's own bookkeeping."""
-        head = np.flatnonzero(example.segments == 0)
+    def of(cls, example: Example) -> TokenIndices:
+        """From the example's segments."""
+        prefix = np.flatnonzero(example.segments == 0)
         pages = [np.flatnonzero(example.segments == -number) for number in range(1, len(example.pages) + 1)]
-        rows = [np.concatenate([head, page]) for page in pages]
+        rows = [np.concatenate([prefix, page]) for page in pages]
         width = max(map(len, rows))
         table = np.zeros((len(rows), width), np.int64)
-        seen, page_of = [np.arange(len(head))], [np.zeros((len(head), len(pages)), np.float32)]
+        seen, page_of = [np.arange(len(prefix))], [np.zeros((len(prefix), len(pages)), np.float32)]
         for number, (row, page, (begin, end)) in enumerate(zip(rows, pages, example.pages, strict=True)):
             table[number, : len(row)] = row
-            seen.append(number * width + np.arange(len(head), len(row)))
+            seen.append(number * width + np.arange(len(prefix), len(row)))
             counts = np.zeros((len(page), len(pages)), np.float32)
             counts[(page >= begin) & (page < end), number] = 1.0
             page_of.append(counts)
@@ -79,19 +77,19 @@ def _block(layer: nn.Module, hidden: torch.Tensor, mixed: torch.Tensor) -> torch
 
 
 def independent_states(
-    text: nn.Module, embedded: torch.Tensor, positions: torch.Tensor, places: Places
+    text: nn.Module, embedded: torch.Tensor, positions: torch.Tensor, indices: TokenIndices
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Last states of the questions, (questions, tokens, width), and each layer's (questions, heads, pages) of mass.
 
     embedded: (tokens, width) of the whole example; positions: (3, tokens). To be called under autocast.
     """
     dtype = torch.get_autocast_dtype("cpu")
-    pages, questions = embedded[places.pages].to(dtype), embedded[places.questions].to(dtype)
-    turn = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, places.pages])]
-    turn_asked = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, places.questions])]
+    pages, questions = embedded[indices.pages].to(dtype), embedded[indices.questions].to(dtype)
+    turn = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, indices.pages])]
+    turn_asked = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, indices.questions])]
     length = questions.shape[1]
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
-    words = places.asking / places.asking.sum(1, keepdim=True)
+    words = indices.asking / indices.asking.sum(1, keepdim=True)
     masses = []
     for layer in text.layers:
         attention = layer.self_attn
@@ -104,7 +102,8 @@ def independent_states(
             query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), is_causal=True
         )
         seen_keys, seen_values = (
-            states.transpose(0, 1).flatten(1, 2)[:, places.seen].repeat_interleave(groups, 0) for states in (key, value)
+            states.transpose(0, 1).flatten(1, 2)[:, indices.seen].repeat_interleave(groups, 0)
+            for states in (key, value)
         )  # (heads, keys, size)
         query = (_rotate(_heads(attention.q_proj(asked), size), *turn_asked) * size**-0.5).transpose(0, 1)
         own_key, own_value = (
@@ -117,9 +116,9 @@ def independent_states(
         on_seen = (query.flatten(1, 2) @ seen_keys.transpose(1, 2)).float().unflatten(1, query.shape[1:3])
         own = (query @ own_key.transpose(2, 3)).float().masked_fill(later, float("-inf"))
         weights = torch.cat([on_seen, own], dim=-1).softmax(-1)
-        on_pages, on_own = weights.split([len(places.seen), length], dim=-1)
+        on_pages, on_own = weights.split([len(indices.seen), length], dim=-1)
         with torch.autocast("cpu", enabled=False):
-            masses.append(torch.einsum("hqlk,ql->qhk", on_pages, words) @ places.page_of)
+            masses.append(torch.einsum("hqlk,ql->qhk", on_pages, words) @ indices.page_of)
         found = (on_pages.to(dtype).flatten(1, 2) @ seen_values).unflatten(1, query.shape[1:3])
         found = (found + on_own.to(dtype) @ own_value).transpose(0, 1)
         pages = _block(layer, pages, mixed)
@@ -132,14 +131,14 @@ def independent_losses(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Loss of the questions' words, and each layer's helper: cross-entropy of the gold page's share of the mass."""
     text = model.model.language_model
-    places = Places.of(example)
+    indices = TokenIndices.of(example)
     ids = torch.from_numpy(np.maximum(example.ids, 0))
     embedded = text.embed_tokens(ids)
     embedded = embedded.masked_scatter(torch.from_numpy(example.ids < 0)[:, None], visual.to(embedded.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        states, masses = independent_states(text, embedded, torch.from_numpy(example.positions), places)
-        counted = places.asking[:, 1:] > 0
+        states, masses = independent_states(text, embedded, torch.from_numpy(example.positions), indices)
+        counted = indices.asking[:, 1:] > 0
         logits = states[:, :-1][counted] @ text.embed_tokens.weight.T
-    told = functional.cross_entropy(logits.float(), ids[places.questions[:, 1:]][counted])
+    word_loss = functional.cross_entropy(logits.float(), ids[indices.questions[:, 1:]][counted])
     sums = [mass.sum(1).clamp(min=1e-7) for mass in masses]
-    return told, [functional.nll_loss((sum_ / sum_.sum(-1, keepdim=True)).log(), places.gold) for sum_ in sums]
+    return word_loss, [functional.nll_loss((sum_ / sum_.sum(-1, keepdim=True)).log(), indices.gold) for sum_ in sums]

@@ -103,7 +103,10 @@ def trim(one: Crop, columns: int, rows: int) -> Crop:
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as the stock image processor feeds them: white 0, black 255 / 96, a patch a row, merge units together."""
+    """Pixels as the stock image processor gives them: white 0, black 255 / 96.
+
+    There is one row per patch; the patches that merge into a token stand together.
+    """
     height, width, _ = pixels.shape
     ink = (255.0 - pixels.astype(np.float32)) / 96.0
     grid = ink.reshape(height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)

@@ -46,8 +46,8 @@ def train_language(
 ) -> None:
     """Train the text tower for the given seconds, from the checkpoint in `folder` where there is one.
 
-    Its embedding stays as the vision stage made it. Two losses: the next words of a question made of what a page says,
-    and the helper, by which the page that a question is about gets the most attention.
+    Its embedding stays as the vision stage made it. There are two losses: the next words of a question made of what a
+    page says, and a helper, by which the page that a question is about gets the most attention.
     """
     text = model.model.language_model
     text.embed_tokens.weight.requires_grad_(False)
@@ -73,7 +73,7 @@ def train_language(
         maker.shelf.renew()
     logger.info("language: %d documents on the shelf", len(maker.shelf.documents))
     before, started = state["seconds"], time.monotonic()
-    last_save, told_sum, looked_sum = started, 0.0, {}
+    last_save, word_sum, looked_sum = started, 0.0, {}
     while state["seconds"] < settings.seconds:
         progress = state["seconds"] / settings.seconds
         rate = min(1.0, (state["step"] + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share + 0.02)
@@ -83,12 +83,12 @@ def train_language(
             maker.shelf.renew()
         shape = shape_at(progress, maker.shelf.rng)
         example, tokens = maker.make(shape)
-        told, looked = independent_losses(model, example, tokens)
+        word_loss, looked = independent_losses(model, example, tokens)
         optimiser.zero_grad(set_to_none=True)
-        (told + settings.looking_weight * torch.stack(looked).mean()).backward()
+        (word_loss + settings.looking_weight * torch.stack(looked).mean()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        told_sum += float(told.detach())
+        word_sum += float(word_loss.detach())
         for number, loss in enumerate(looked):
             looked_sum.setdefault(number, []).append(float(loss.detach()))
         state["step"] += 1
@@ -97,9 +97,9 @@ def train_language(
             by_layer = " ".join(f"{sum(losses) / len(losses):.2f}" for losses in looked_sum.values())
             logger.info(
                 "language step %d seconds %.0f word loss %.2f looking loss by layer %s rate %.2g",
-                state["step"], state["seconds"], told_sum / settings.log_steps, by_layer, rate * settings.peak_rate,
+                state["step"], state["seconds"], word_sum / settings.log_steps, by_layer, rate * settings.peak_rate,
             )  # fmt: skip
-            told_sum = 0.0
+            word_sum = 0.0
             looked_sum.clear()
         if evaluate is not None and state["step"] % evaluate_steps == 0:
             logger.info("language step %d: %s", state["step"], evaluate(model))

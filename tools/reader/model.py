@@ -61,7 +61,7 @@ def reader_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
 
 
 def working_zoom(width: float, height: float) -> float:
-    """Pixels a point at which a page of this size, in points, has the reader's MAX_PIXELS."""
+    """Pixels per point at which a page of this size, in points, has the reader's MAX_PIXELS."""
     return (MAX_PIXELS / (width * height)) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""PDF pages to read: typeset ones with known fonts and free manuals, each with the place of every piece of text."""
+"""PDF pages to read: typeset ones with known fonts, and free manuals. It is known where every piece of text stands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReadablePage:
     characters: Marks
     pairs: Marks
     words: tuple[str, ...]  # in reading order
-    places: Marks  # of the words; ids are their indices
+    word_marks: Marks  # ids are the words' indices
 
 
 def _marks(rows: list[tuple[int, float, float, float]]) -> Marks:
@@ -69,7 +69,7 @@ class PageReader:
         characters: list[tuple[int, float, float, float]] = []
         pairs: list[tuple[int, float, float, float]] = []
         words: list[str] = []
-        places: list[tuple[int, float, float, float]] = []
+        word_marks: list[tuple[int, float, float, float]] = []
         sizes: list[float] = []
         for block in raw["blocks"]:
             for line in block.get("lines", ()):
@@ -77,7 +77,7 @@ class PageReader:
                     continue
                 for found, boxes, middle, size in _words_of_line(line):
                     word = found.encode("utf-8", "replace").decode()  # some text layers hold lone surrogates
-                    places.append((len(words), boxes[0][0], boxes[-1][1], middle))
+                    word_marks.append((len(words), boxes[0][0], boxes[-1][1], middle))
                     words.append(word)
                     sizes.append(size)
                     for piece, start, end in self.word_pieces(word):
@@ -103,7 +103,7 @@ class PageReader:
             _marks(characters),
             _marks(pairs),
             tuple(words),
-            _marks(places),
+            _marks(word_marks),
         )
 
 

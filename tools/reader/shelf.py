@@ -104,9 +104,9 @@ class Shelf:
             pixels = spoil(pixels, self.rng)
         tokens, columns, rows = visual_tokens(self.tower, Image.fromarray(pixels))
         across, down = columns / read.width, rows / read.height
-        places = read.places
+        marks = read.word_marks
         return KeptPage(
-            tokens, columns, rows, read.words, places.left * across, places.right * across, places.middle * down
+            tokens, columns, rows, read.words, marks.left * across, marks.right * across, marks.middle * down
         )
 
     def _new(self) -> list[KeptPage]:

@@ -28,7 +28,7 @@ from tools.reader.words import common_words
 logger = logging.getLogger(__name__)
 
 SEED = 20
-PARAGRAPHS_A_DOCUMENT = 1500  # of the longest documents, so that no dictionary drowns the rest
+PARAGRAPHS_PER_DOCUMENT = 1500  # of the longest documents, so that no dictionary drowns the rest
 LARGEST_PDF = 2_500_000  # bytes; larger ones take too long to open
 SAMPLE_DOCUMENTS = 12  # whose visual tokens say how the text tower's heads start
 CONTENT_RANK = 96
@@ -47,14 +47,14 @@ class Material:
     @property
     def texts(self) -> list[str]:
         """Paragraphs of all documents."""
-        return [paragraph for document in self.documents for paragraph in document.paragraphs[:PARAGRAPHS_A_DOCUMENT]]
+        return [paragraph for document in self.documents for paragraph in document.paragraphs[:PARAGRAPHS_PER_DOCUMENT]]
 
 
 def gather(folders: Sequence[Path], work: Path) -> Material:
     """Corpus, words and tokenizer; kept in `work` after the first time."""
     documents = [one for one in load_documents(folders, work / "corpus.jsonl") if not is_held_out(one.name)]
     pdfs = [path for path in find_pdfs(folders) if path.stat().st_size < LARGEST_PDF]
-    texts = [paragraph for document in documents for paragraph in document.paragraphs[:PARAGRAPHS_A_DOCUMENT]]
+    texts = [paragraph for document in documents for paragraph in document.paragraphs[:PARAGRAPHS_PER_DOCUMENT]]
     random.Random(SEED).shuffle(texts)
     if not (work / "tokenizer" / "tokenizer.json").exists():
         train_tokenizer(texts[:120_000]).save_pretrained(work / "tokenizer")
