@@ -13,7 +13,7 @@ import mmrh_retriever.report
 from mmrh_retriever import HeadId, HeadSet, Page, Region, Reranker, ScoredPage, ScoredRegion
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.explain import html_report, report_on
+from mmrh_retriever.explain.html_report import html_report, report_on
 from mmrh_retriever.ranking.question_attention import QuestionAttention
 from tests import factories
 from tests.explain.scored_pages import GRID, one_hot, scored_page
