@@ -123,10 +123,6 @@ class Engine:
     def gather(self, windows: Sequence[Window], indices: Sequence[int]) -> Window:
         """A window of independent pages that other windows hold: their keys are copied, the prefix alone runs.
 
-        Args:
-            windows: windows that :meth:`windows` gave.
-            indices: the pages, by their indices in the caller's list.
-
         Raises:
             ContextOverflowError: a page that none of the windows still holds, or more tokens than a window takes.
             PageError: too little memory for another window.

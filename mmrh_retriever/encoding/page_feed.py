@@ -47,12 +47,7 @@ class PageFeed:
         self.ahead = ahead
 
     def pages(self, candidates: Iterable[Candidate]) -> Iterator[PreparedPage]:
-        """The pages, prepared.
-
-        Raises:
-            PageError: a page that can't be read, or too little memory to look at it.
-            ContextOverflowError: a page longer than there is room for.
-        """
+        """The pages, prepared; errors as for :meth:`Engine.windows`."""
         batch: list[PreparedPage] = []
         pixels = 0
         for candidate in candidates:

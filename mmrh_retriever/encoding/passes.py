@@ -102,11 +102,7 @@ class Passes:
                 window.cache.crop_to(len(window))
 
     def check_room(self, window: Window, asked: int, *, tokens: int = 0) -> None:
-        """Whether ``asked`` tokens, behind ``tokens`` others, are within the context that the model was made for.
-
-        Raises:
-            ContextOverflowError: they are not.
-        """
+        """Raise :class:`ContextOverflowError` if ``asked`` tokens behind ``tokens`` others exceed the context."""
         before = window.next_offset + tokens
         if before + asked > self.backbone.context:
             raise ContextOverflowError(

@@ -80,11 +80,7 @@ class Window:
 
     @property
     def cache(self) -> PageCache:
-        """The keys and values.
-
-        Raises:
-            ContextOverflowError: they were dropped.
-        """
+        """The keys and values; :class:`ContextOverflowError` if they were dropped."""
         if self._cache is None:
             raise ContextOverflowError("The window was dropped from memory; encode it again.", tokens=0, allowed=0)
         return self._cache
@@ -123,12 +119,7 @@ class Window:
         self._add_page(candidate, _scored(segment), visual, segment.grid, segment.extent)
 
     def add_copy(self, other: Window, page: PageInWindow) -> None:
-        """Copy a page of another window, with its keys.
-
-        Raises:
-            ContextOverflowError: the other window's keys were dropped.
-            torch.OutOfMemoryError: too little memory.
-        """
+        """Copy a page of another window, with its keys."""
         span = page.span
         self.cache.append_from(other.cache, span.start, span.stop)
         visual = [position - span.start + self._length for position in page.visual]

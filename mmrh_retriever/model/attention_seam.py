@@ -1,14 +1,9 @@
 """The seam: the one module that knows how transformers runs attention. It records heads and ablates them.
 
 transformers lets a model call a registered attention function (``AttentionInterface``). Ours calls the function that
-the model used before (sdpa, flash attention, eager) for the output. Only while asked to, it also
-
-* forms the post-softmax attention of a few query heads from a few rows, in float32, and adds it up per span at once,
-  so that nothing of size heads x tokens x tokens ever exists;
-* zeroes the output of ablated heads, which equals zeroing their post-softmax weights;
-* applies the mask that the engine's pass needs: keys kept from earlier passes, several questions that must not see
-  one another, images whose tokens see each other;
-* ends the pass after the deepest layer that anyone asked about.
+the model used before (sdpa, flash attention, eager) for the output. While asked to, it also hands the rows of a few
+heads to a :class:`Recording`, zeroes ablated heads' output (which equals zeroing their post-softmax weights), applies
+the mask of a :class:`PassPlan`, and ends the pass after the deepest layer that anyone asked about.
 
 State lives with the model, on an :class:`AttentionSeam` that each attention module of the decoder points to, and in
 the thread that runs the pass. Other threads and other uses of the same model are not disturbed.
@@ -131,10 +126,7 @@ class AttentionSeam:
 
     @contextmanager
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
-        """One forward pass of this thread under a plan and / or a recording.
-
-        The body runs the model once. If the plan ends the pass early, the body is left at that point
-        without an error.
+        """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
 
         Raises:
             AttentionCaptureError: what should have been recorded was not, or is NaN.

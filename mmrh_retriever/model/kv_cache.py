@@ -88,11 +88,7 @@ class PageCache(Cache):
             layer.expected = tokens
 
     def crop_to(self, length: int) -> None:
-        """Forget all tokens from ``length`` on, in every layer.
-
-        Raises:
-            ContextOverflowError: a layer holds fewer tokens than that.
-        """
+        """Forget all tokens from ``length`` on; :class:`ContextOverflowError` if a layer has fewer."""
         for layer in self.layers:
             if layer.is_initialized and layer.length < length:
                 raise ContextOverflowError(

@@ -86,11 +86,7 @@ class Recording:
         return self._tables[device]
 
     def finish(self) -> None:
-        """Check that every layer asked about was seen, and that what was recorded is possible.
-
-        Raises:
-            AttentionCaptureError: a layer never called our function, or NaN or infinite attention.
-        """
+        """Raise :class:`AttentionCaptureError` where a layer never called our function, or attention is not finite."""
         missing = sorted(set(self.heads.columns) - self.layers_seen)
         if missing:
             raise AttentionCaptureError(

@@ -7,9 +7,9 @@ The page pass has seen every box already: a box's score is what the visual token
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -94,11 +94,11 @@ class Crops:
     """
 
     def __init__(self, pages: Sequence[Page]) -> None:
-        last = _LastPage()
+        drawn = lru_cache(maxsize=1)(Page.pixels)  # the page drawn last
         self._origins = [(page, region) for page in pages for region in page.regions]
         self.pages = [
             Page(
-                image=None if page.image is None else RegionCrop(page, tuple(box.tolist()), last),
+                image=None if page.image is None else RegionCrop(page, tuple(box.tolist()), drawn),
                 text=region.text,
                 doc_id=page.doc_id,
                 index=page.index,
@@ -116,21 +116,6 @@ class Crops:
         ]
 
 
-@dataclass(slots=True)
-class _LastPage:
-    """The pixels of the page drawn last."""
-
-    page: Page | None = None
-    image: Image.Image | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def pixels(self, page: Page) -> Image.Image:
-        with self.lock:
-            if self.image is None or self.page is not page:
-                self.page, self.image = page, page.pixels()
-            return self.image
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RegionCrop:
     """A part of a page's image: an :class:`~mmrh_retriever.types.ImageSource`.
@@ -140,7 +125,7 @@ class RegionCrop:
 
     page: Page
     box: tuple[float, ...]
-    last: _LastPage = field(default_factory=_LastPage, repr=False)
+    drawn: Callable[[Page], Image.Image] = Page.pixels
 
     def load(self) -> Image.Image:
         """Cut the part out, to whole pixels outwards; crops too small or too long for a model get white around them.
@@ -148,7 +133,7 @@ class RegionCrop:
         Raises:
             PageError: the page can't be drawn.
         """
-        image = self.last.pixels(self.page)
+        image = self.drawn(self.page)
         edges = np.array(self.box) * (image.width, image.height, image.width, image.height)
         left, top = (int(edge) for edge in np.floor(edges[:2] + 1e-6))
         right, bottom = (
