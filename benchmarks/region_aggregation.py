@@ -157,7 +157,7 @@ def table(results: dict[str, list[Measured]]) -> str:
 def check_settings(out: Path, dataset: MMDocIR, args: argparse.Namespace) -> None:
     """Refuse token scores of another model, other heads or other data."""
     spec = RankerSpec("heads", model=args.model, heads=args.heads)
-    settings = settings_of(dataset, {"selected": spec}, level="layout").model_dump(mode="json")
+    settings = settings_of(dataset, {"selected": spec}, level="layout")
     path = out / "settings.json"
     if path.is_file() and json.loads(path.read_text()) != settings:
         sys.exit(f"{out} holds token scores of another run (model, heads, data or versions). Choose another --out.")

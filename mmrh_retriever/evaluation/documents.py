@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from mmrh_retriever.errors import DataError, MMRHError
 from mmrh_retriever.evaluation.metrics import PageBox, layout_measures, page_measures
-from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR, Question
+from mmrh_retriever.evaluation.mmdocir.annotations import Document, Question
+from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import PageRanker, RegionRanker, Scores, listed_regions
 from mmrh_retriever.evaluation.rows import Level, Part, RankedBox, Row
 from mmrh_retriever.types import Box, Page

@@ -126,7 +126,7 @@ class RankerSpec:
     Args:
         kind: what ranks.
         heads: the heads of a ``heads`` ranker, as for :class:`~mmrh_retriever.Reranker`.
-        settings: the model of a ``heads`` ranker and how it ranks; for ``embedding`` its ``model`` and ``device`` alone.
+        settings: for ``heads`` the model and how it ranks; for ``embedding`` its ``model`` and ``device``.
         aggregate: for ``heads`` at layout level, see :class:`HeadRanker`.
         region_method: for ``heads`` at layout level, see :class:`HeadRanker`.
         seed: for ``random``.

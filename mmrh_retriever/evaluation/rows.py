@@ -125,10 +125,11 @@ def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
     for ranker in summary.root:
         own = [part for part in done.values() if part.ranker == ranker]
         found[ranker] = sorted(own, key=lambda part: part.line)
-        if len(own) != settings["dataset"]["documents"]:
+        expected = settings["dataset"]["documents"]
+        if len(own) != expected:
             raise DataError(
-                f"{folder / 'journal.jsonl'}: holds {len(own)} documents under {ranker}, expected "
-                f"{settings['dataset']['documents']}. Run the evaluation again with --resume, which runs what is missing."
+                f"{folder / 'journal.jsonl'}: holds {len(own)} documents under {ranker}, expected {expected}. Run the "
+                "evaluation again with --resume, which runs what is missing."
             )
     return settings["level"], found
 

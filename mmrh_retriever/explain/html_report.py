@@ -16,8 +16,8 @@ import mmrh_retriever
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain.heat_maps import RAMP, draw_regions, full_colour, heat_map
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
-from mmrh_retriever.ranking.question_attention import QuestionAttention
-from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
+from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
+from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.types import ScoredPage, ScoredRegion
 
 PICTURE_SIDE = 1000
@@ -100,20 +100,23 @@ def html_report(
     return target
 
 
-def report_on(encoded: EncodedPages, question: str, path: str | Path) -> Path:
-    """Ask encoded pages a question and write :func:`html_report` with all there is to show.
+def report_on(explanation: Explanation, question: str, path: str | Path, *, reranker: Reranker) -> Path:
+    """Write :func:`html_report` with all there is to show of a question that was asked.
 
     All pages with heat maps, the boxes of pages that were read with their layout, and the best page by token.
 
     Raises:
-        QuestionError: an empty question.
-        ContextOverflowError: a question too long.
         OSError: the file can't be written.
     """
-    ranked = encoded.rank(question, with_tokens=True)
-    regions = encoded.rank_regions(question) if any(page.regions for page in encoded.pages) else []
-    attention = [encoded.question_attention(question, ranked[0])] if ranked[0].grid is not None else []
-    return html_report(question, ranked, path, regions=regions, attention=attention, reranker=encoded.reranker)
+    attention = [] if explanation.attention is None else [explanation.attention]
+    return html_report(
+        question,
+        explanation.ranking,
+        path,
+        regions=explanation.regions(),
+        attention=attention,
+        reranker=reranker,
+    )
 
 
 class _View:
@@ -234,7 +237,7 @@ def _settings(reranker: Reranker | None, more: Mapping[str, object]) -> list[tup
             ("Device", backbone.device),
             ("Longest window", f"{reranker.token_budget:,} tokens"),
             ("Pages encoded", "each alone" if reranker.independent else "one after the other"),
-            ("Null question", f"{options.null_question!r}, subtracted" if reranker.calibrate else "not used"),
+            ("Null question", f"{options.null_question!r}, subtracted" if reranker.settings.calibrate else "not used"),
             ("Instruction", options.instruction),
             ("Content", options.content),
         ]
