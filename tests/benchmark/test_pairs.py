@@ -71,9 +71,9 @@ def test_the_command_measures_a_random_model(monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--model", "random", *few])
     assert not ended.value.code
-    told = json.loads(capsys.readouterr().out)
-    assert (told["deepest"], told["layers"], told["heads"]) == (1, 3, 2)
-    assert len(told["ratios"]) == 6
+    measured = json.loads(capsys.readouterr().out)
+    assert (measured["deepest"], measured["layers"], measured["heads"]) == (1, 3, 2)
+    assert len(measured["ratios"]) == 6
 
 
 def test_sample_pages_differ() -> None:
