@@ -82,7 +82,7 @@ def take_renamed(options: object, old: str, new: str) -> None:
 
 
 def repeatable(choices: Sequence[str], text: str) -> Any:
-    """An option that may be given several times, each time one of the choices. (typer takes no list of literals.)"""
+    """An option that may be given several times, each time one of the choices; typer takes no list of literals."""
 
     def parse(value: str) -> str:
         if value not in choices:

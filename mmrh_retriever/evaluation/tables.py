@@ -38,25 +38,25 @@ def result_tables(found: Evaluation) -> list[Table]:
 
 def overall_table(found: Evaluation) -> Table:
     """Rankers as rows: micro means with 95 % intervals, and macro means."""
-    shown = SHOWN_MEASURES[found.level]
-    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in shown]
-    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in shown]
-    names = ["", *(f"micro {_short(name)}" for name in shown), *(f"macro {_short(name)}" for name in shown)]
+    measures = SHOWN_MEASURES[found.level]
+    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in measures]
+    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in measures]
+    names = ["", *(f"micro {_short(name)}" for name in measures), *(f"macro {_short(name)}" for name in measures)]
     title = f"{found.level.capitalize()} level: {_questions(found)} about {_documents(found)}, in %"
     return Table.of(title, names, _rows(found, columns), notes=notes(found))
 
 
 def source_table(found: Evaluation) -> Table:
     """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
-    shown = SHOWN_MEASURES[found.level]
+    measures = SHOWN_MEASURES[found.level]
     counts = next(iter(found.summaries.values())).counts["by_source"]
     names = [""]
     columns: list[list[Cell]] = []
     for source in sorted(counts, reverse=True):
-        names += [f"{source} {_short(name)}" for name in shown]
-        columns.append(_marked([found.interval(ranker, shown[0], source=source) for ranker in found.summaries]))
+        names += [f"{source} {_short(name)}" for name in measures]
+        columns.append(_marked([found.interval(ranker, measures[0], source=source) for ranker in found.summaries]))
         summaries = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
-        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in shown[1:]]
+        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in measures[1:]]
     parts = [f"{source} {_counted(counts[source], 'question')}" for source in sorted(counts, reverse=True)]
     return Table.of(f"By text layer, micro: {', '.join(parts)}", names, _rows(found, columns))
 
@@ -116,21 +116,21 @@ def plot_comparison(found: Evaluation, path: str | Path) -> None:
         ImportError: matplotlib is missing; it names the extra to install.
         DataError: the path's ending is not .png, .svg or .pdf, or the file can't be written.
     """
-    shown = SHOWN_MEASURES[found.level]
+    measures = SHOWN_MEASURES[found.level]
     count = len(found.summaries)
     width = 0.8 / count
-    with figure(path, 2.6 + 1.7 * len(shown), 3.6) as drawn:
+    with figure(path, 2.6 + 1.7 * len(measures), 3.6) as drawn:
         axes = drawn.subplots()
         for number, ranker in enumerate(found.summaries):
-            intervals = [found.interval(ranker, name) for name in shown]
-            centres = [group + (number - (count - 1) / 2) * width for group in range(len(shown))]
+            intervals = [found.interval(ranker, name) for name in measures]
+            centres = [group + (number - (count - 1) / 2) * width for group in range(len(measures))]
             errors = [
                 [100 * max(0.0, item.mean - item.low) for item in intervals],
                 [100 * max(0.0, item.high - item.mean) for item in intervals],
             ]
             heights = [100 * item.mean for item in intervals]
             axes.bar(centres, heights, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
-        axes.set_xticks(range(len(shown)), [_short(name) for name in shown])
+        axes.set_xticks(range(len(measures)), [_short(name) for name in measures])
         axes.set_ylim(0, 100)
         axes.set_ylabel(f"{found.level} level, micro mean in %")
         axes.spines[["top", "right"]].set_visible(False)
@@ -143,14 +143,14 @@ def _rows(found: Evaluation, columns: Sequence[Sequence[Cell]]) -> Iterable[list
 
 
 def _marked(values: Sequence[float | Interval]) -> list[Cell]:
-    """Cells in percent; the best is marked if there is another one, ties by what is shown."""
+    """Cells in percent; the best is marked if there is another one, ties by the text."""
     means = [value.mean if isinstance(value, Interval) else value for value in values]
-    shown = list(_percents(means))
-    best = shown[max(range(len(means)), key=means.__getitem__)]
-    marks = [len(set(shown)) > 1 and text == best for text in shown]
+    texts = list(_percents(means))
+    best = texts[max(range(len(means)), key=means.__getitem__)]
+    marks = [len(set(texts)) > 1 and text == best for text in texts]
     return [
         Cell(text + _bracketed(value) if isinstance(value, Interval) else text, mark)
-        for text, value, mark in zip(shown, values, marks, strict=True)
+        for text, value, mark in zip(texts, values, marks, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ def test_both_sides_give_the_same_scores() -> None:
     pages = sample_pages(3, side=(96, 128))
     expected = PlainProcedure(reranker, pages).rank("How did revenue change?")
     got = {scored.position: scored.score for scored in reranker.rank("How did revenue change?", pages)}
-    assert [got[place] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [got[index] for index in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_run_reports_ratios_with_their_spread() -> None:

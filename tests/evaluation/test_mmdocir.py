@@ -107,7 +107,7 @@ def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "Invalid JSON"),
         ({"doc_name": "a", "domain": "b"}, "questions: Field required"),
@@ -125,13 +125,13 @@ def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -
         ),
     ],
 )  # fmt: skip
-def test_malformed_lines_are_named(tmp_path: Path, line: Any, said: str) -> None:
+def test_malformed_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     path = tmp_path / "x.jsonl"
     second = line if isinstance(line, str) else json.dumps(line)
     path.write_text(json.dumps(document("a.pdf", [0, 1], [0, 1])) + "\n\n" + second + "\n")
     with pytest.raises(DataError, match="line 3") as error:
         read_annotations(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(path) in str(error.value)
 
 
