@@ -41,7 +41,7 @@ def bench_command(
     def table(measured: Benchmark = measured) -> Table:
         title = (
             f"{measured.pages} pages, {measured.tokens} tokens, {measured.device}; {measured.heads} heads, layers 0 to "
-            f"{measured.deepest} of {measured.layers}; {measured.tokens_per_second:,.0f} tokens a second"
+            f"{measured.deepest} of {measured.layers}; {measured.tokens_per_second:,.0f} tokens per second"
         )
         rows = [
             [ratio.name, _times(ratio.median), f"{_times(ratio.low)} to {_times(ratio.high)}", f"{ratio.seconds:.3f}"]
