@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrh_retriever import HeadScores, HeadSet
-from mmrh_retriever.cli.probe_options import LoadedModel, load
+from mmrh_retriever.cli.options import LoadedModel, LoadingOptions, load_for_probes
 from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
 from mmrh_retriever.research.causal_tables import causal_markdown, summarise_causal
 from mmrh_retriever.research.detection import Detection, detect
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    loaded = load(args.model, device="cpu", dtype="float32", max_pixels=None)
+    loaded = load_for_probes(args.model, LoadingOptions(device="cpu", dtype="float32"))
     layers, width = loaded.backbone.layers, loaded.backbone.heads
     print(f"{loaded.name}: {layers} layers x {width} heads; {args.examples} questions at {args.depths} depths\n")
 

@@ -1,1 +1,5 @@
-"""Rankers measured on annotated documents: every question counts, nothing is lost when a run is killed."""
+"""Rankers measured on annotated documents. Every question counts, and a killed run goes on where it stopped."""
+
+from mmrh_retriever.evaluation.evaluate import Evaluation, LocalExecutor, evaluate, read_run, settings_of, summary_of
+
+__all__ = ["Evaluation", "LocalExecutor", "evaluate", "read_run", "settings_of", "summary_of"]

@@ -1,4 +1,4 @@
-"""One document through rankers: its pages read once, every question measured, failures turned into zeros."""
+"""One document under rankers: its pages are read once, every question is measured, a failure counts as zero."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from mmrh_retriever.errors import DataError, MMRHError
 from mmrh_retriever.evaluation.metrics import PageBox, layout_measures, page_measures
-from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR, Question
+from mmrh_retriever.evaluation.mmdocir.annotations import Document, Question
+from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import PageRanker, RegionRanker, Scores, listed_regions
 from mmrh_retriever.evaluation.rows import Level, Part, RankedBox, Row
 from mmrh_retriever.types import Box, Page
@@ -21,7 +22,7 @@ from mmrh_retriever.types import Box, Page
 logger = logging.getLogger(__name__)
 
 KEPT_BOXES = 50
-"""Boxes a question that a row keeps at layout level."""
+"""Boxes per question that a row keeps at layout level."""
 TEXT_LAYER, SCAN = "text layer", "scan"
 """A document is a scan if fewer than half of its pages have text."""
 
@@ -29,28 +30,28 @@ Rankers = Mapping[str, PageRanker | RegionRanker]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class DocumentJob:
     """A document, and the rankers that it has yet to go through."""
 
     document: Document
     rankers: tuple[str, ...]
 
 
-def measure_document(dataset: MMDocIR, task: Task, rankers: Rankers, level: Level) -> Iterator[Part]:
-    """A document under each ranker of its task. Its pages are read once.
+def measure_document(dataset: MMDocIR, job: DocumentJob, rankers: Rankers, level: Level) -> Iterator[Part]:
+    """A document under each ranker of its job. Its pages are read once.
 
     What can't be read or ranked gives rows with an error and zeros, and a line in the log.
     """
-    document = task.document
+    document = job.document
     try:
         pages = dataset.pages(document, regions=level == "layout")
     except MMRHError as error:
         logger.warning("%s counts as zero: %s", document.name, error)
-        for name in task.rankers:
+        for name in job.rankers:
             yield failed_part(document, name, level, str(error), source=None)
         return
     source = _source(pages)
-    for name in task.rankers:
+    for name in job.rankers:
         begun = time.perf_counter()
         try:
             rows = _rows(document, pages, rankers[name], level, name, source)
@@ -123,12 +124,12 @@ def _best_boxes(question: Question, pages: Sequence[Page], scores: npt.NDArray[n
     sizes = {item.page: item.page_size for item in question.layouts}
     regions = [(page, region) for page in pages for region in page.regions]
     lots = np.random.default_rng(len(question.text)).permutation(len(regions))
-    ranked = [place for place in np.lexsort((lots, -scores)) if not np.isnan(scores[place])]
+    ranked = [index for index in np.lexsort((lots, -scores)) if not np.isnan(scores[index])]
     found: list[RankedBox] = []
-    for place in ranked[:KEPT_BOXES]:
-        page, region = regions[place]
+    for index in ranked[:KEPT_BOXES]:
+        page, region = regions[index]
         box = _scaled(region.box, page.size, sizes.get(page.index))
-        found.append((page.index, box, float(scores[place])))
+        found.append((page.index, box, float(scores[index])))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rankers over a dataset: every question measured, nothing lost when a run is killed.
+"""Rankers over a dataset: every question is measured, and a killed run goes on where it stopped.
 
     dataset = MMDocIR.from_pdfs("annotations.jsonl", "documents/")
     specs = {"selected": RankerSpec("heads"), "bm25": RankerSpec("bm25")}
@@ -10,9 +10,10 @@ A question without result (a missing or damaged document) counts as zero. Measur
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
+import json
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,51 +26,59 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import mmrh_retriever
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation.documents import Rankers, Task, failed_part, measure_document
+from mmrh_retriever.evaluation.documents import DocumentJob, Rankers, failed_part, measure_document
 from mmrh_retriever.evaluation.metrics import Summary, summarise
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import PageRanker, RankerSpec, RegionRanker, build_rankers
-from mmrh_retriever.evaluation.rows import Level, Part, RunFolder, Settings, read_parts
+from mmrh_retriever.evaluation.rows import FORMAT, Level, Part, open_journal, read_parts, write_results
+from mmrh_retriever.model.fingerprints import file_fingerprint, folder_fingerprint
 from mmrh_retriever.model.loading import HEADS_FILE, default_dtype, model_path
 from mmrh_retriever.runs.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
 
-_HASHED_BYTES = 64 * 1024 * 1024
-_TEXTS = (".md", ".txt")
 _MATTERS = {"bm25": ("kind",), "random": ("kind", "seed"), "embedding": ("kind", "model")}
 """What the settings of a ranker hold, where it is not everything."""
+_INDIFFERENT = {"cache_dir", "local_files_only"}
+"""Settings that change no score."""
 
+AnyRanker = RankerSpec | PageRanker | RegionRanker
 T = TypeVar("T")
 
 
-class Engine(Protocol):
-    """Something that works through tasks, in any order, here or elsewhere."""
+class Executor(Protocol):
+    """Something that runs documents, in any order, here or elsewhere."""
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Part]:
-        """One part a document and ranker, as they are done."""
+    def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
+        """One part per document and ranker, as they are done."""
         ...  # pragma: no cover
 
 
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
-    """Works through tasks in this process."""
+    """Runs documents in this process."""
 
     dataset: MMDocIR
     rankers: Rankers
     level: Level
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Part]:
-        """One part a document and ranker, in order."""
-        for task in tasks:
-            yield from measure_document(self.dataset, task, self.rankers, self.level)
+    def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
+        """One part per document and ranker, in order."""
+        for job in jobs:
+            yield from measure_document(self.dataset, job, self.rankers, self.level)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found. Keys are rankers, in the order given; the first is what others are compared with."""
+    """What an evaluation found, by ranker in the order given. The others are compared with the first."""
 
     level: Level
     parts: dict[str, list[Part]]
     summaries: dict[str, Summary]
+
+    @classmethod
+    def of(cls, level: Level, parts: dict[str, list[Part]]) -> Evaluation:
+        """With averages over every question; those of documents without result count as zero."""
+        rows = {name: [row.measured() for part in own for row in part.rows] for name, own in parts.items()}
+        return cls(level, parts, {name: summarise(measured) for name, measured in rows.items()})
 
     @property
     def failed(self) -> dict[str, str]:
@@ -112,57 +121,53 @@ class Evaluation:
 
 def evaluate(
     dataset: MMDocIR,
-    rankers: Mapping[str, RankerSpec | PageRanker | RegionRanker],
+    rankers: Mapping[str, AnyRanker],
     out: str | Path,
     *,
     level: Level = "page",
-    engine: Engine | None = None,
+    executor: Executor | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
+    engine: Executor | None = None,
 ) -> Evaluation:
     """Measure rankers on every question of a dataset.
 
     Args:
         dataset: documents and questions.
-        rankers: by name: descriptions, or objects that rank (which the settings then know by their class alone).
+        rankers: by name: descriptions, or objects that rank. The settings know an object by its class alone.
         out: the run's folder; see :mod:`mmrh_retriever.evaluation.rows`.
         level: ``"page"`` ranks pages, ``"layout"`` the boxes on them.
-        engine: where the work is done; this process by default.
+        executor: what runs the documents; this process by default.
         resume: go on with the run in ``out``, if there is one.
         settings: what else about the dataset belongs in the settings, such as the resolution of pages.
+        engine: the former name of ``executor``.
 
     Raises:
         DataError: ``out`` holds another run, or questions without gold boxes at layout level.
         MMRHError: models or heads that can't be used. Documents that can't be read do not raise: they are
             logged, count as zero, and are tried again when the run is resumed.
     """
+    if engine is not None:
+        warnings.warn("engine= is called executor= now.", DeprecationWarning, stacklevel=2)
+        executor = executor or engine
     if not rankers:
         raise DataError("There is nothing to evaluate. Give at least one ranker.")
     _check_gold(dataset, level)
     about = settings_of(dataset, rankers, level=level, more=settings)
-    folder = RunFolder(Path(out), about, resume=resume)
-    done: dict[tuple[str, str], Part] = {}
-    for name in rankers:
-        for document in dataset.documents:
-            part = folder.load(name, document.line, document.name)
-            if part is not None and not part.failed:
-                done[name, document.name] = part
-    waiting = [(item, tuple(n for n in rankers if (n, item.name) not in done)) for item in dataset.documents]
-    tasks = [Task(document, names) for document, names in waiting if names]
-    if tasks:
-        work = engine or LocalExecutor(dataset, _built(rankers), level)
-        expected = sum(len(task.rankers) for task in tasks)
-        for part in _shown(work(tasks), total=expected + len(done), done=len(done)):
-            folder.save(part)
-            done[part.ranker, part.document] = part
-    found = collect(dataset, done, list(rankers), level)
-    ordered = [part for parts in found.parts.values() for part in parts]
-    folder.finish(ordered, summary_of(found))
-    return found
-
-
-def collect(dataset: MMDocIR, done: Mapping[tuple[str, str], Part], rankers: Sequence[str], level: Level) -> Evaluation:
-    """Averages over every question of the dataset; those of documents that were not done count as zero."""
+    with open_journal(out, about, resume=resume) as journal:
+        finished = {key for key, part in journal.done.items() if not part.failed}
+        jobs = [
+            DocumentJob(item, tuple(name for name in rankers if (name, item.name) not in finished))
+            for item in dataset.documents
+        ]
+        jobs = [job for job in jobs if job.rankers]
+        if jobs:
+            work = executor or LocalExecutor(dataset, _built(rankers), level)
+            total = len(rankers) * len(dataset.documents)
+            left = sum(len(job.rankers) for job in jobs)
+            for part in _shown(work(jobs), total=total, done=total - left):
+                journal.add(part)
+        done = journal.done
     parts = {
         name: [
             done.get((name, item.name)) or failed_part(item, name, level, "was not run", source=None)
@@ -170,8 +175,9 @@ def collect(dataset: MMDocIR, done: Mapping[tuple[str, str], Part], rankers: Seq
         ]
         for name in rankers
     }
-    summaries = {name: summarise([row.measured() for part in parts[name] for row in part.rows]) for name in rankers}
-    return Evaluation(level, parts, summaries)
+    found = Evaluation.of(level, parts)
+    write_results(out, (part for parts in found.parts.values() for part in parts), summary_of(found))
+    return found
 
 
 def read_run(path: str | Path) -> Evaluation:
@@ -180,9 +186,7 @@ def read_run(path: str | Path) -> Evaluation:
     Raises:
         DataError: no run, one that was not finished, or files that are not ours.
     """
-    level, parts = read_parts(path)
-    summaries = {name: summarise([row.measured() for part in parts[name] for row in part.rows]) for name in parts}
-    return Evaluation(level, parts, summaries)
+    return Evaluation.of(*read_parts(path))
 
 
 def summary_of(found: Evaluation) -> dict[str, Any]:
@@ -220,71 +224,67 @@ def _check_gold(dataset: MMDocIR, level: Level) -> None:
 
 
 def settings_of(
-    dataset: MMDocIR,
-    rankers: Mapping[str, RankerSpec | PageRanker | RegionRanker],
-    *,
-    level: Level,
-    more: Mapping[str, Any] | None = None,
-) -> Settings:
-    """What a run depends on: data, models and heads with their fingerprints, options, versions."""
-    about: dict[str, Any] = {
-        "fingerprint": dataset.fingerprint,
-        "documents": len(dataset.documents),
-        "questions": sum(len(item.questions) for item in dataset.documents),
-        **(more or {}),
-    }
+    dataset: MMDocIR, rankers: Mapping[str, AnyRanker], *, level: Level, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a run depends on, ready for JSON: data, models and heads with their fingerprints, options, versions."""
     packages = ("torch", "transformers", "pymupdf", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    versions |= {"mmrh_retriever": mmrh_retriever.__version__, "python": platform.python_version()}
-    described = {name: _described(ranker) for name, ranker in rankers.items()}
-    return Settings(level=level, dataset=about, rankers=described, versions=versions)
+    return {
+        **FORMAT,
+        "level": level,
+        "dataset": {
+            "fingerprint": dataset.fingerprint,
+            "documents": len(dataset.documents),
+            "questions": sum(len(item.questions) for item in dataset.documents),
+            **(more or {}),
+        },
+        "rankers": {name: _described(ranker) for name, ranker in rankers.items()},
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in packages},
+            "mmrh_retriever": mmrh_retriever.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _described(ranker: object) -> dict[str, Any]:
     if not isinstance(ranker, RankerSpec):
         return {"class": type(ranker).__qualname__}
-    content = {key: value for key, value in asdict(ranker).items() if key in _MATTERS.get(ranker.kind, (key,))}
+    given = {
+        "kind": ranker.kind,
+        "heads": ranker.heads,
+        **ranker.settings.model_dump(exclude=_INDIFFERENT),
+        "aggregate": ranker.aggregate,
+        "region_method": ranker.region_method,
+        "seed": ranker.seed,
+    }
+    content = {key: value for key, value in given.items() if key in _MATTERS.get(ranker.kind, (key,))}
     if ranker.kind == "heads":
-        path, bundled = model_path(ranker.model)
+        path, bundled = model_path(ranker.settings.model)
         content["model"] = "bundled" if bundled else path
         if Path(path).is_dir():
-            content["model_fingerprint"] = _folder_fingerprint(Path(path))
-            content["dtype"] = ranker.dtype or default_dtype(Path(path), ranker.device)
+            content["model_fingerprint"] = folder_fingerprint(Path(path), without=HEADS_FILE)
+            content["dtype"] = ranker.settings.dtype or default_dtype(Path(path), ranker.settings.device)
         heads = Path(path) / HEADS_FILE if ranker.heads == "published" else Path(ranker.heads)
         if heads.is_file():
-            content["heads_fingerprint"] = _file_fingerprint(heads)
-    return content
+            content["heads_fingerprint"] = file_fingerprint(heads)
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=repr))  # model_kwargs may hold objects
+    return plain
 
 
-def _folder_fingerprint(folder: Path) -> str:
-    """Over a model folder's files but its heads and texts: names and sizes, and the content of those not huge."""
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.iterdir() if item.is_file()):
-        if file.name == HEADS_FILE or file.suffix in _TEXTS:
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} {_file_fingerprint(file) if size <= _HASHED_BYTES else ''}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _file_fingerprint(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
-def _built(rankers: Mapping[str, RankerSpec | PageRanker | RegionRanker]) -> Rankers:
+def _built(rankers: Mapping[str, AnyRanker]) -> Rankers:
     built = build_rankers({name: item for name, item in rankers.items() if isinstance(item, RankerSpec)})
     return {name: built[name] if isinstance(item, RankerSpec) else item for name, item in rankers.items()}
 
 
 def _shown(parts: Iterable[T], *, total: int, done: int) -> Iterator[T]:
-    """Parts as they come, with a bar and the time left on stderr, if that is a terminal."""
+    """Parts as they come, with a bar and the time left on stderr, where that is a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("documents x rankers", total=total, completed=done)
+        bar = progress.add_task("documents x rankers", total=total, completed=done)
         for part in parts:
             yield part
-            progress.advance(task)
+            progress.advance(bar)

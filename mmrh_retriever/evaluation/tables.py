@@ -1,19 +1,14 @@
-"""An evaluation as tables for people (terminal and Markdown alike), as sentences, and as a picture."""
+"""An evaluation as tables, as sentences, and as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from mmrh_retriever.evaluation.evaluate import Evaluation
 from mmrh_retriever.runs.bootstrap import Interval
+from mmrh_retriever.runs.figures import figure
+from mmrh_retriever.runs.tables import Cell, Table
 
 SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("recall@1", "recall@5", "recall@10")}
 """Measures in tables, by level; ``summary.json`` has all of them."""
@@ -23,26 +18,9 @@ LABELS = {
     "bm25": "BM25",
     "embedding": "embeddings",
 }
-"""How tables call the rankers that the command line makes; others keep their name."""
+"""The names in tables of the rankers that the command line makes; others keep their own."""
 SIGNIFICANT = 0.05
 _GROUPS = {"by_domain": "domain", "by_type": "evidence"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell of a table; ``best`` marks the best figure of its column or row."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table, whatever it is printed as."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def label(ranker: str) -> str:
@@ -51,37 +29,36 @@ def label(ranker: str) -> str:
 
 
 def result_tables(found: Evaluation) -> list[Table]:
-    """All rankers; documents with a text layer and scans apart; by domain; by kind of evidence."""
-    tables = [overall_table(found)]
+    """All rankers, with comparisons as notes; documents with a text layer and scans apart; by domain; by evidence."""
     groups = next(iter(found.summaries.values())).counts
+    tables = [overall_table(found)]
     tables += [source_table(found)] if groups["by_source"] else []
     return tables + [group_table(found, group) for group in _GROUPS if groups[group]]
 
 
 def overall_table(found: Evaluation) -> Table:
     """Rankers as rows: micro means with 95 % intervals, and macro means."""
-    shown = SHOWN_MEASURES[found.level]
-    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in shown]
-    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in shown]
-    heads = ["", *(f"micro {_short(name)}" for name in shown), *(f"macro {_short(name)}" for name in shown)]
+    measures = SHOWN_MEASURES[found.level]
+    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in measures]
+    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in measures]
+    names = ["", *(f"micro {_short(name)}" for name in measures), *(f"macro {_short(name)}" for name in measures)]
     title = f"{found.level.capitalize()} level: {_questions(found)} about {_documents(found)}, in %"
-    return Table(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+    return Table.of(title, names, _rows(found, columns), notes=notes(found))
 
 
 def source_table(found: Evaluation) -> Table:
     """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
-    shown = SHOWN_MEASURES[found.level]
+    measures = SHOWN_MEASURES[found.level]
     counts = next(iter(found.summaries.values())).counts["by_source"]
-    heads = [""]
+    names = [""]
     columns: list[list[Cell]] = []
     for source in sorted(counts, reverse=True):
-        heads += [f"{source} {_short(name)}" for name in shown]
-        columns.append(_marked([found.interval(ranker, shown[0], source=source) for ranker in found.summaries]))
+        names += [f"{source} {_short(name)}" for name in measures]
+        columns.append(_marked([found.interval(ranker, measures[0], source=source) for ranker in found.summaries]))
         summaries = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
-        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in shown[1:]]
+        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in measures[1:]]
     parts = [f"{source} {_counted(counts[source], 'question')}" for source in sorted(counts, reverse=True)]
-    title = f"By text layer, micro: {', '.join(parts)}"
-    return Table(title, tuple(heads), _rows([label(ranker) for ranker in found.summaries], columns))
+    return Table.of(f"By text layer, micro: {', '.join(parts)}", names, _rows(found, columns))
 
 
 def group_table(found: Evaluation, group: str, measure: str | None = None) -> Table:
@@ -94,22 +71,16 @@ def group_table(found: Evaluation, group: str, measure: str | None = None) -> Ta
     """
     measure = measure or SHOWN_MEASURES[found.level][0]
     counts = next(iter(found.summaries.values())).counts[group]
-    rows = [
-        (
-            Cell(key),
-            Cell(str(count)),
-            *_marked([getattr(item, group)[key][measure] for item in found.summaries.values()]),
-        )
+    rows: list[list[str | Cell]] = [
+        [key, str(count), *_marked([getattr(item, group)[key][measure] for item in found.summaries.values()])]
         for key, count in counts.items()
     ]
-    name = _GROUPS[group]
-    heads = (name, "questions", *(label(ranker) for ranker in found.summaries))
-    title = f"{_short(measure)} by {name}, in %"
-    return Table(title, heads, tuple(rows))
+    names = [_GROUPS[group], "questions", *map(label, found.summaries)]
+    return Table.of(f"{_short(measure)} by {_GROUPS[group]}, in %", names, rows)
 
 
 def comparisons(found: Evaluation) -> list[str]:
-    """How far the first ranker is from each other one, a sentence each: paired bootstrap that draws documents."""
+    """How far the first ranker is from each other one, one sentence per ranker: paired bootstrap over documents."""
     first, *others = found.summaries
     measure = SHOWN_MEASURES[found.level][0]
     sentences = []
@@ -133,35 +104,9 @@ def notes(found: Evaluation) -> list[str]:
     return lines
 
 
-def as_rich(table: Table) -> Table:
-    """A table for the terminal; the best figures are bold and have a star, which a pipe keeps."""
-    made = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, head in enumerate(table.heads):
-        last = head.rpartition(" ") if place and " " in head else ("", "", head)
-        made.add_column("\n".join(filter(None, (last[0], last[2]))), justify="right" if place else "left",
-                        overflow="fold", vertical="bottom")  # fmt: skip
-    starred = any(cell.best for row in table.rows for cell in row)
-    for row in table.rows:
-        first, *others = row
-        cells = [
-            Text(cell.text + ("*" if cell.best else " " * starred), "bold" if cell.best else "") for cell in others
-        ]
-        made.add_row(first.text, *cells)
-    return made
-
-
-def as_markdown(table: Table) -> str:
-    """A table in Markdown, its title above it."""
-    cells = [[f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in table.rows]
-    lines = [list(table.heads), ["---", *["---:"] * (len(table.heads) - 1)], *cells]
-    return f"{table.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def markdown_report(found: Evaluation) -> str:
+def markdown_tables(found: Evaluation) -> str:
     """All tables and sentences of an evaluation in Markdown."""
-    first, *others = result_tables(found)
-    listed = "".join(f"- {line}\n" for line in notes(found))
-    return "\n".join([as_markdown(first), listed, *map(as_markdown, others)])
+    return "\n".join(table.markdown() for table in result_tables(found))
 
 
 def plot_comparison(found: Evaluation, path: str | Path) -> None:
@@ -169,45 +114,43 @@ def plot_comparison(found: Evaluation, path: str | Path) -> None:
 
     Raises:
         ImportError: matplotlib is missing; it names the extra to install.
+        DataError: the path's ending is not .png, .svg or .pdf, or the file can't be written.
     """
-    try:
-        figures: Any = import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'mmrh-retriever[plot]'.") from error
-    shown = SHOWN_MEASURES[found.level]
-    figure = figures.Figure(figsize=(2.6 + 1.7 * len(shown), 3.6), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(found.summaries)
-    for place, ranker in enumerate(found.summaries):
-        intervals = [found.interval(ranker, name) for name in shown]
-        xs = [number + (place - (len(found.summaries) - 1) / 2) * width for number in range(len(shown))]
-        errors = [
-            [100 * max(0.0, item.mean - item.low) for item in intervals],
-            [100 * max(0.0, item.high - item.mean) for item in intervals],
-        ]
-        heights = [100 * item.mean for item in intervals]
-        axes.bar(xs, heights, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
-    axes.set_xticks(range(len(shown)), [_short(name) for name in shown])
-    axes.set_ylim(0, 100)
-    axes.set_ylabel(f"{found.level} level, micro mean in %")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(Path(path), dpi=150)
+    measures = SHOWN_MEASURES[found.level]
+    count = len(found.summaries)
+    width = 0.8 / count
+    with figure(path, 2.6 + 1.7 * len(measures), 3.6) as drawn:
+        axes = drawn.subplots()
+        for number, ranker in enumerate(found.summaries):
+            intervals = [found.interval(ranker, name) for name in measures]
+            centres = [group + (number - (count - 1) / 2) * width for group in range(len(measures))]
+            errors = [
+                [100 * max(0.0, item.mean - item.low) for item in intervals],
+                [100 * max(0.0, item.high - item.mean) for item in intervals],
+            ]
+            heights = [100 * item.mean for item in intervals]
+            axes.bar(centres, heights, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
+        axes.set_xticks(range(len(measures)), [_short(name) for name in measures])
+        axes.set_ylim(0, 100)
+        axes.set_ylabel(f"{found.level} level, micro mean in %")
+        axes.spines[["top", "right"]].set_visible(False)
+        drawn.legend(loc="outside right upper", frameon=False)
 
 
-def _rows(names: Sequence[str], columns: Sequence[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
-    return tuple((Cell(name), *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True))
+def _rows(found: Evaluation, columns: Sequence[Sequence[Cell]]) -> Iterable[list[str | Cell]]:
+    """One row per ranker."""
+    return ([label(name), *cells] for name, cells in zip(found.summaries, zip(*columns, strict=True), strict=True))
 
 
 def _marked(values: Sequence[float | Interval]) -> list[Cell]:
-    """Cells in percent; the best is marked if there is another one, ties by what is shown."""
+    """Cells in percent; the best is marked if there is another one, ties by the text."""
     means = [value.mean if isinstance(value, Interval) else value for value in values]
-    shown = list(_percents(means))
-    best = shown[max(range(len(means)), key=means.__getitem__)]
-    marks = [len(set(shown)) > 1 and text == best for text in shown]
+    texts = list(_percents(means))
+    best = texts[max(range(len(means)), key=means.__getitem__)]
+    marks = [len(set(texts)) > 1 and text == best for text in texts]
     return [
         Cell(text + _bracketed(value) if isinstance(value, Interval) else text, mark)
-        for text, value, mark in zip(shown, values, marks, strict=True)
+        for text, value, mark in zip(texts, values, marks, strict=True)
     ]
 
 

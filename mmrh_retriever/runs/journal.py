@@ -85,7 +85,7 @@ class Journal(Generic[Model]):
             raise DataError(f"{self.folder}: can't be made ({error}). Choose another folder.") from error
         write_json(file, _Settings(format="mmrh-run", settings=self.settings))
         path = self.folder / "journal.jsonl"
-        for one in _whole_lines(path, unit, what):
+        for one in _whole_lines(path, unit, what, cut=True):
             self.done[key(one)] = one
         try:
             self._stream = path.open("ab")
@@ -126,13 +126,23 @@ class Journal(Generic[Model]):
             )
 
 
-def _whole_lines(path: Path, unit: type[Model], what: str) -> Iterator[Model]:
-    """The units of a journal. A last line without its end is cut off the file."""
+def read_journal(folder: str | Path, unit: type[Model], *, what: str) -> tuple[dict[str, Any], list[Model]]:
+    """The settings and the finished units of a run, in the order of writing. Nothing is changed.
+
+    Raises:
+        DataError: there is no run in the folder, or a malformed line.
+    """
+    settings = read_json(Path(folder) / "settings.json", _Settings, what=f"settings file of a {what}").settings
+    return settings, list(_whole_lines(Path(folder) / "journal.jsonl", unit, what, cut=False))
+
+
+def _whole_lines(path: Path, unit: type[Model], what: str, *, cut: bool) -> Iterator[Model]:
+    """The units of a journal. A last line without its end is passed over, and cut off the file on demand."""
     if not path.is_file():
         return
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if cut and whole < len(data):
         with path.open("r+b") as stream:
             stream.truncate(whole)
     for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):

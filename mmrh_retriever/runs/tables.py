@@ -47,14 +47,15 @@ class Table:
         return cls(title, tuple(columns), cells, tuple(notes), text_columns)
 
     def markdown(self) -> str:
-        """The table in Markdown, its title above it; the best figures are bold."""
+        """The table in Markdown, its title above and its notes below it; the best figures are bold."""
         cells = [
             [f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in self.rows
         ]
         words = self.text_columns
         rule = ["---"] * words + ["---:"] * (len(self.columns) - words)
         lines = "".join(f"| {' | '.join(line)} |\n" for line in (self.columns, rule, *cells))
-        return (f"{self.title}\n\n" if self.title else "") + lines
+        notes = "\n" + "".join(f"- {note}\n" for note in self.notes) if self.notes else ""
+        return (f"{self.title}\n\n" if self.title else "") + lines + notes
 
     def rich(self) -> RichTable:
         """The table for a terminal; the best figures are bold and have a star, which a pipe keeps."""

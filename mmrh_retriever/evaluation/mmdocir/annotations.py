@@ -1,6 +1,6 @@
 """The annotations file of MMDocIR: documents, their questions, and where the evidence is.
 
-One JSON object a line and document; source and format as in :mod:`mmrh_retriever.evaluation.mmdocir.dataset`.
+One JSON object per line and document; source and format as in :mod:`mmrh_retriever.evaluation.mmdocir.dataset`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mmrh_retriever.errors import DataError
+from mmrh_retriever.files import Finite, read_jsonl
 from mmrh_retriever.types import Box
 
-_SHOWN = 5
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Index = Annotated[int, Field(ge=0)]
 Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 RowRange = tuple[Index, Index]
@@ -34,7 +32,7 @@ class LayoutEntry(_Line):
 
     page: Index
     page_size: tuple[Side, Side]
-    bbox: tuple[Number, Number, Number, Number]
+    bbox: tuple[Finite, Finite, Finite, Finite]
 
     @field_validator("bbox")
     @classmethod
@@ -113,50 +111,31 @@ class Document:
 
 
 def read_annotations(path: str | Path) -> list[Document]:
-    """Documents and questions from an annotations file, one JSON object a line.
+    """Documents and questions from an annotations file, one JSON object per line.
 
     Raises:
         DataError: missing file, no documents, or a malformed line; names file, line and field.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Check the path of the annotations file.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file, one JSON object a line.") from error
     documents: dict[str, Document] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        document = _document(line, number, path)
-        if document.name in documents:
-            first = documents[document.name].line
-            raise DataError(f"{path}, line {number}: {document.name} stands on line {first} already. Join the two.")
-        documents[document.name] = document
+    for number, entry in read_jsonl(path, DocumentEntry, what="annotated document"):
+        if entry.doc_name in documents:
+            first = documents[entry.doc_name].line
+            raise DataError(f"{path}, line {number}: {entry.doc_name} stands on line {first} already. Join the two.")
+        documents[entry.doc_name] = _document(entry, number, path)
     if not documents:
-        raise DataError(f"{path}: holds no documents. Expected one JSON object a line.")
+        raise DataError(f"{path}: holds no documents. Expected one JSON object per line.")
     return list(documents.values())
 
 
-def _document(line: str, number: int, path: Path) -> Document:
-    try:
-        entry = DocumentEntry.model_validate_json(line)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        shown = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the line'}: {problem['msg']} (got {str(problem['input'])[:60]!r})"
-            for problem in problems[:_SHOWN]
-        )
-        raise DataError(f"{path}, line {number}: not a valid document: {shown}. Correct the line.") from error
-    rows = [_half_open(given, path, number) for given in (entry.page_indices, entry.layout_indices)]
+def _document(entry: DocumentEntry, line: int, path: Path) -> Document:
     return Document(
         name=entry.doc_name,
         domain=entry.domain,
-        questions=tuple(_question(item, place) for place, item in enumerate(entry.questions)),
-        line=number,
-        page_rows=rows[0],
-        layout_rows=rows[1],
+        questions=tuple(_question(item, number) for number, item in enumerate(entry.questions)),
+        line=line,
+        page_rows=_half_open(entry.page_indices, path, line),
+        layout_rows=_half_open(entry.layout_indices, path, line),
     )
 
 

@@ -1,6 +1,6 @@
 """MMDocIR, and data of the same form: questions about long documents, with the pages and boxes that answer them.
 
-Questions come from an annotations file (one JSON object a line and document), pages from a folder of the PDFs
+Questions come from an annotations file (one JSON object per line and document), pages from a folder of the PDFs
 or from the two official parquet files. Source and format: Dong et al. 2025, "MMDocIR: Benchmarking Multi-Modal
 Retrieval for Long Documents", arXiv 2501.08828, dataset ``MMDocIR/MMDocIR_Evaluation_Dataset`` on Hugging Face.
 
@@ -18,14 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation.mmdocir.annotations import Document, GoldLayout, Question, read_annotations
+from mmrh_retriever.evaluation.mmdocir.annotations import Document, read_annotations
 from mmrh_retriever.evaluation.mmdocir.parquet import ParquetPages, TextColumn
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, read_pdf
 from mmrh_retriever.types import Page
-
-__all__ = [
-    "Document", "GoldLayout", "MMDocIR", "PageReader", "ParquetPages", "PdfFolder", "Question", "read_annotations",
-]  # fmt: skip
 
 
 class PageReader(Protocol):
@@ -60,7 +56,7 @@ class PdfFolder:
 class MMDocIR:
     """Documents with questions, and their pages when asked for.
 
-    ``fingerprint`` tells two datasets apart: a hash over the annotations of the documents that are left.
+    ``fingerprint`` differs between two datasets: a hash over the annotations of the documents that are left.
     """
 
     documents: tuple[Document, ...]

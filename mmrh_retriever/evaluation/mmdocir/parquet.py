@@ -114,10 +114,10 @@ class ParquetPages:
         for document in documents:
             wanted = rows(document)
             if wanted is None or wanted.stop > total:
-                said = "no rows" if wanted is None else f"rows up to {wanted.stop - 1}"
+                rows_given = "no rows" if wanted is None else f"rows up to {wanted.stop - 1}"
                 raise DataError(
-                    f"{name}, line {document.line}: {document.name} has {said}; {path} has {total}. Annotations and "
-                    "parquet files are of different editions."
+                    f"{name}, line {document.line}: {document.name} has {rows_given}; {path} has {total}. Annotations "
+                    "and parquet files are of different editions."
                 )
 
 

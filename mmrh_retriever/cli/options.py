@@ -1,0 +1,376 @@
+"""What commands share: groups of options, how results are shown, and models loaded for probes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from mmrh_retriever.encoding.page_store import PageStore
+from mmrh_retriever.errors import ContextOverflowError, DataError
+from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.loading import BUNDLED, Processors, load_model, model_path
+from mmrh_retriever.model.prompts import Prompter
+from mmrh_retriever.ranking.reranker import Reranker
+from mmrh_retriever.research.probes.builder import TASKS, CountTokens, Probe, ProbeBuilder, Task
+from mmrh_retriever.research.probes.haystacks import Haystack
+from mmrh_retriever.research.probes.mm_niah import read_mm_niah
+from mmrh_retriever.research.probes.prompts import token_counter
+from mmrh_retriever.runs.tables import Table, print_tables
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings
+
+DEFAULT_IMAGE_SHARE = 0.1
+
+stderr = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options.
+
+    Each parameter whose type is a dataclass stands for an option group: the dataclass's fields, annotated as typer's
+    parameters are, become options of the command.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _options(groups[name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def expanded(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def _options(group: Any) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
+
+
+def take_renamed(options: object, old: str, new: str) -> None:
+    """Give an option the value of its former name, if that was used, and say so on stderr."""
+    value = getattr(options, old)
+    if value is not None:
+        say(f"DeprecationWarning: --{old.replace('_', '-')} is called --{new.replace('_', '-')} now.")
+        object.__setattr__(options, new, value)
+
+
+def repeatable(choices: Sequence[str], text: str) -> Any:
+    """An option that may be given several times, each time one of the choices; typer takes no list of literals."""
+
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    return typer.Option(parser=parse, metavar=f"<{'|'.join(choices)}>", help=text)
+
+
+# Groups of options
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How a model is loaded."""
+
+    device: Annotated[str | None, typer.Option(help="cuda, mps, cpu ...; the best there is if left out.")] = None
+    dtype: Annotated[str | None, typer.Option(help="The weights' type: bfloat16, float16 or float32.")] = None
+    attn_implementation: Annotated[
+        str | None,
+        typer.Option("--attn-implementation", "--attention", help="sdpa, eager, flash_attention_2 ..."),
+    ] = None
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels per image, for models of any size.")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="More for loading the model, values as JSON or text; repeatable."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        for argument in self.model_args or ():
+            if not argument.partition("=")[0].isidentifier() or "=" not in argument:
+                raise typer.BadParameter(f"expected KEY=VALUE, got {argument!r}", param_hint="--model-args")
+
+    def changes(self) -> dict[str, Any]:
+        """As fields of :class:`RerankSettings`."""
+        given = (argument.partition("=") for argument in self.model_args or ())
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+            "max_pixels": self.max_pixels,
+            "revision": self.revision,
+            "model_kwargs": {key: _json_or_text(value) for key, _, value in given},
+        }
+
+
+@dataclass(frozen=True)
+class ModelOptions(LoadingOptions):
+    """A model, its heads, and how it is loaded."""
+
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id or folder; the bundled small model if left out.")
+    ] = None
+    heads: Annotated[str, typer.Option(help="'published', 'all', or the file of a head set or of detected scores.")] = (
+        "published"
+    )
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How pages are put into windows, and how windows are compared."""
+
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None
+    final_round: Annotated[
+        int, typer.Option(min=0, help="Best pages of several windows that are compared once more; 0: none.")
+    ] = DEFAULT_FINAL_ROUND
+    final_heat: Annotated[int | None, typer.Option(min=0, hidden=True, help="--final-round's former name.")] = None
+    independent: Annotated[
+        bool | None,
+        typer.Option(
+            "--independent/--together", help="Encode each page as if it stood alone; the model says by default."
+        ),
+    ] = None
+    no_calibration: Annotated[bool, typer.Option("--no-calibration", help="Without the null question.")] = False
+
+    def __post_init__(self) -> None:
+        take_renamed(self, "final_heat", "final_round")
+
+    def changes(self) -> dict[str, Any]:
+        """As fields of :class:`RerankSettings`."""
+        return {
+            "token_budget": self.token_budget,
+            "final_round": self.final_round,
+            "independent": self.independent,
+            "calibrate": not self.no_calibration,
+        }
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What stands on stdout: tables for people, JSON lines, or Markdown."""
+
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")] = False
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The tables in Markdown on stdout.")] = False
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.as_markdown:
+            raise typer.BadParameter("give one of --json and --markdown", param_hint="--markdown")
+
+    def show(self, rows: Iterable[Mapping[str, Any]], tables: Callable[[], Any]) -> None:
+        """Write results to stdout: the rows as JSON lines, or the tables.
+
+        ``tables`` makes a :class:`Table`, a list of them, or things that rich prints.
+        """
+        if self.as_json:
+            for row in rows:
+                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return
+        made = tables()
+        listed = list(made) if isinstance(made, (list, tuple)) else [made]
+        if not all(isinstance(table, Table) for table in listed):
+            for part in listed:
+                Console().print(part)
+        elif self.as_markdown:
+            sys.stdout.write("\n".join(table.markdown() for table in listed))
+        else:
+            print_tables(listed)
+
+
+# Models
+
+
+def settings_from(model: ModelOptions, window: WindowOptions | None = None) -> RerankSettings:
+    """The settings that options name.
+
+    Raises:
+        SettingsError: a value that is out of its range.
+    """
+    changes = {"model": model.model, **model.changes(), **({} if window is None else window.changes())}
+    return RerankSettings.of(None, changes)
+
+
+def load_reranker(
+    model: ModelOptions, window: WindowOptions | None = None, *, store: PageStore | None = None
+) -> Reranker:
+    """The reranker that options name; says on stderr when it is the bundled model."""
+    settings = settings_from(model, window)
+    if model_path(model.model)[1]:
+        say_bundled()
+    with stderr.status("Loading the model ..."):
+        return Reranker.from_pretrained(heads=model.heads, settings=settings, store=store)
+
+
+def say_bundled() -> None:
+    """Say on stderr that the bundled model is used."""
+    stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with what its probes need."""
+
+    model: PreTrainedModel
+    processors: Processors
+    name: str
+    backbone: Backbone
+    count: CountTokens
+
+
+def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
+    """A model by hub id or folder, or the bundled one by the name ``bundled``.
+
+    Raises:
+        UnsupportedModelError: an unknown family.
+        OSError: transformers' own, if files are missing.
+    """
+    path, bundled = model_path(model)
+    loaded, processors = load_model(path, **RerankSettings.of(None, options.changes()).loading())
+    backbone = Backbone.of(loaded)
+    counter = token_counter(Prompter(backbone, processors.tokenizer, processors.image_processor))
+    return LoadedModel(loaded, processors, BUNDLED if bundled else model, backbone, counter)
+
+
+# Probes
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How the probes of ``mmrh detect`` and ``mmrh causal`` are made."""
+
+    task: Annotated[list[str] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
+    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192"
+    haystack: Annotated[
+        list[Path] | None, typer.Option(help="PDF, text and image files or folders to hide needles in; repeatable.")
+    ] = None
+    mm_niah: Annotated[Path | None, typer.Option(help="MMLongBench's NIAH folder, instead of built probes.")] = None
+    mm_niah_images: Annotated[Path | None, typer.Option(help="Where its image paths start.")] = None
+    examples: Annotated[int, typer.Option(min=1, help="Questions per task and length.")] = 20
+    depths: Annotated[int, typer.Option(min=1, help="Needle depths per question.")] = 6
+    image_share: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of pictures in the haystack; 0.1 if left out.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0
+    cloze: Annotated[
+        bool, typer.Option("--cloze", help="Ask with the needle's beginning, for models that complete.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        _parsed_lengths(self.lengths)
+
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """``lengths`` as numbers."""
+        return _parsed_lengths(self.lengths)
+
+    def settings(self, model: LoadedModel) -> dict[str, Any]:
+        """What must be alike when a run is resumed, ready for JSON."""
+        return {
+            "tasks": list(self.tasks_for(model)),
+            "lengths": list(self.context_lengths),
+            "haystack": [path.name for path in self.haystack or ()],
+            "mm_niah": None if self.mm_niah is None else self.mm_niah.name,
+            "examples": self.examples,
+            "depths": self.depths,
+            "image_share": self.share_for(model),
+            "seed": self.seed,
+            "cloze": self.cloze,
+        }
+
+    def tasks_for(self, model: LoadedModel) -> tuple[Task, ...]:
+        """The tasks asked for; all that the model can take if none are."""
+        every: tuple[Task, ...] = ("text", "rendered_text") if self.cloze else TASKS
+        asked = tuple(task for name in dict.fromkeys(self.task or ()) for task in TASKS if task == name)
+        return asked or (every if model.backbone.takes_images else ("text",))
+
+    def share_for(self, model: LoadedModel) -> float:
+        """The image share asked for; 0.1 if none is, and 0 for text-only models."""
+        if self.image_share is not None:
+            return self.image_share
+        return DEFAULT_IMAGE_SHARE if model.backbone.takes_images else 0.0
+
+    def probes(self, model: LoadedModel) -> Iterator[Probe]:
+        """The probes, made as they are asked for.
+
+        Raises:
+            DataError: a haystack or data set that can't be read, or probes that can't be built.
+            ContextOverflowError: a length beyond the model's context.
+        """
+        for length in self.context_lengths:
+            if length > model.backbone.context:
+                raise ContextOverflowError(
+                    f"Contexts of {length} tokens asked of a model made for {model.backbone.context}. Ask for shorter "
+                    "ones (--lengths).",
+                    tokens=length,
+                    allowed=model.backbone.context,
+                )
+        tasks = self.tasks_for(model)
+        if self.mm_niah is not None:
+            images = self.mm_niah_images or self.mm_niah
+            limit = self.examples * self.depths  # a record is one question at one depth
+            yield from read_mm_niah(self.mm_niah, images, tasks=tasks, lengths=self.context_lengths, limit=limit)
+            return
+        haystack = Haystack.from_files(self.haystack) if self.haystack else Haystack.generated(self.seed)
+        share = self.share_for(model)
+        if share and not haystack.images:
+            raise DataError(f"The haystack {haystack.name!r} has no pictures. Add images or PDFs, or --image-share 0.")
+        builder = ProbeBuilder(model.count, haystack, image_share=share, seed=self.seed)
+        for task in tasks:
+            for length in self.context_lengths:
+                yield from builder.build(task, length, examples=self.examples, depths=self.depths, cloze=self.cloze)
+
+    def total(self, model: LoadedModel) -> int | None:
+        """How many probes there will be, if that is known."""
+        if self.mm_niah is not None:
+            return None
+        return len(self.tasks_for(model)) * len(self.context_lengths) * self.examples * self.depths
+
+
+def _parsed_lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        lengths = ()
+    if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
+        raise typer.BadParameter(
+            f"expected different token counts from 1, such as 8192,16384, got {text!r}", param_hint="--lengths"
+        )
+    return lengths
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def rounded(entry: Mapping[str, Any], digits: int = 6) -> dict[str, Any]:
+    """An entry for ``--json`` with its floats rounded."""
+    return {key: round(value, digits) if isinstance(value, float) else value for key, value in entry.items()}
