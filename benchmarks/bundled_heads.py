@@ -24,7 +24,7 @@ from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
 from mmrh_retriever.research.causal_tables import causal_markdown, summarise_causal
 from mmrh_retriever.research.detection import Detection, detect
 from mmrh_retriever.research.head_analysis import chance_overlap, sparsity
-from mmrh_retriever.research.probes.builder import TASKS, ProbeBuilder
+from mmrh_retriever.research.probes import TASKS, ProbeBuilder
 from mmrh_retriever.research.probes.haystacks import Haystack
 
 CLOZE = ("text", "rendered_text")

@@ -34,7 +34,7 @@ from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
 from mmrh_retriever.research.causal_tables import causal_markdown, plot_causal, summarise_causal
 from mmrh_retriever.research.detection import detect
 from mmrh_retriever.research.head_analysis import sparsity
-from mmrh_retriever.research.probes.builder import ProbeBuilder
+from mmrh_retriever.research.probes import ProbeBuilder
 from mmrh_retriever.research.probes.prompts import token_counter
 from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 

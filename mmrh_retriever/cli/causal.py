@@ -19,8 +19,8 @@ from mmrh_retriever.model.loading import resolve_heads
 from mmrh_retriever.research.causal import causal_rows, save_json
 from mmrh_retriever.research.causal_journal import CausalFolder
 from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
-from mmrh_retriever.research.probes.builder import Probe
 from mmrh_retriever.research.probes.long_documents import DOCUMENT_PROMPT, read_long_documents
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.loading import BUNDLED, Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter
-from mmrh_retriever.research.probes.builder import TASKS, CountTokens, Probe, ProbeBuilder
+from mmrh_retriever.research.probes.builder import ProbeBuilder
 from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.mm_niah import read_mm_niah
+from mmrh_retriever.research.probes.probe import TASKS, CountTokens, Probe
 from mmrh_retriever.research.probes.prompts import token_counter
 
 DEFAULT_IMAGE_SHARE = 0.1

@@ -18,7 +18,7 @@ from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Vision, joined_inputs
 from mmrh_retriever.research.probe_passes import ProbePasses
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 
 LEAD_IN = "Answer:"

@@ -27,7 +27,7 @@ from mmrh_retriever.model.loading import resolve_heads
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
 from mmrh_retriever.research.answers import chosen, measure
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 

@@ -33,7 +33,7 @@ from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.head_analysis import Stability, stability
 from mmrh_retriever.research.probe_passes import ProbePasses
 from mmrh_retriever.research.probe_scores import ProbeRow, ProbeScores
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 from mmrh_retriever.types import FloatArray

@@ -15,7 +15,7 @@ from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import Recording
 from mmrh_retriever.model.vision import Vision
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 
 

@@ -13,7 +13,7 @@ from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.research.answering import Answerer, Masking, plain_inputs
-from mmrh_retriever.research.probes.builder import Evidence, Probe
+from mmrh_retriever.research.probes import Evidence, Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
 

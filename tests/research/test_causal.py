@@ -11,7 +11,7 @@ from mmrh_retriever import HeadId, HeadSet, Page
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.research.causal import CausalRow, causal_rows, maskings, save_json, save_rows
 from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
-from mmrh_retriever.research.probes.builder import Evidence, Probe
+from mmrh_retriever.research.probes import Evidence, Probe
 from tests.factories import Tiny, tiny
 
 HEADS = HeadSet((HeadId(0, 1), HeadId(2, 3)), n_layers=3, n_heads=4)

@@ -13,7 +13,7 @@ import numpy as np
 from mmrh_retriever import HeadId, HeadScores, HeadSet, Page
 from mmrh_retriever.model.loading import HEADS_FILE, load_model
 from mmrh_retriever.research.detection import Detection, detect
-from mmrh_retriever.research.probes.builder import Probe, page_probes
+from mmrh_retriever.research.probes import Probe, page_probes
 from tools.reader.dialogue import as_question, telling_words
 from tools.reader.model import working_zoom
 from tools.reader.pages import open_pdf
