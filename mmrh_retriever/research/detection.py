@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -32,7 +30,7 @@ from mmrh_retriever.model.vision import Vision
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.head_analysis import Stability, stability
 from mmrh_retriever.research.probe_passes import ProbePasses
-from mmrh_retriever.research.probe_scores import ProbeRow, ProbeScores
+from mmrh_retriever.research.probe_scores import ProbeScores
 from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
@@ -182,7 +180,10 @@ def detect(
     }
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
-    with _journal(journal, fixed, resume=resume) as log:
+    log: Journal[ProbeScores] | None = None
+    if journal is not None:
+        log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
+    with nullcontext() if log is None else log:
         done = {} if log is None else dict(log.done)
         for probe in bar:
             if probe.name in found:
@@ -192,7 +193,7 @@ def detect(
                 continue
             found[probe.name] = scorer.score(probe)
             if log is not None:
-                log.add(ProbeRow.of(found[probe.name]))
+                log.add(found[probe.name])
         if done:
             raise DataError(
                 f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
@@ -202,12 +203,6 @@ def detect(
         raise DataError("There are no probes to detect heads with. Give at least one.")
     source = f"mmrh detect, {len(found)} probes, null question {prompter.prompt.null_question!r}"
     return Detection(name, backbone.global_layers, tuple(found.values()), source)
-
-
-def _journal(folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> Any:
-    if folder is None:
-        return nullcontext()
-    return Journal(folder, ProbeRow, lambda row: row.name, settings, what="detection run", resume=resume)
 
 
 class _Scorer:
@@ -229,7 +224,8 @@ class _Scorer:
                 "(negatives) to the causal test."
             )
         context, window = self._context(probe)
-        mass, null = self._ask(window, probe)  # (heads, parts) each
+        asked, null_question = self.prompter.question_segments(probe), self.prompter.null_segments(probe)
+        mass, null = self.passes.ask(probe, window, asked, null_question)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
         in_part = any(span.start is not None for span in probe.evidence)
         gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
@@ -243,14 +239,14 @@ class _Scorer:
         is_gold = np.array([index in probe.gold for index in range(len(probe.items))])
         others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
         return ProbeScores(
-            probe.name,
-            probe.fingerprint(),
-            probe.task,
-            probe.context_length,
-            probe.depth,
-            len(window),
-            self._grid(values, np.nan).astype(np.float32),
-            self._grid(items[:, is_gold].max(axis=1) > others, 0).astype(np.bool_),
+            name=probe.name,
+            fingerprint=probe.fingerprint(),
+            task=probe.task,
+            context_length=probe.context_length,
+            depth=probe.depth,
+            tokens=len(window),
+            scores=self._grid(values, np.nan),
+            hits=self._grid(items[:, is_gold].max(axis=1) > others, 0),
         )
 
     def _grid(self, values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
@@ -268,21 +264,11 @@ class _Scorer:
             self._key = key
         return self._kept[1], self._kept[2]
 
-    def _ask(self, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
-        """``(heads, parts)`` of the question and of the null question."""
-        asked = self.prompter.question_segments(probe)
-        null = self.prompter.null_segments(probe)
-        if len(asked) == 1 and not asked[0].inputs and not probe.options:
-            engine = self.passes.engine(probe)
-            mass, null_mass = engine.ask_with_null(window, asked, null[0])
-            return mass.mass[0], torch.zeros_like(mass.mass[0]) if null_mass is None else null_mass.mass[0]
-        return self.passes.ask(probe, window, asked).mass[0], self.passes.ask(probe, window, null).mass[0]
 
-
-def _same(done: ProbeRow, probe: Probe, journal: str) -> ProbeScores:
+def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
     if done.fingerprint != probe.fingerprint():
         raise DataError(
             f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
             f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
         )
-    return done.scores_of()
+    return done
