@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mmrh_retriever.cli.probe_options import ProbeOptions, load, parsed_lengths, parsed_tasks, rounded
-from mmrh_retriever.files import write_atomically
+from mmrh_retriever.files import write_atomically, write_json
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.loading import resolve_heads
-from mmrh_retriever.research.causal import causal_rows, save_json
-from mmrh_retriever.research.causal_journal import CausalFolder
-from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
+from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows
+from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.probes.long_documents import DOCUMENT_PROMPT, read_long_documents
 from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt
+from mmrh_retriever.runs.tables import print_tables
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class PhaseName(str, Enum):
 def causal_command(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a model, or 'bundled'.")],
     heads: Annotated[str, typer.Option(help="The heads to mask: a head set or scores file, or 'published'.")],
-    out: Annotated[Path, typer.Option(help="Folder for rows.jsonl, summary.json, report.md and causal.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for its journal, summary.json, summary.md and causal.png.")],
     random_seeds: Annotated[int, typer.Option(min=1, help="Draws of each random control.")] = 5,
     task: Annotated[list[str] | None, typer.Option(help="As for detect; repeatable.")] = None,
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192",
@@ -112,27 +111,26 @@ def causal_command(
         "random_seeds": random_seeds,
         "max_new_tokens": max_new_tokens,
     }
-    answers = 1 + len(phases) * (1 + 2 * random_seeds)  # unmasked; selected heads and two random controls
-    folder = CausalFolder(out, settings, answers=answers, resume=resume)
-    rows = causal_rows(
-        loaded.model,
-        loaded.processors,
-        probes,
-        selected,
-        answering=None if answering is AnsweringName.auto else answering.value,
-        random_seeds=random_seeds,
-        phases=phases,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        finished=folder.finished,
-        progress=True,
-        total=total,
-    )
-    summary = summarise_causal(folder.keep(rows))
-    save_json(
-        {"model": loaded.name, "heads": heads, "probes_from": options.settings(loaded), **summary}, out / "summary.json"
-    )
-    write_atomically(out / "report.md", causal_markdown(summary).encode())
+    with causal_journal(out, settings, resume=resume) as journal:
+        rows = causal_rows(
+            loaded.model,
+            loaded.processors,
+            probes,
+            selected,
+            answering=None if answering is AnsweringName.auto else answering.value,
+            random_seeds=random_seeds,
+            phases=phases,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            finished=journal.done,
+            progress=True,
+            total=total,
+        )
+        summary = summarise_causal(keep_rows(rows, journal))
+    about = {"model": loaded.name, "heads": heads, "probes_from": options.settings(loaded)}
+    write_json(out / "summary.json", {**about, **summary})
+    table = causal_table(summary)
+    write_atomically(out / "summary.md", table.markdown().encode())
     try:
         plot_causal(summary, out / "causal.png")
     except ImportError as error:
@@ -141,4 +139,4 @@ def causal_command(
         for entry in summary["overall"]:
             typer.echo(json.dumps(rounded(entry)))
         return
-    Console().print(causal_table(summary))
+    print_tables([table])

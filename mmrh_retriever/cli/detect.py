@@ -87,7 +87,7 @@ def detect_command(
 
 def journal_of(out: Path) -> Path:
     """Where a detection run keeps each probe's scores: beside the scores file."""
-    return out.with_name(out.name.removesuffix(".gz").removesuffix(".json") + ".probes.jsonl")
+    return out.with_name(out.name.removesuffix(".gz").removesuffix(".json") + ".probes")
 
 
 def condition_entry(run: Detection, task: str, context_length: int) -> dict[str, Any]:

@@ -30,13 +30,14 @@ from mmrh_retriever.model.loading import model_path
 from mmrh_retriever.pdf.reader import read_pdf
 from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
 from mmrh_retriever.research.head_tables import (
-    head_report,
-    head_set_report,
+    head_set_summary,
     head_set_tables,
+    head_summary,
+    head_tables,
     heads_from,
-    report_tables,
     scores_from,
 )
+from mmrh_retriever.runs.tables import print_tables
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
 app = typer.Typer(
@@ -173,22 +174,21 @@ def heads_command(
                 f"{source} is a head set: it names the best heads and says nothing of the others. For --plot and "
                 "--compare give a scores file, as `mmrh detect` writes."
             )
-        report = head_set_report(table)
-        shown = head_set_tables(report)
+        summary = head_set_summary(table)
+        shown = head_set_tables(summary)
     else:
         share = _share(top)
-        report = head_report(table, share=share, compare=None if compare is None else scores_from(compare))
-        shown = report_tables(report)
+        summary = head_summary(table, share=share, compare=None if compare is None else scores_from(compare))
+        shown = head_tables(summary)
         if plot is not None:
             from mmrh_retriever.research.head_plots import plot_overview
 
             plot_overview(table, plot, share=share)
             stderr.print(f"Plot: {plot}", highlight=False)
     if as_json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.write(json.dumps(summary) + "\n")
         return
-    for part in shown:
-        stdout.print(part)
+    print_tables(shown, stdout)
 
 
 @app.command()

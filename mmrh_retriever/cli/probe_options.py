@@ -36,7 +36,7 @@ class LoadedModel:
     @property
     def takes_images(self) -> bool:
         """Whether pictures can be shown to it."""
-        return self.backbone.family.layout is not None
+        return self.backbone.takes_images
 
 
 def load(model: str, *, device: str | None, dtype: str | None, max_pixels: int | None) -> LoadedModel:
