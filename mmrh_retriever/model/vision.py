@@ -143,7 +143,7 @@ class Vision:
 
 
 @dataclass
-class _Output(ModelOutput):  # type: ignore[misc]
+class _Output(ModelOutput):
     """What the models read of a vision output, and ``generate()`` hands on."""
 
     pooler_output: Any = None

@@ -24,7 +24,8 @@ def summarise_causal(rows: Sequence[CausalRow], *, seed: int = 0) -> dict[str, A
 
     Keys: ``probes``; ``overall`` (one entry per task and masking), ``by_length`` and ``by_depth`` (the same for each).
     An entry has ``task``, ``masked``, ``phase``, ``heads``, ``probes``, each measure's mean, ``low`` and ``high`` for
-    ``correct``, and, where something is masked, ``change``: ``{mean, low, high, p}``, its paired difference to unmasked.
+    ``correct``. Where something is masked it also has ``change``: ``{mean, low, high, p}``, its paired difference to
+    unmasked.
 
     Raises:
         DataError: no rows.

@@ -80,9 +80,7 @@ def _best_over_tasks(scores: Sequence[HeadScores]) -> FloatArray:
     return np.where(np.isinf(best), np.nan, best).astype(np.float32)
 
 
-def _draw_map(
-    made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scores: Sequence[HeadScores]
-) -> list[Any]:
+def _draw_map(made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scores: Sequence[HeadScores]) -> list[Any]:
     """All heads, layers from left to right, with the selected ones framed. Gives the keys of its legend."""
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
@@ -170,4 +168,3 @@ def _draw_overlaps(axis: Any, overlaps: OverlapMatrix) -> None:
     axis.set_yticks(range(len(labels)), labels, fontsize="small")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-

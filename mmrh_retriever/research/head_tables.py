@@ -63,7 +63,7 @@ def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
 
 
 def head_set_summary(heads: HeadSet) -> dict[str, Any]:
-    """What a bare head set says, ready for JSON. It knows no other heads' scores, so there are no shares and overlaps."""
+    """What a bare head set says, ready for JSON. It knows no other heads, so there are no shares and overlaps."""
     return {
         "model": heads.model_id,
         "source": heads.source,
@@ -283,7 +283,8 @@ def _union_table(summary: dict[str, Any]) -> Table:
         counts = [str(sum(union["by_layer"][start:stop])) for start, stop in thirds]
         rows.append((length_name(length), str(union["size"]), *counts, str(union["deepest_layer"])))
     columns = ("length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest")
-    return Table.of(f"The tasks' best heads united, {_percent(summary['share'])} % of all heads from each", columns, rows)
+    title = f"The tasks' best heads united, {_percent(summary['share'])} % of all heads from each"
+    return Table.of(title, columns, rows)
 
 
 def _top_table(summary: dict[str, Any]) -> Table:

@@ -83,9 +83,7 @@ def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.Lo
 @pytest.mark.parametrize("how", ["choices", "generate"])
 def test_rows_hold_every_answer(how: str) -> None:
     model = tiny("llama")
-    found = causal_rows(
-        model.model, processor(model), probes(), HEADS, answering=how, random_seeds=1, max_new_tokens=3
-    )
+    found = causal_rows(model.model, processor(model), probes(), HEADS, answering=how, random_seeds=1, max_new_tokens=3)
     rows = list(found)
     assert len(rows) == 2 * 7
     for one in rows:
@@ -104,9 +102,7 @@ def test_answers_are_kept_and_a_resumed_test_asks_the_rest(tmp_path: Path) -> No
     def run(number: int) -> list[CausalRow]:
         with causal_journal(tmp_path / "run", {"seed": 0}, resume=True) as journal:
             finished = list(journal.done)
-            found = causal_rows(
-                model.model, processor(model), probes(number), HEADS, random_seeds=1, finished=finished
-            )
+            found = causal_rows(model.model, processor(model), probes(number), HEADS, random_seeds=1, finished=finished)
             rows = list(found)
             asked.append(list(dict.fromkeys(row.probe for row in rows)))
             return keep_rows(rows, journal)
