@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker
+from mmrh_retriever.detection import detect, detect_heads
 from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
-from mmrh_retriever.research.detection import detect, detect_heads
 from mmrh_retriever.research.probes import TASKS, Evidence, Probe, ProbeBuilder, page_probes
 from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter, token_counter

@@ -76,9 +76,9 @@ class ProbeBuilder:
         """Probes of a task at a context length: each example with its needle at each depth.
 
         The context with the question takes at most ``context_length`` tokens and falls short of it by about a
-        sentence. Depths run evenly from 0 to 1 (one depth: 0.5). ``negatives`` adds, for ``identical_image``, a probe
-        without the needle for each one with it, whose answer is "no". ``cloze`` asks with the needle sentence up to its
-        answer instead of a question, for models that complete texts and were not taught to answer.
+        sentence. Depths run evenly from 0 to 1; a single one is 0.5. ``negatives`` adds, for ``identical_image``, a
+        probe without the needle for each one with it; its answer is "no". ``cloze`` asks with the needle sentence up to
+        its answer instead of a question, for models that complete texts and were not taught to answer.
 
         Raises:
             DataError: an unknown task, or a needle and question longer than the context.

@@ -18,12 +18,14 @@ NULL_QUESTION = "N/A N/A N/A N/A N/A"
 
 @dataclass(frozen=True, slots=True)
 class ProbePrompt:
-    """How probes are worded, and which tokens look.
+    """How probes are worded, and which tokens look for the evidence.
 
-    ``ranking`` words the probes whose items are pages, as in :class:`Reranker`. Interleaved contexts have
-    ``instruction`` and no labels, and share the other settings. ``null_question`` takes the place of the question to
-    calibrate; it keeps a probe's options (the pictures offered as answers) if ``null_keeps_options``. ``images_look``
-    counts the tokens of a question's pictures and options among those that look for the evidence.
+    Attributes:
+        ranking: the wording of probes whose items are pages, as in :class:`Reranker`.
+        instruction: what interleaved contexts begin with. They have no labels, and the other settings of ``ranking``.
+        null_question: what is asked instead of the question, to calibrate.
+        null_keeps_options: the null question keeps a probe's options, the pictures offered as answers.
+        images_look: the tokens of a question's pictures and options look for the evidence too.
     """
 
     ranking: PromptOptions = field(default_factory=PromptOptions)
