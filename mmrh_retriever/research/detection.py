@@ -4,8 +4,8 @@ After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. A hea
 the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
 question on the same context. Its detection score is the mean over the probes of a task and context length.
 
-A probe's context runs once and its keys are kept; the question and the null question run on them together. What is
-held at a time is one context's keys and values, and one number per head and item.
+A probe's context runs once and its keys are kept; the question and the null question run on them together. Memory holds
+one context's keys and values at a time, the vision features of its pictures, and one number per head and item.
 """
 
 from __future__ import annotations
@@ -61,20 +61,16 @@ class Detection:
         """Tasks and context lengths, in the order in which they were probed."""
         return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
 
-    def example_scores(self, task: str, context_length: int, depth: float | None = None) -> FloatArray:
-        """Each probe's calibrated scores under one condition, ``(probes, layers, heads)``, NaN where not measured.
+    def example_scores(self, task: str, context_length: int) -> FloatArray:
+        """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured.
 
         Raises:
             DataError: no such probes.
         """
-        return np.stack([probe.scores for probe in self._at(task, context_length, depth)])
-
-    def depths(self, task: str, context_length: int) -> tuple[float, ...]:
-        """The needle depths probed under one condition, ascending."""
-        return tuple(sorted({probe.depth for probe in self._at(task, context_length, None)}))
+        return np.stack([probe.scores for probe in self._at(task, context_length)])
 
     def stability(self, task: str, context_length: int, **options: Any) -> Stability:
-        """Overlap of the best heads that disjoint parts of the probes find.
+        """The overlap of the best heads that disjoint parts of the probes find.
 
         ``options`` go to :func:`mmrh_retriever.research.head_analysis.stability`.
 
@@ -85,18 +81,14 @@ class Detection:
         scores = self.example_scores(task, context_length)
         return stability(scores, selectable_layers=self.global_layers, **options)
 
-    def _at(self, task: str, context_length: int, depth: float | None) -> list[ProbeScores]:
-        found = [
-            probe
-            for probe in self.probes
-            if (probe.task, probe.context_length) == (task, context_length) and depth in (None, probe.depth)
-        ]
+    def _at(self, task: str, context_length: int) -> list[ProbeScores]:
+        found = [probe for probe in self.probes if (probe.task, probe.context_length) == (task, context_length)]
         if not found:
             raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {self.conditions}.")
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:
-        probes = self._at(task, context_length, None)
+        probes = self._at(task, context_length)
         scores = np.stack([probe.scores for probe in probes]).astype(np.float64)  # (probes, layers, heads)
         unmeasured = np.isnan(scores[0])
         recall = np.stack([probe.hits for probe in probes]).mean(axis=0)
@@ -118,7 +110,7 @@ class Detection:
 def detect_heads(model: PreTrainedModel, processor: Any, probes: Iterable[Probe], **options: Any) -> HeadScoresTable:
     """Null-calibrated retrieval scores of every head on probes, by task and context length.
 
-    Takes what :func:`detect` takes and gives its table alone; ``table.save("scores.json")`` keeps it and
+    Takes what :func:`detect` takes and gives its table alone. ``table.save("scores.json")`` keeps it, and
     :meth:`HeadSet.of_tasks` selects from it.
     """
     return detect(model, processor, probes, **options).table
@@ -206,7 +198,7 @@ def detect(
 
 
 class _Scorer:
-    """Runs probes; keeps the last context for neighbours that share it."""
+    """Runs probes. The last context is kept for neighbours that share it."""
 
     def __init__(self, backbone: Backbone, prompter: ProbePrompter, vision: Vision, *, independent: bool) -> None:
         self.backbone = backbone

@@ -139,8 +139,7 @@ def test_mean_spread_recall_and_stability_follow_from_the_probes(tmp_path: Path)
     np.testing.assert_allclose(found.spread, scores.std(axis=0, ddof=1), atol=1e-6)
     np.testing.assert_allclose(found.recall_at_1, np.mean([probe.hits for probe in run.probes], axis=0), atol=1e-6)
     assert 0 <= run.stability("rendered_text", LENGTH, share=0.3).mean <= 1
-    assert run.depths("rendered_text", LENGTH) == (0.0, 1.0)
-    assert run.example_scores("rendered_text", LENGTH, depth=1.0).shape == (3, 3, 4)
+    assert [probe.depth for probe in run.probes] == [0.0, 1.0] * 3
     with pytest.raises(DataError, match="No probes of the task"):
         run.example_scores("text", LENGTH)
     run.table.save(tmp_path / "scores.json")
