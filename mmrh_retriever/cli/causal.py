@@ -15,7 +15,7 @@ from mmrh_retriever.cli.probe_options import ProbeOptions, load, parsed_lengths,
 from mmrh_retriever.files import write_atomically, write_json
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.loading import resolve_heads
-from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows
+from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows, save_rows
 from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.probes.long_documents import DOCUMENT_PROMPT, read_long_documents
 from mmrh_retriever.research.probes.probe import Probe
@@ -44,7 +44,7 @@ class PhaseName(str, Enum):
 def causal_command(
     model: Annotated[str, typer.Argument(help="Hub id or folder of a model, or 'bundled'.")],
     heads: Annotated[str, typer.Option(help="The heads to mask: a head set or scores file, or 'published'.")],
-    out: Annotated[Path, typer.Option(help="Folder for its journal, summary.json, summary.md and causal.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers, rows.jsonl, summary.json, tables.md and causal.png.")],
     random_seeds: Annotated[int, typer.Option(min=1, help="Draws of each random control.")] = 5,
     task: Annotated[list[str] | None, typer.Option(help="As for detect; repeatable.")] = None,
     lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192",
@@ -126,11 +126,11 @@ def causal_command(
             progress=True,
             total=total,
         )
-        summary = summarise_causal(keep_rows(rows, journal))
+        summary = summarise_causal(save_rows(keep_rows(rows, journal), out / "rows.jsonl"))
     about = {"model": loaded.name, "heads": heads, "probes_from": options.settings(loaded)}
     write_json(out / "summary.json", {**about, **summary})
     table = causal_table(summary)
-    write_atomically(out / "summary.md", table.markdown().encode())
+    write_atomically(out / "tables.md", table.markdown().encode())
     try:
         plot_causal(summary, out / "causal.png")
     except ImportError as error:

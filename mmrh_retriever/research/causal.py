@@ -9,6 +9,7 @@ random heads with as many in each layer as the selection has.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import DataError, HeadSetError
-from mmrh_retriever.files import FileModel
+from mmrh_retriever.files import FileModel, write_atomically
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.loading import resolve_heads
@@ -209,6 +210,17 @@ def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list
     for name, answers in itertools.groupby(rows, key=lambda row: row.probe):
         journal.add(ProbeAnswers(probe=name, rows=list(answers)))
     return [row for answers in journal.done.values() for row in answers.rows]
+
+
+def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
+    """Write rows as JSON lines, all or nothing. Gives them all.
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    found = list(rows)
+    write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
+    return found
 
 
 def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:

@@ -16,6 +16,7 @@ from mmrh_retriever.research.causal import (
     causal_journal,
     causal_rows,
     keep_rows,
+    save_rows,
 )
 from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.probes import Evidence, Probe
@@ -81,11 +82,12 @@ def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("how", ["choices", "generate"])
-def test_rows_hold_every_answer(how: str) -> None:
+def test_rows_hold_every_answer(how: str, tmp_path: Path) -> None:
     model = tiny("llama")
     found = causal_rows(model.model, processor(model), probes(), HEADS, answering=how, random_seeds=1, max_new_tokens=3)
-    rows = list(found)
+    rows = save_rows(found, tmp_path / "rows.jsonl")
     assert len(rows) == 2 * 7
+    assert [json.loads(line)["masked"] for line in (tmp_path / "rows.jsonl").open()] == [one.masked for one in rows]
     for one in rows:
         assert one.correct in (0.0, 1.0)
         assert one.heads == (0 if one.masked == "unmasked" else 2)
@@ -166,3 +168,5 @@ def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:
     assert (tmp_path / "causal.png").stat().st_size > 5000
     with pytest.raises(DataError, match="saved as"):
         plot_causal(summary, tmp_path / "causal.txt")
+    with pytest.raises(DataError, match="can't be written"):
+        save_rows([], tmp_path / "nowhere" / "rows.jsonl")
