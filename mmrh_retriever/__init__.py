@@ -24,7 +24,8 @@ from mmrh_retriever.errors import (
 )
 from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.pdf.reader import iter_pdf, read_pdf
-from mmrh_retriever.ranking.reranker import EncodedPages, Reranker
+from mmrh_retriever.ranking.encoded_pages import EncodedPages
+from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.ranking.shared_models import release_shared_models, shared_reranker
 from mmrh_retriever.settings import PromptOptions, RerankSettings
 from mmrh_retriever.types import Page, PatchGrid, Region, ScoredPage, ScoredRegion, TokenSpan

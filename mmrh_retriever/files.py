@@ -64,7 +64,8 @@ def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[i
         with path.open("rb") as lines:  # binary: a line ends at "\n" alone, not at other separators inside a text
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, parse_as(model, line, where=f"{path}, line {number}", what=what)
+                    cut = "" if line.endswith(b"\n") else " (without a line break: the file may be cut off here)"
+                    yield number, parse_as(model, line, where=f"{path}, line {number}{cut}", what=what)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. Check the path of the {what} file.") from error
     except OSError as error:

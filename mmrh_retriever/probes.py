@@ -1,3 +1,3 @@
-"""Moved to :mod:`mmrh_retriever.research.probes.builder`; this import path goes on working."""
+"""Moved to :mod:`mmrh_retriever.research.probes`; this import path goes on working."""
 
-from mmrh_retriever.research.probes.builder import *  # noqa: F403
+from mmrh_retriever.research.probes import *  # noqa: F403

@@ -92,8 +92,8 @@ class RerankSettings(BaseModel):
     calibrate: bool = Field(True, description="Subtract the attention of a null question.")
     final_round: int = Field(
         DEFAULT_FINAL_ROUND,
-        description="Where pages take several windows, so many of the windows' best pages are compared once more in one "
-        "window and stand before the others, by the scores that they get there; 0 for none. Without it a page beside "
+        description="Where pages take several windows, so many of the windows' best pages are compared once more in "
+        "one window. They stand before the others, by the scores that they get there. 0 for none: then a page beside "
         "few or poor others scores too high.",
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")

@@ -21,7 +21,8 @@ NAME = "mmrh_retriever"
 FLOORS = [set(floor) for floor in draw_architecture.FLOORS]
 """From the ground up. A room is a folder or a root module; it imports from floors below, and from itself."""
 ALIASES = {
-    "baselines", "causal", "detection", "head_analysis", "metrics", "mmdocir", "page_sources", "probes", "report", "shared",
+    "baselines", "causal", "detection", "head_analysis", "metrics", "mmdocir", "page_sources", "probes", "report",
+    "shared",
 }  # fmt: skip
 """Documented import paths of earlier versions."""
 WITHOUT_TRANSFORMERS = {"errors", "types", "images", "files", "settings", "bm25", "heads", "pdf", "runs"}
@@ -120,7 +121,7 @@ def test_no_two_modules_import_each_other_in_a_circle() -> None:
             done.add(module)
 
     for module in GRAPH:
-        if module != NAME and not MODULES[module].name == "__init__.py":
+        if module != NAME and MODULES[module].name != "__init__.py":
             visit(module, ())
 
 

@@ -69,9 +69,11 @@ def needed(arrows: dict[str, set[str]]) -> list[tuple[str, str]]:
 
     kept = []
     for room in sorted(arrows):
-        for below in sorted(arrows[room]):
-            if not any(below in reached(between) for between in arrows[room] - {below}):
-                kept.append((room, below))
+        kept += [
+            (room, below)
+            for below in sorted(arrows[room])
+            if not any(below in reached(between) for between in arrows[room] - {below})
+        ]
     return kept
 
 
@@ -116,6 +118,7 @@ def draw() -> str:
 
 
 def main() -> None:
+    """Write the picture."""
     PICTURE.write_text(draw(), encoding="utf-8")
 
 

@@ -21,11 +21,10 @@ from mmrh_retriever.cli.options import (
 )
 from mmrh_retriever.files import write_atomically, write_json
 from mmrh_retriever.model.loading import resolve_heads
-from mmrh_retriever.research.causal import CausalSettings, ProbeAnswers, causal_rows, keep_rows, save_rows
-from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.causal import CausalSettings, causal_journal, causal_rows, keep_rows, save_rows
+from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.probes.long_documents import DOCUMENT_PROMPT, read_long_documents
-from mmrh_retriever.runs.journal import Journal
+from mmrh_retriever.research.probes.probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +115,7 @@ def causal_command(
         "random_seeds": how.random_seeds,
         "max_new_tokens": how.max_new_tokens,
     }
-    journal = Journal(out, ProbeAnswers, lambda unit: unit.probe, settings, what="causal test", resume=resume)
-    with journal:
+    with causal_journal(out, settings, resume=resume) as journal:
         rows = causal_rows(
             loaded.model,
             loaded.processors,
@@ -132,9 +130,10 @@ def causal_command(
         summary = summarise_causal(save_rows(keep_rows(rows, journal), out / "rows.jsonl"))
     about = {"model": loaded.name, "heads": heads, "probes_from": probes.settings(loaded)}
     write_json(out / "summary.json", {**about, **summary})
-    write_atomically(out / "tables.md", causal_markdown(summary).encode())
+    table = causal_table(summary)
+    write_atomically(out / "tables.md", table.markdown().encode())
     try:
         plot_causal(summary, out / "causal.png")
     except ImportError as error:
         logger.warning("No plot: %s", error)
-    output.show(map(rounded, summary["overall"]), lambda: causal_table(summary))
+    output.show(map(rounded, summary["overall"]), lambda: [table])

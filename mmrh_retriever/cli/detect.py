@@ -53,7 +53,7 @@ def detect_command(
     table = run.table
     table.save(out)
     entries = [condition_entry(run, *condition) for condition in table]
-    output.show(entries, lambda: _table(run, entries))
+    output.show(entries, lambda: [_table(run, entries)])
     say(f"Scores are in {out}, each probe's in {journal_of(out)}. To see more: mmrh heads {out}")
 
 

@@ -11,11 +11,11 @@ from mmrh_retriever.cli.options import OutputOptions, grouped, say
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.research.head_tables import (
-    head_report,
-    head_set_report,
+    head_set_summary,
     head_set_tables,
+    head_summary,
+    head_tables,
     heads_from,
-    report_tables,
     scores_from,
 )
 
@@ -42,16 +42,16 @@ def heads_command(
                 f"{source} is a head set: it names the best heads and says nothing of the others. For --plot and "
                 "--compare give a scores file, as `mmrh detect` writes."
             )
-        about = head_set_report(found)
+        about = head_set_summary(found)
         output.show([about], lambda: head_set_tables(about))
         return
-    about = head_report(found, share=share, compare=None if compare is None else scores_from(compare))
+    about = head_summary(found, share=share, compare=None if compare is None else scores_from(compare))
     if plot is not None:
         from mmrh_retriever.research.head_plots import plot_overview
 
         plot_overview(found, plot, share=share)
         say(f"Plot: {plot}")
-    output.show([about], lambda: report_tables(about))
+    output.show([about], lambda: head_tables(about))
 
 
 def _share(text: str) -> float:

@@ -21,9 +21,10 @@ from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.loading import BUNDLED, Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.research.probes.builder import TASKS, CountTokens, Probe, ProbeBuilder, Task
+from mmrh_retriever.research.probes.builder import ProbeBuilder
 from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.mm_niah import read_mm_niah
+from mmrh_retriever.research.probes.probe import TASKS, CountTokens, Probe, Task
 from mmrh_retriever.research.probes.prompts import token_counter
 from mmrh_retriever.runs.tables import Table, print_tables
 from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings
@@ -183,24 +184,15 @@ class OutputOptions:
         if self.as_json and self.as_markdown:
             raise typer.BadParameter("give one of --json and --markdown", param_hint="--markdown")
 
-    def show(self, rows: Iterable[Mapping[str, Any]], tables: Callable[[], Any]) -> None:
-        """Write results to stdout: the rows as JSON lines, or the tables.
-
-        ``tables`` makes a :class:`Table`, a list of them, or things that rich prints.
-        """
+    def show(self, rows: Iterable[Mapping[str, Any]], tables: Callable[[], Sequence[Table]]) -> None:
+        """Write results to stdout: the rows as JSON lines, or the tables."""
         if self.as_json:
             for row in rows:
                 sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
-            return
-        made = tables()
-        listed = list(made) if isinstance(made, (list, tuple)) else [made]
-        if not all(isinstance(table, Table) for table in listed):
-            for part in listed:
-                Console().print(part)
         elif self.as_markdown:
-            sys.stdout.write("\n".join(table.markdown() for table in listed))
+            sys.stdout.write("\n".join(table.markdown() for table in tables()))
         else:
-            print_tables(listed)
+            print_tables(tables())
 
 
 # Models

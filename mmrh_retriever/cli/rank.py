@@ -108,11 +108,11 @@ def _region_row(scored: ScoredRegion) -> dict[str, Any]:
 
 
 def _show(rows: list[dict[str, Any]], title: str, output: OutputOptions) -> None:
-    def table() -> Table:
+    def tables() -> list[Table]:
         cells = [[f"{value:.6f}" if name == "score" else str(value) for name, value in row.items()] for row in rows]
-        return Table.of(title, list(rows[0]), cells, text_columns=2)
+        return [Table.of(title, list(rows[0]), cells, text_columns=2)]
 
-    output.show(rows, table)
+    output.show(rows, tables)
 
 
 def _draw_pages(top: Sequence[ScoredPage], folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from cachetools import LRUCache
 from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
 
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.model.cpu_patch_products import as_products, patch_convolutions
@@ -141,12 +142,12 @@ class Vision:
         return _Output(pooled, list(zip(*(own.deep for own in features), strict=True)))
 
 
-@dataclass(slots=True)
-class _Output:
-    """What the models read of a vision output."""
+@dataclass
+class _Output(ModelOutput):
+    """What the models read of a vision output, and ``generate()`` hands on."""
 
-    pooler_output: Any
-    deepstack_features: list[tuple[Tensor, ...]]
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 def joined_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:

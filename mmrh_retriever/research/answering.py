@@ -18,7 +18,7 @@ from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Vision, joined_inputs
 from mmrh_retriever.research.probe_passes import ProbePasses
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 
 LEAD_IN = "Answer:"
@@ -26,14 +26,14 @@ LEAD_IN = "Answer:"
 
 
 def plain_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:
-    """The segments of a prompt as one plain input of the model, as the family's own processor would give it."""
+    """A prompt as one plain input of the model, as the family's own processor would give it."""
     ids = torch.tensor([[number for segment in segments for number in segment.ids]], device=backbone.device)
     images = joined_inputs(backbone, segments)
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
     mask = backbone.family.image_mask
     if mask is not None and images:
-        found[mask] = (ids == backbone.config.image_token_id).long()
-    return found
+        inputs[mask] = (ids == backbone.config.image_token_id).long()
+    return inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Answerer:
         prompter: writes the probes.
         lead_in: what the answer is begun with; it is no part of the answer.
         max_new_tokens: the longest free answer.
-        independent: read each item as if it stood alone when choices are weighed. Free answers always come from one
+        independent: read each item as if it stood alone when choices are weighed. A free answer always comes from one
             plain pass.
         vision: the model's vision tower with its memory; one of our own if ``None``.
     """
@@ -74,11 +74,11 @@ class Answerer:
         self.vision = Vision(backbone) if vision is None else vision
         last_layer = [HeadId(backbone.layers - 1, 0)]
         self._passes = ProbePasses(prompter, last_layer, self.vision, independent=independent)
-        self._read_last: tuple[object, Window, list[float]] | None = None
+        self._read: tuple[object, Window, list[float]] | None = None
         self._written: tuple[Probe, list[PromptSegment], list[PromptSegment]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
-        """The model's free answer, without sampling; ends at a line break.
+        """The model's free answer, without sampling. It ends at a line break.
 
         Raises:
             ContextOverflowError: the prompt with its answer is longer than the model's context.
@@ -93,14 +93,14 @@ class Answerer:
         length = int(inputs["input_ids"].shape[1])
         if length + self.max_new_tokens > backbone.context:
             raise ContextOverflowError(
-                f"Probe {probe.name!r} takes {length} tokens and {self.max_new_tokens} for its answer; the model's "
+                f"Probe {probe.name!r} takes {length} tokens, and {self.max_new_tokens} for its answer; the model's "
                 f"context is {backbone.context}. Use shorter contexts.",
                 tokens=length + self.max_new_tokens,
                 allowed=backbone.context,
             )
-        seen = self.vision.model_inputs(segments)
-        if seen:
-            inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | seen
+        features = self.vision.model_inputs(segments)
+        if features:  # in place of the pixels
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | features
         end = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         with torch.inference_mode(), self._masked(masking.heads, masking.phase):
             model: Any = backbone.model
@@ -118,9 +118,9 @@ class Answerer:
         return text.split("\n", 1)[0].strip()
 
     def choose(self, probe: Probe, masking: Masking | None = None) -> tuple[str, Mapping[str, float]]:
-        """The likeliest of a probe's choices, and each one's mean log-likelihood per token (in nats).
+        """The likeliest of a probe's choices, and the mean log-likelihood per token (in nats) of each.
 
-        The context runs once per masking; answering under ``phase="decode"`` goes on from the unmasked context.
+        The context runs once per masking. Answering under ``phase="decode"`` goes on from the unmasked context.
 
         Raises:
             DataError: the probe has no choices.
@@ -136,27 +136,27 @@ class Answerer:
         prompter = self.prompter.prompter(probe)
         texts = [prompter.text_segment(" " + choice) for choice in probe.choices]
         while_reading = masking.heads if masking.phase == "all" else ()
-        window, first = self._read(probe, texts, while_reading)
+        window, first = self._reading(probe, texts, while_reading)
+        logs = [[value] for value in first]
         longer = [number for number, text in enumerate(texts) if len(text) > 1]
-        found = [[value] for value in first]
+        starts = [_part(prompter, texts[number].ids[:-1]) for number in longer]
         with self._masked(masking.heads, "all"):
-            if longer:
-                starts = [_part(prompter, texts[number].ids[:-1]) for number in longer]
-                for number, state in zip(longer, self._passes.hidden_states(probe, window, starts), strict=True):
-                    logs = self._log_probabilities(state)  # (tokens - 1, vocabulary)
-                    ids = torch.tensor(texts[number].ids[1:], device=logs.device)
-                    found[number] += logs.gather(1, ids[:, None])[:, 0].tolist()
-        scores = {choice: sum(logs) / len(logs) for choice, logs in zip(probe.choices, found, strict=True)}
+            states = self._passes.hidden_states(probe, window, starts) if longer else []
+        for number, state in zip(longer, states, strict=True):
+            likely = self._log_probabilities(state)  # (tokens - 1, vocabulary)
+            ids = torch.tensor(texts[number].ids[1:], device=likely.device)
+            logs[number] += likely.gather(1, ids[:, None])[:, 0].tolist()
+        scores = {choice: sum(own) / len(own) for choice, own in zip(probe.choices, logs, strict=True)}
         return max(scores, key=lambda choice: scores[choice]), scores
 
-    def _read(
+    def _reading(
         self, probe: Probe, texts: Sequence[PromptSegment], heads: tuple[HeadId, ...]
     ) -> tuple[Window, list[float]]:
         """The prompt's window, and the log-probability of each choice's first token behind it."""
         key = (probe, heads)
-        if self._read_last is not None and self._read_last[0] == key:
-            return self._read_last[1], self._read_last[2]
-        self._read_last = None
+        if self._read is not None and self._read[0] == key:
+            return self._read[1], self._read[2]
+        self._read = None  # one context's keys at a time
         context, (*question, end) = self._segments(probe)
         prompter = self.prompter.prompter(probe)
         last = _part(prompter, end.ids[-1:])
@@ -167,7 +167,7 @@ class Answerer:
             (state,) = self._passes.hidden_states(probe, window, [last])
             first = self._log_probabilities(state)[0, [text.ids[0] for text in texts]].tolist()
             self._passes.extend(probe, window, [last])
-        self._read_last = (key, window, first)
+        self._read = (key, window, first)
         return window, first
 
     def _segments(self, probe: Probe) -> tuple[list[PromptSegment], list[PromptSegment]]:

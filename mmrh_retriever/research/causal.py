@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from mmrh_retriever.model.loading import resolve_heads
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
 from mmrh_retriever.research.answers import chosen, measure
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 
@@ -43,9 +43,10 @@ UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "ran
 class CausalRow:
     """One answer under one masking.
 
-    ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``; ``phase`` ``all`` (reading and
-    answering) or ``decode`` (answering alone), empty where nothing is masked; ``seed`` tells random draws apart.
-    ``correct`` and the other measures run from 0 to 1 (:class:`mmrh_retriever.research.answers.AnswerMeasures`).
+    ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``. ``phase`` is ``all`` (reading and
+    answering) or ``decode`` (answering alone), and empty where nothing is masked. ``seed`` is that of a random draw,
+    ``heads`` the number of masked heads. ``correct`` and the other measures run from 0 to 1
+    (:class:`mmrh_retriever.research.answers.AnswerMeasures`).
     """
 
     probe: str
@@ -89,8 +90,8 @@ class CausalSettings:
     """How probes are answered, and what is masked.
 
     Attributes:
-        answering: ``generate`` or ``choices``. Unless given, by likelihood where a probe has choices that are words,
-            and freely elsewhere. Models that don't follow instructions need ``choices``.
+        answering: ``generate`` or ``choices``. If not given, by likelihood where a probe has choices, and freely
+            elsewhere. Models that don't follow instructions need ``choices``.
         random_seeds: random draws of each control.
         same_layers: also draw random heads with the selection's spread over the layers. Where a layer has too few
             others, that control may draw selected heads too, and a warning says so.
@@ -110,7 +111,7 @@ class CausalSettings:
 
 
 def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSettings) -> list[_Condition]:
-    """The maskings of one probe; those that share a prefill stand side by side."""
+    """The maskings of one probe. Those that share a prefill stand side by side."""
     draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
     for seed in range(settings.random_seeds):
         draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
@@ -154,7 +155,7 @@ def causal_rows(
         probes: probes with answers.
         heads: the selected heads: a set, a path, ``"published"``.
         settings: how probes are answered, and what is masked.
-        finished: names of probes that are passed over, such as those of a run that is resumed.
+        finished: names of probes that are left out, such as those of a run that is resumed.
         progress: show a bar on stderr, if that is a terminal.
         total: how many probes there are, for the bar.
         changes: fields of :class:`CausalSettings`, in place of those of ``settings``.
@@ -191,8 +192,17 @@ def causal_rows(
             yield _row(answerer, probe, condition, answering)
 
 
+def causal_journal(folder: str | Path, settings: Mapping[str, Any], *, resume: bool) -> Journal[ProbeAnswers]:
+    """The folder that keeps a causal test's answers, so that a killed run can be resumed.
+
+    Raises:
+        DataError: as :class:`Journal`.
+    """
+    return Journal(folder, ProbeAnswers, lambda answers: answers.probe, settings, what="causal test", resume=resume)
+
+
 def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list[CausalRow]:
-    """Write each probe's answers into a journal as it is finished; gives all, those of the journal first.
+    """Write each probe's answers into a journal once it is finished. Gives all rows, those of the journal first.
 
     Raises:
         DataError: the journal can't be written.
@@ -202,17 +212,30 @@ def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list
     return [row for answers in journal.done.values() for row in answers.rows]
 
 
+def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
+    """Write rows as JSON lines, all or nothing. Gives them all.
+
+    Raises:
+        DataError: the folder is missing or can't be written.
+    """
+    found = list(rows)
+    write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
+    return found
+
+
 def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:
     accepted = (probe.answer, *probe.accepted)
     if how == "choices":
         given, _ = answerer.choose(probe, condition.masking)
-        correct = given == probe.answer
-        measures = measure(given, accepted)
     else:
         given = answerer.generate(probe, condition.masking)
-        measures = measure(given, accepted)
-        named = chosen(given, probe.choices) if probe.choices else None
-        correct = named == probe.answer if probe.choices else measures.contains == 1.0
+    measures = measure(given, accepted)
+    if how == "choices":
+        correct = given == probe.answer
+    elif probe.choices:
+        correct = chosen(given, probe.choices) == probe.answer
+    else:
+        correct = measures.contains == 1.0
     return CausalRow(
         probe=probe.name,
         task=probe.task,
@@ -227,14 +250,3 @@ def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering
         correct=float(correct),
         **asdict(measures),
     )
-
-
-def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
-    """Write rows as JSON lines, all or nothing, and give them all.
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
-    found = list(rows)
-    write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
-    return found

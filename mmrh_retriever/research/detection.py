@@ -4,8 +4,8 @@ After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. A hea
 the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
 question on the same context. Its detection score is the mean over the probes of a task and context length.
 
-A probe's context runs once and its keys are kept; the question and the null question run on them together. What is
-held at a time is one context's keys and values, and one number per head and item.
+A probe's context runs once and its keys are kept; the question and the null question run on them together. Memory holds
+one context's keys and values at a time, the vision features of its pictures, and one number per head and item.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -32,8 +30,8 @@ from mmrh_retriever.model.vision import Vision
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.head_analysis import Stability, stability
 from mmrh_retriever.research.probe_passes import ProbePasses
-from mmrh_retriever.research.probe_scores import ProbeRow, ProbeScores
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probe_scores import ProbeScores
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 from mmrh_retriever.types import FloatArray
@@ -63,20 +61,16 @@ class Detection:
         """Tasks and context lengths, in the order in which they were probed."""
         return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
 
-    def example_scores(self, task: str, context_length: int, depth: float | None = None) -> FloatArray:
-        """Each probe's calibrated scores under one condition, ``(probes, layers, heads)``, NaN where not measured.
+    def example_scores(self, task: str, context_length: int) -> FloatArray:
+        """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured.
 
         Raises:
             DataError: no such probes.
         """
-        return np.stack([probe.scores for probe in self._at(task, context_length, depth)])
-
-    def depths(self, task: str, context_length: int) -> tuple[float, ...]:
-        """The needle depths probed under one condition, ascending."""
-        return tuple(sorted({probe.depth for probe in self._at(task, context_length, None)}))
+        return np.stack([probe.scores for probe in self._at(task, context_length)])
 
     def stability(self, task: str, context_length: int, **options: Any) -> Stability:
-        """Overlap of the best heads that disjoint parts of the probes find.
+        """The overlap of the best heads that disjoint parts of the probes find.
 
         ``options`` go to :func:`mmrh_retriever.research.head_analysis.stability`.
 
@@ -87,18 +81,14 @@ class Detection:
         scores = self.example_scores(task, context_length)
         return stability(scores, selectable_layers=self.global_layers, **options)
 
-    def _at(self, task: str, context_length: int, depth: float | None) -> list[ProbeScores]:
-        found = [
-            probe
-            for probe in self.probes
-            if (probe.task, probe.context_length) == (task, context_length) and depth in (None, probe.depth)
-        ]
+    def _at(self, task: str, context_length: int) -> list[ProbeScores]:
+        found = [probe for probe in self.probes if (probe.task, probe.context_length) == (task, context_length)]
         if not found:
             raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {self.conditions}.")
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:
-        probes = self._at(task, context_length, None)
+        probes = self._at(task, context_length)
         scores = np.stack([probe.scores for probe in probes]).astype(np.float64)  # (probes, layers, heads)
         unmeasured = np.isnan(scores[0])
         recall = np.stack([probe.hits for probe in probes]).mean(axis=0)
@@ -120,7 +110,7 @@ class Detection:
 def detect_heads(model: PreTrainedModel, processor: Any, probes: Iterable[Probe], **options: Any) -> HeadScoresTable:
     """Null-calibrated retrieval scores of every head on probes, by task and context length.
 
-    Takes what :func:`detect` takes and gives its table alone; ``table.save("scores.json")`` keeps it and
+    Takes what :func:`detect` takes and gives its table alone. ``table.save("scores.json")`` keeps it, and
     :meth:`HeadSet.of_tasks` selects from it.
     """
     return detect(model, processor, probes, **options).table
@@ -182,7 +172,10 @@ def detect(
     }
     bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
-    with _journal(journal, fixed, resume=resume) as log:
+    log: Journal[ProbeScores] | None = None
+    if journal is not None:
+        log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
+    with nullcontext() if log is None else log:
         done = {} if log is None else dict(log.done)
         for probe in bar:
             if probe.name in found:
@@ -192,7 +185,7 @@ def detect(
                 continue
             found[probe.name] = scorer.score(probe)
             if log is not None:
-                log.add(ProbeRow.of(found[probe.name]))
+                log.add(found[probe.name])
         if done:
             raise DataError(
                 f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
@@ -204,14 +197,8 @@ def detect(
     return Detection(name, backbone.global_layers, tuple(found.values()), source)
 
 
-def _journal(folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> Any:
-    if folder is None:
-        return nullcontext()
-    return Journal(folder, ProbeRow, lambda row: row.name, settings, what="detection run", resume=resume)
-
-
 class _Scorer:
-    """Runs probes; keeps the last context for neighbours that share it."""
+    """Runs probes. The last context is kept for neighbours that share it."""
 
     def __init__(self, backbone: Backbone, prompter: ProbePrompter, vision: Vision, *, independent: bool) -> None:
         self.backbone = backbone
@@ -229,7 +216,8 @@ class _Scorer:
                 "(negatives) to the causal test."
             )
         context, window = self._context(probe)
-        mass, null = self._ask(window, probe)  # (heads, parts) each
+        asked, null_question = self.prompter.question_segments(probe), self.prompter.null_segments(probe)
+        mass, null = self.passes.ask(probe, window, asked, null_question)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
         in_part = any(span.start is not None for span in probe.evidence)
         gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
@@ -243,14 +231,14 @@ class _Scorer:
         is_gold = np.array([index in probe.gold for index in range(len(probe.items))])
         others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
         return ProbeScores(
-            probe.name,
-            probe.fingerprint(),
-            probe.task,
-            probe.context_length,
-            probe.depth,
-            len(window),
-            self._grid(values, np.nan).astype(np.float32),
-            self._grid(items[:, is_gold].max(axis=1) > others, 0).astype(np.bool_),
+            name=probe.name,
+            fingerprint=probe.fingerprint(),
+            task=probe.task,
+            context_length=probe.context_length,
+            depth=probe.depth,
+            tokens=len(window),
+            scores=self._grid(values, np.nan),
+            hits=self._grid(items[:, is_gold].max(axis=1) > others, 0),
         )
 
     def _grid(self, values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
@@ -268,21 +256,11 @@ class _Scorer:
             self._key = key
         return self._kept[1], self._kept[2]
 
-    def _ask(self, window: Window, probe: Probe) -> tuple[Tensor, Tensor]:
-        """``(heads, parts)`` of the question and of the null question."""
-        asked = self.prompter.question_segments(probe)
-        null = self.prompter.null_segments(probe)
-        if len(asked) == 1 and not asked[0].inputs and not probe.options:
-            engine = self.passes.engine(probe)
-            mass, null_mass = engine.ask_with_null(window, asked, null[0])
-            return mass.mass[0], torch.zeros_like(mass.mass[0]) if null_mass is None else null_mass.mass[0]
-        return self.passes.ask(probe, window, asked).mass[0], self.passes.ask(probe, window, null).mass[0]
 
-
-def _same(done: ProbeRow, probe: Probe, journal: str) -> ProbeScores:
+def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
     if done.fingerprint != probe.fingerprint():
         raise DataError(
             f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
             f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
         )
-    return done.scores_of()
+    return done

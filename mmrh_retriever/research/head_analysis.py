@@ -60,19 +60,6 @@ def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
     return np.linspace(0.0, 1.0, running.size), running / running[-1]
 
 
-def mass_by_layer(values: npt.ArrayLike) -> Floats:
-    """Each layer's share of the positive score mass, ``(layers,)``, summing to 1.
-
-    Raises:
-        HeadSetError: no head scores above 0, or not a layers x heads matrix.
-    """
-    matrix = np.asarray(values, dtype=np.float64)
-    if matrix.ndim != 2:
-        raise HeadSetError(f"Expected scores of shape (layers, heads), got {matrix.shape}.")
-    total = _positive_descending(matrix).sum()
-    return np.asarray(np.nansum(np.maximum(matrix, 0.0), axis=1) / total)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class OverlapMatrix:
     """Overlap of every pair of equal-sized head sets (definition 6 of the paper).
@@ -94,11 +81,11 @@ def overlap_matrix(sets: Sequence[HeadSet], labels: Iterable[str]) -> OverlapMat
     """Overlaps of head sets with each other.
 
     Raises:
-        HeadSetError: no sets, sets of different size or model shape, or not one label a set.
+        HeadSetError: no sets, sets of different size or model shape, or not one label per set.
     """
     names = tuple(labels)
     if not sets or len(names) != len(sets):
-        raise HeadSetError(f"Expected one label a head set and at least one set, got {len(names)} and {len(sets)}.")
+        raise HeadSetError(f"Expected one label per head set and at least one set, got {len(names)} and {len(sets)}.")
     return OverlapMatrix(names, np.array([[one.overlap(other) for other in sets] for one in sets], dtype=np.float64))
 
 
@@ -181,7 +168,7 @@ def layer_spread(heads: HeadSet, n_layers: int | None = None) -> npt.NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """Overlaps of head sets chosen from disjoint parts of the detection examples, one value a pair, 0 to 1."""
+    """Overlaps of head sets chosen from disjoint parts of the detection examples: a value per pair, 0 to 1."""
 
     overlaps: tuple[float, ...]
     set_size: int

@@ -1,4 +1,4 @@
-"""What a model's head scores say: a report as plain data, and the same as tables for a terminal.
+"""What a model's head scores say: a summary as plain data, and the same as tables.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. Pictures of the same
 are in :mod:`mmrh_retriever.research.head_plots`.
@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mmrh_retriever.files import format_of, read_text
 from mmrh_retriever.heads.file_formats import SET_FORMAT
@@ -29,9 +26,11 @@ from mmrh_retriever.research.head_analysis import (
     sparsity,
     task_overlap,
 )
+from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import FloatArray
 
 _DECIMALS = 6
+_MISSING = "–"
 _SCORE_FILES = (".json", ".gz")
 
 
@@ -49,7 +48,7 @@ def scores_from(source: str | Path) -> HeadScoresTable:
 
 
 def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
-    """What a source tells of a model's heads: scores, or a bare head set (a file, a folder with one, ``bundled``).
+    """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``.
 
     Raises:
         DataError: the file is missing or malformed.
@@ -63,8 +62,8 @@ def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
     return scores_from(source)
 
 
-def head_set_report(heads: HeadSet) -> dict[str, Any]:
-    """What a bare head set says, ready for ``json.dumps``: no scores of other heads, so no shares and overlaps."""
+def head_set_summary(heads: HeadSet) -> dict[str, Any]:
+    """What a bare head set says, ready for JSON. It knows no other heads, so there are no shares and overlaps."""
     return {
         "model": heads.model_id,
         "source": heads.source,
@@ -80,34 +79,36 @@ def head_set_report(heads: HeadSet) -> dict[str, Any]:
     }
 
 
-def head_set_tables(report: dict[str, Any]) -> list[RenderableType]:
-    """A report of :func:`head_set_report` for a terminal."""
-    scores = report["scores"] or [None] * report["size"]
-    table = _grid("rank", ["head", "score"])
-    for place, (head, score) in enumerate(zip(report["heads"], scores, strict=True), start=1):
-        table.add_row(str(place), head, "–" if score is None else f"{score:.3f}")
-    size = "" if report["n_layers"] is None else f" of {report['n_layers']} x {report['n_heads']}"
-    notes = [report["source"]] if report["source"] else []
-    if report["context_length"]:
-        notes.append(f"Tasks: {', '.join(report['tasks']) or 'not told'}, at {report['context_length']:,} tokens.")
-    return [_titled(f"{report['model'] or 'Head set'}: {report['size']} heads{size} (layer-head)", table, notes)]
+def head_set_tables(summary: dict[str, Any]) -> list[Table]:
+    """A summary of :func:`head_set_summary` as a table."""
+    scores = summary["scores"] or [None] * summary["size"]
+    rows = [
+        (str(rank), head, _MISSING if score is None else f"{score:.3f}")
+        for rank, (head, score) in enumerate(zip(summary["heads"], scores, strict=True), start=1)
+    ]
+    size = "" if summary["n_layers"] is None else f" of {summary['n_layers']} x {summary['n_heads']}"
+    title = f"{summary['model'] or 'Head set'}: {summary['size']} heads{size} (layer-head)"
+    notes = [summary["source"]] if summary["source"] else []
+    if summary["context_length"]:
+        notes.append(f"Tasks: {', '.join(summary['tasks']) or 'unknown'}, at {summary['context_length']:,} tokens.")
+    return [Table.of(title, ("rank", "head", "score"), rows, notes=notes)]
 
 
-def head_report(
+def head_summary(
     table: HeadScoresTable,
     *,
     share: float = PAPER_SHARE,
     top_n: int = 10,
     compare: HeadScoresTable | None = None,
 ) -> dict[str, Any]:
-    """Everything that can be said of a model's heads without the model, ready for ``json.dumps``.
+    """Everything that can be said of a model's heads without the model, ready for JSON.
 
     Keys, all always there (lengths are strings, as JSON needs):
 
-    - ``model``, ``source``, ``n_layers``, ``n_heads`` (a layer), ``selectable_layers`` (``None``: all),
+    - ``model``, ``source``, ``n_layers``, ``n_heads`` (per layer), ``selectable_layers`` (``None``: all),
       ``invalid_heads`` (an impossible score under some condition, never selected), ``tasks``,
       ``context_lengths``
-    - ``share`` and ``heads_per_task``: the best heads that the rest speaks of
+    - ``share`` and ``heads_per_task``: how many of the best heads the following is about
     - ``sparsity[task][length or "mean"]``: the share of heads with half of the positive score mass
       (definition 5), ``None`` where no head scores above 0; ``sparsity_as_given``: the same with impossible
       scores counted in, as published figures have it
@@ -159,7 +160,7 @@ def _union_at(table: HeadScoresTable, length: int, share: float) -> HeadSet:
 
 
 def _share_or_none(values: FloatArray) -> float | None:
-    """Sparsity, or ``None`` for scores among which none is positive (the report says so, and goes on)."""
+    """Sparsity, or ``None`` for scores among which none is positive."""
     return round(sparsity(values), _DECIMALS) if (values > 0).any() else None
 
 
@@ -209,102 +210,100 @@ def length_name(length: int | str) -> str:
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
 
-def report_tables(report: dict[str, Any]) -> list[RenderableType]:
-    """A report of :func:`head_report` as titled rich tables: sparsity, overlaps, depth, best heads.
+def head_tables(summary: dict[str, Any]) -> list[Table]:
+    """A summary of :func:`head_summary` as tables: sparsity, overlaps, depth, best heads.
 
     Overlaps between tasks or lengths are left out where there is only one.
     """
-    tables: list[RenderableType] = [_sparsity_table(report)]
-    if len(report["tasks"]) > 1:
-        tables.append(_task_overlap_table(report))
-    if len(report["context_lengths"]) > 1:
-        tables.append(_length_overlap_table(report))
-    tables += [_union_table(report), _top_table(report)]
-    if report["comparison"] is not None:
-        tables.append(_comparison_table(report))
+    tables = [_sparsity_table(summary)]
+    if len(summary["tasks"]) > 1:
+        tables.append(_task_overlap_table(summary))
+    if len(summary["context_lengths"]) > 1:
+        tables.append(_length_overlap_table(summary))
+    tables += [_union_table(summary), _top_table(summary)]
+    if summary["comparison"] is not None:
+        tables.append(_comparison_table(summary))
     return tables
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _grid(first: str, columns: list[str]) -> Table:
-    table = Table()
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _titled(title: str, table: Table, notes: list[str] | None = None) -> Group:
-    """A table under its title; a table's own title would be wrapped to its width."""
-    return Group(Text(title, style="bold"), table, *(Text(note, style="dim") for note in notes or []), Text())
+    return _MISSING if value is None else f"{100 * value:.1f}"
 
 
 def _cell(matrix: dict[str, Any], one: str, other: str) -> str:
-    """One overlap of a report's matrix, a dash where one of the two was not scored."""
+    """One overlap of a summary's matrix, a dash where one of the two was not scored."""
     labels = matrix["labels"]
     known = one in labels and other in labels
     return _percent(matrix["values"][labels.index(one)][labels.index(other)] if known else None)
 
 
-def _sparsity_table(report: dict[str, Any]) -> Group:
-    lengths = [str(length) for length in report["context_lengths"]]
-    table = _grid("task", [*map(length_name, lengths), "mean"])
-    for task, row in report["sparsity"].items():
-        table.add_row(task, *(_percent(row.get(key)) for key in (*lengths, "mean")))
+def _sparsity_table(summary: dict[str, Any]) -> Table:
+    lengths = [str(length) for length in summary["context_lengths"]]
+    rows = [
+        (task, *(_percent(shares.get(key)) for key in (*lengths, "mean")))
+        for task, shares in summary["sparsity"].items()
+    ]
     notes = []
-    if report["invalid_heads"]:
-        as_given = ", ".join(f"{task} {_percent(row['mean'])}" for task, row in report["sparsity_as_given"].items())
-        notes.append(f"Impossible scores left out: {', '.join(report['invalid_heads'])}. With them, mean: {as_given}.")
-    if report["selectable_layers"] is not None:
-        layers = ", ".join(map(str, report["selectable_layers"]))
+    if summary["invalid_heads"]:
+        as_given = ", ".join(f"{task} {_percent(row['mean'])}" for task, row in summary["sparsity_as_given"].items())
+        notes.append(f"Impossible scores left out: {', '.join(summary['invalid_heads'])}. With them, mean: {as_given}.")
+    if summary["selectable_layers"] is not None:
+        layers = ", ".join(map(str, summary["selectable_layers"]))
         notes.append(f"Heads below are selected from the layers with global attention: {layers}.")
-    size = f"{report['n_layers']} x {report['n_heads']}"
-    return _titled(f"{report['model']}: heads with half of the positive score mass, % of all {size}", table, notes)
+    size = f"{summary['n_layers']} x {summary['n_heads']}"
+    title = f"{summary['model']}: heads with half of the positive score mass, % of all {size}"
+    return Table.of(title, ("task", *map(length_name, lengths), "mean"), rows, notes=notes)
 
 
-def _task_overlap_table(report: dict[str, Any]) -> Group:
-    table = _grid("tasks", [length_name(length) for length in report["context_lengths"]])
-    for one, other in itertools.combinations(report["tasks"], 2):
-        table.add_row(f"{one} / {other}", *(_cell(matrix, one, other) for matrix in report["task_overlap"].values()))
-    title = f"Overlap between tasks, % of each task's best {report['heads_per_task']} heads"
-    return _titled(title, table, [f"Chance: {_percent(report['chance_overlap'])}"])
+def _task_overlap_table(summary: dict[str, Any]) -> Table:
+    matrices = summary["task_overlap"]
+    rows = [
+        (f"{one} / {other}", *(_cell(matrix, one, other) for matrix in matrices.values()))
+        for one, other in itertools.combinations(summary["tasks"], 2)
+    ]
+    title = f"Overlap between tasks, % of each task's best {summary['heads_per_task']} heads"
+    return Table.of(title, ("tasks", *map(length_name, matrices)), rows, notes=[_chance(summary)])
 
 
-def _length_overlap_table(report: dict[str, Any]) -> Group:
-    *shorter, last = (str(length) for length in report["context_lengths"])
-    table = _grid("task", [length_name(length) for length in shorter])
-    for task, matrix in report["length_overlap"].items():
-        table.add_row(task, *(_cell(matrix, length, last) for length in shorter))
-    return _titled(f"Overlap with the task's best heads at {length_name(last)}, %", table)
+def _length_overlap_table(summary: dict[str, Any]) -> Table:
+    *shorter, last = (str(length) for length in summary["context_lengths"])
+    rows = [
+        (task, *(_cell(matrix, length, last) for length in shorter))
+        for task, matrix in summary["length_overlap"].items()
+    ]
+    title = f"Overlap with the task's best heads at {length_name(last)}, %"
+    return Table.of(title, ("task", *map(length_name, shorter)), rows)
 
 
-def _union_table(report: dict[str, Any]) -> Group:
-    ends = sorted({round(report["n_layers"] * part / 3) for part in range(4)})
+def _union_table(summary: dict[str, Any]) -> Table:
+    ends = sorted({round(summary["n_layers"] * part / 3) for part in range(4)})
     thirds = list(itertools.pairwise(ends))
-    table = _grid("length", ["heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest"])
-    for length, union in report["union"].items():
+    rows = []
+    for length, union in summary["union"].items():
         counts = [str(sum(union["by_layer"][start:stop])) for start, stop in thirds]
-        table.add_row(length_name(length), str(union["size"]), *counts, str(union["deepest_layer"]))
-    return _titled(f"The tasks' best heads united, {_percent(report['share'])} % of all heads from each", table)
+        rows.append((length_name(length), str(union["size"]), *counts, str(union["deepest_layer"])))
+    columns = ("length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest")
+    title = f"The tasks' best heads united, {_percent(summary['share'])} % of all heads from each"
+    return Table.of(title, columns, rows)
 
 
-def _top_table(report: dict[str, Any]) -> Group:
-    last = str(report["context_lengths"][-1])
-    columns = {task: rows[last] for task, rows in report["top_heads"].items() if last in rows}
-    table = _grid("rank", list(columns))
-    for place, heads in enumerate(itertools.zip_longest(*columns.values())):
-        cells = ("" if head is None else f"{head['head']}  {head['score']:.3f}" for head in heads)
-        table.add_row(str(place + 1), *cells)
-    return _titled(f"Best heads at {length_name(last)} (layer-head, score)", table)
+def _top_table(summary: dict[str, Any]) -> Table:
+    last = str(summary["context_lengths"][-1])
+    columns = {task: heads[last] for task, heads in summary["top_heads"].items() if last in heads}
+    rows = [
+        (str(rank), *("" if head is None else f"{head['head']}  {head['score']:.3f}" for head in heads))
+        for rank, heads in enumerate(itertools.zip_longest(*columns.values()), start=1)
+    ]
+    return Table.of(f"Best heads at {length_name(last)} (layer-head, score)", ("rank", *columns), rows)
 
 
-def _comparison_table(report: dict[str, Any]) -> Group:
-    comparison = report["comparison"]
-    lengths = [str(length) for length in report["context_lengths"]]
-    table = _grid("task", [length_name(length) for length in lengths])
-    for task, row in comparison["overlap"].items():
-        table.add_row(task, *(_percent(row.get(length)) for length in lengths))
-    return _titled(f"Overlap with {comparison['model']}, %", table, [f"Chance: {_percent(report['chance_overlap'])}"])
+def _comparison_table(summary: dict[str, Any]) -> Table:
+    comparison = summary["comparison"]
+    lengths = [str(length) for length in summary["context_lengths"]]
+    rows = [(task, *(_percent(row.get(length)) for length in lengths)) for task, row in comparison["overlap"].items()]
+    title = f"Overlap with {comparison['model']}, %"
+    return Table.of(title, ("task", *map(length_name, lengths)), rows, notes=[_chance(summary)])
+
+
+def _chance(summary: dict[str, Any]) -> str:
+    return f"Chance: {_percent(summary['chance_overlap'])}"

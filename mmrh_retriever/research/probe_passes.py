@@ -1,4 +1,7 @@
-"""What detection and the causal test run beside ranking: contexts by parts, questions with pictures, hidden states."""
+"""What detection and the causal test run through a model beside what ranking does.
+
+Contexts whose parts count for themselves, questions with pictures, and hidden states.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from torch import Tensor
 
 from mmrh_retriever.encoding.engine import UNLIMITED, Engine
 from mmrh_retriever.encoding.question_tree import QuestionTree
-from mmrh_retriever.encoding.window import Attention, Window
+from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError
 from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import Recording
 from mmrh_retriever.model.vision import Vision
-from mmrh_retriever.research.probes.builder import Probe
+from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 
 
 class ProbePasses:
-    """Runs probes through one model: one engine per wording, which share the vision tower's memory.
+    """Runs probes through one model: one engine per wording. The engines share the vision tower's memory.
 
     Args:
         prompter: writes the probes.
@@ -42,7 +45,7 @@ class ProbePasses:
         return self._engines[probe.labelled]
 
     def encode(self, probe: Probe, segments: Iterable[PromptSegment]) -> Window:
-        """A probe's context as one window; each ``scored`` span of each segment is a span of its own.
+        """Run a probe's context as one window. Each ``scored`` span of each segment is a span of its own.
 
         Raises:
             ContextOverflowError: more tokens than the model's context.
@@ -53,8 +56,8 @@ class ProbePasses:
             asked = len(window) + len(segment)
             if asked > engine.token_budget:
                 raise ContextOverflowError(
-                    f"The context takes {asked} tokens or more; a window holds {engine.token_budget}. Shorten it, or "
-                    f"raise token_budget up to the model's {self.backbone.context}.",
+                    f"The context of the probe {probe.name!r} takes {asked} tokens or more; the model's is "
+                    f"{engine.token_budget}. Use shorter contexts.",
                     tokens=asked,
                     allowed=engine.token_budget,
                 )
@@ -63,7 +66,7 @@ class ProbePasses:
         return window
 
     def extend(self, probe: Probe, window: Window, segments: Iterable[PromptSegment]) -> None:
-        """Put segments behind everything that a window holds, for good: they see all of it and count for no span.
+        """Put segments behind everything that a window holds, for good. They see all of it and count for no span.
 
         Raises:
             ContextOverflowError: more tokens than the model's context, or a window that was dropped.
@@ -74,16 +77,28 @@ class ProbePasses:
             passes.run_behind(window, segment)
             window.add_behind(segment)
 
-    def ask(self, probe: Probe, window: Window, question: Sequence[PromptSegment]) -> Attention:
-        """The attention that one question pays a window, its segments (texts and pictures) run one after the other.
+    def ask(
+        self, probe: Probe, window: Window, question: Sequence[PromptSegment], null: Sequence[PromptSegment]
+    ) -> tuple[Tensor, Tensor]:
+        """The attention that a question and a null question pay a window: ``(heads, spans)`` each.
+
+        Two texts run in one pass. Where one of the two holds pictures, segments run one after the other.
 
         Raises:
             ContextOverflowError: a question too long for what is left of the context.
             AttentionCaptureError: NaN, no tokens that look, or a layer that did not report.
         """
+        if len(question) == len(null) == 1 and not question[0].inputs:
+            paid, null_paid = self.engine(probe).ask_with_null(window, question, null[0])
+            if null_paid is not None:
+                return paid.mass[0], null_paid.mass[0]
+        return self._ask(probe, window, question), self._ask(probe, window, null)
+
+    def _ask(self, probe: Probe, window: Window, question: Sequence[PromptSegment]) -> Tensor:
+        """The attention that one question pays a window, segment after segment: ``(heads, spans)``."""
         engine = self.engine(probe)
         looking = sum(len(span) for segment in question for span in segment.scored)
-        mass = torch.zeros(1, engine.heads.count, window.spans)
+        mass = torch.zeros(engine.heads.count, window.spans)
         tokens = extent = 0
         with self.backbone.seam.lock:
             try:
@@ -94,11 +109,11 @@ class ProbePasses:
                     engine.passes.run_behind(window, segment, tokens=tokens, extent=extent, recording=recording)
                     if recording is not None:
                         share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
-                        mass[0] += torch.einsum("s,shm->hm", share, recording.mass)
+                        mass += torch.einsum("s,shm->hm", share, recording.mass)
                     tokens, extent = tokens + len(segment), extent + segment.extent
             finally:
                 window.cache.crop_to(len(window))
-        return Attention(mass, None)
+        return mass
 
     def hidden_states(self, probe: Probe, window: Window, texts: Sequence[PromptSegment]) -> list[Tensor]:
         """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window.

@@ -1,41 +1,59 @@
-"""What one probe gave, and the same as a line of a journal."""
+"""What one probe gave: plain arrays, which a journal keeps as base64."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 
-from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import FileModel
 from mmrh_retriever.types import FloatArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ProbeScores:
-    """What one probe gave.
+def _packed(grid: npt.NDArray[Any]) -> list[str]:
+    """A text per layer: base64 of little-endian float32, or of bytes for truth values."""
+    kind = "<f4" if grid.dtype.kind == "f" else "u1"
+    return [base64.b64encode(layer.astype(kind).tobytes()).decode() for layer in grid]
 
-    ``scores`` is ``(layers, heads)`` float32: each head's null-calibrated attention from the question to the evidence,
-    in [-1, 1], NaN in layers that were not measured. ``hits`` is ``(layers, heads)`` bool: whether the head by itself
-    ranks an item with evidence before all others. ``tokens`` is the length of the context in the prompt.
+
+def _grid(given: Any, kind: str) -> npt.NDArray[Any]:
+    """``(layers, heads)`` from an array, or from what :func:`_packed` made of one.
+
+    Raises:
+        ValueError: damaged texts, or layers with different numbers of heads.
     """
-
-    name: str
-    fingerprint: str
-    task: str
-    context_length: int
-    depth: float
-    tokens: int
-    scores: FloatArray
-    hits: npt.NDArray[np.bool_]
+    if isinstance(given, np.ndarray):
+        return given
+    if not isinstance(given, list) or not all(isinstance(layer, str) for layer in given):
+        raise ValueError("expected a text per layer")
+    return np.stack([np.frombuffer(base64.b64decode(layer, validate=True), dtype=kind) for layer in given])
 
 
-class ProbeRow(FileModel):
-    """The same for a journal: ``scores`` and ``hits`` as base64 of little-endian float32 and of bytes."""
+def _floats(given: Any) -> FloatArray:
+    return _grid(given, "<f4").astype(np.float32)
+
+
+def _truths(given: Any) -> npt.NDArray[np.bool_]:
+    return _grid(given, "u1").astype(np.bool_)
+
+
+class ProbeScores(FileModel):
+    """What one probe gave; also a line of a detection run's journal.
+
+    Attributes:
+        name: the probe's name.
+        fingerprint: the probe's fingerprint.
+        task: the probe's task.
+        context_length: the length, in tokens, that the probe counts for.
+        depth: the depth of its needle.
+        tokens: the length of the context in the prompt.
+        scores: ``(layers, heads)`` float32: each head's null-calibrated attention from the question to the evidence,
+            in [-1, 1]; NaN in layers that were not measured.
+        hits: ``(layers, heads)`` bool: whether the head by itself ranks an item with evidence before all others.
+    """
 
     name: str
     fingerprint: str
@@ -43,46 +61,5 @@ class ProbeRow(FileModel):
     context_length: Annotated[int, Field(ge=1)]
     depth: Annotated[float, Field(ge=0.0, le=1.0)]
     tokens: Annotated[int, Field(ge=1)]
-    n_layers: Annotated[int, Field(ge=1)]
-    scores: str
-    hits: str
-
-    @classmethod
-    def of(cls, found: ProbeScores) -> ProbeRow:
-        """A probe's scores as a line."""
-        return cls(
-            name=found.name,
-            fingerprint=found.fingerprint,
-            task=found.task,
-            context_length=found.context_length,
-            depth=found.depth,
-            tokens=found.tokens,
-            n_layers=len(found.scores),
-            scores=base64.b64encode(found.scores.astype("<f4").tobytes()).decode(),
-            hits=base64.b64encode(found.hits.astype(np.uint8).tobytes()).decode(),
-        )
-
-    def scores_of(self) -> ProbeScores:
-        """A line as a probe's scores.
-
-        Raises:
-            DataError: the line is damaged.
-        """
-        try:
-            scores = np.frombuffer(base64.b64decode(self.scores, validate=True), dtype="<f4")
-            hits = np.frombuffer(base64.b64decode(self.hits, validate=True), dtype=np.uint8)
-            shape = (self.n_layers, hits.size // self.n_layers)
-            return ProbeScores(
-                self.name,
-                self.fingerprint,
-                self.task,
-                self.context_length,
-                self.depth,
-                self.tokens,
-                scores.astype(np.float32).reshape(shape),
-                hits.astype(np.bool_).reshape(shape),
-            )
-        except ValueError as error:
-            raise DataError(
-                f"The journal's line of the probe {self.name!r} is damaged ({error}). Delete the journal and run again."
-            ) from error
+    scores: Annotated[FloatArray, PlainValidator(_floats), PlainSerializer(_packed)]
+    hits: Annotated[npt.NDArray[np.bool_], PlainValidator(_truths), PlainSerializer(_packed)]

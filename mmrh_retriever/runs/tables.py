@@ -59,13 +59,7 @@ class Table:
 
     def rich(self) -> RichTable:
         """The table for a terminal; the best figures are bold and have a star, which a pipe keeps."""
-        made = RichTable(
-            title=Text(self.title) if self.title else None,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for place, name in enumerate(self.columns):
             upper, _, lower = name.rpartition(" ") if place >= self.text_columns else ("", "", name)
             made.add_column(
@@ -95,6 +89,8 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     for number, (table, shown) in enumerate(zip(tables, made, strict=True)):
         if number:
             console.print()
+        if table.title:  # rich would wrap a table's own title to the table's width
+            console.print(Text(table.title, "bold"), soft_wrap=True)
         console.print(shown)
         for note in table.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)

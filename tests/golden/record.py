@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from mmrh_retriever import Page, Region, Reranker, read_pdf  # noqa: E402
 from mmrh_retriever.research.detection import detect  # noqa: E402
-from mmrh_retriever.research.probes.builder import TASKS, ProbeBuilder, page_probes  # noqa: E402
+from mmrh_retriever.research.probes import TASKS, ProbeBuilder, page_probes  # noqa: E402
 from mmrh_retriever.research.probes.haystacks import Haystack  # noqa: E402
 from mmrh_retriever.research.probes.prompts import token_counter  # noqa: E402
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny  # noqa: E402

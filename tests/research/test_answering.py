@@ -1,4 +1,4 @@
-"""Answers through our seam against the stock model: free ones, likelihoods, and masked heads."""
+"""Answers through our seam and kept vision features against the stock model: free ones, likelihoods, masked heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.research.answering import Answerer, Masking, plain_inputs
-from mmrh_retriever.research.probes.builder import Evidence, Probe
+from mmrh_retriever.research.probes import Evidence, Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
 
@@ -37,7 +37,8 @@ def probe_for(name: str, **options: object) -> Probe:
 
 
 def prompt_of(found: Answerer, probe: Probe) -> dict[str, torch.Tensor]:
-    return plain_inputs(found.backbone, [found.prompter.prompter(probe).prefix_segment(), *found._pieces(probe)])
+    context, tail = found._segments(probe)
+    return plain_inputs(found.backbone, [found.prompter.prompter(probe).prefix_segment(), *context, *tail])
 
 
 def zeroed(model: PreTrainedModel, heads: tuple[HeadId, ...]) -> PreTrainedModel:
@@ -53,7 +54,7 @@ def zeroed(model: PreTrainedModel, heads: tuple[HeadId, ...]) -> PreTrainedModel
 
 
 @pytest.mark.parametrize("name", list(BUILDERS))
-def test_generation_through_the_seam_equals_the_stock_model(name: str) -> None:
+def test_free_answers_equal_the_stock_models_from_pixels(name: str) -> None:
     stock = tiny(name).model
     found = answerer(tiny(name), max_new_tokens=6, lead_in="")
     probe = probe_for(name)
@@ -75,7 +76,7 @@ def test_likelihoods_equal_a_plain_full_pass(name: str) -> None:
         plain = zeroed(tiny(name).model, masking.heads)
         best, scores = found.choose(probe, masking)
         for choice in probe.choices:
-            ids = found.prompter.interleaved.plain(" " + choice)
+            ids = found.prompter.interleaved.text.plain(" " + choice)
             inputs = prompt_of(found, probe)
             inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
             for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
@@ -98,7 +99,7 @@ def test_a_completion_follows_the_questions_own_words() -> None:
     assert ids[-len(asked) :] == asked
     plain = tiny("llama").model
     for choice in probe.choices:
-        more = prompter.plain(" " + choice)
+        more = prompter.text.plain(" " + choice)
         with torch.no_grad():
             logits = plain(input_ids=torch.tensor([[*ids, *more]])).logits[0, -len(more) - 1 : -1].float()
         logs = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(more)[:, None])
@@ -114,7 +115,7 @@ def test_answering_alone_is_masked_behind_an_unmasked_prompt() -> None:
     masked = zeroed(whole, MASKED)
     _, scores = found.choose(probe, Masking(MASKED, "decode"))
     for choice in probe.choices:
-        ids = found.prompter.interleaved.plain(" " + choice)
+        ids = found.prompter.interleaved.text.plain(" " + choice)
         with torch.no_grad():
             prompt = whole(**prompt_of(found, probe), use_cache=True)
             rest = masked(input_ids=torch.tensor([ids]), past_key_values=prompt.past_key_values)

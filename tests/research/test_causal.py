@@ -9,9 +9,17 @@ import pytest
 
 from mmrh_retriever import HeadId, HeadSet, Page
 from mmrh_retriever.errors import DataError, HeadSetError
-from mmrh_retriever.research.causal import CausalRow, causal_rows, maskings, save_json, save_rows
-from mmrh_retriever.research.causal_tables import causal_markdown, causal_table, plot_causal, summarise_causal
-from mmrh_retriever.research.probes.builder import Evidence, Probe
+from mmrh_retriever.research.causal import (
+    CausalRow,
+    CausalSettings,
+    _conditions,
+    causal_journal,
+    causal_rows,
+    keep_rows,
+    save_rows,
+)
+from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
+from mmrh_retriever.research.probes import Evidence, Probe
 from tests.factories import Tiny, tiny
 
 HEADS = HeadSet((HeadId(0, 1), HeadId(2, 3)), n_layers=3, n_heads=4)
@@ -40,9 +48,9 @@ def row(probe: str, masked: str, correct: float, *, seed: int | None = None, **m
 
 
 def test_maskings_have_two_controls_and_two_phases() -> None:
-    found = maskings(HEADS, range(3), random_seeds=2)
-    assert [(masked, phase, seed) for masked, phase, seed, _ in found] == [
-        ("unmasked", "", None),
+    unmasked, *found = _conditions(HEADS, range(3), CausalSettings(random_seeds=2))
+    assert (unmasked.masked, unmasked.seed, unmasked.heads) == ("unmasked", None, None)
+    assert [(one.masked, one.phase, one.seed) for one in found] == [
         *(
             (masked, phase, seed)
             for phase in ("decode", "all")
@@ -55,39 +63,29 @@ def test_maskings_have_two_controls_and_two_phases() -> None:
             )
         ),
     ]
-    for masked, _, _, heads in found[1:]:
-        assert heads is not None
-        assert len(heads) == 2
-        if masked != "selected":
-            assert not set(heads) & set(HEADS)
-        if masked == "random, same layers":
-            assert [head.layer for head in heads] == [0, 2]
-    only = maskings(HEADS, [1], random_seeds=1, same_layers=False, phases=["all"])
-    assert [heads and {head.layer for head in heads} for *_, heads in only] == [None, {0, 2}, {1}]
+    for one in found:
+        assert one.heads is not None
+        assert len(one.heads) == 2
+        if one.masked != "selected":
+            assert not set(one.heads) & set(HEADS)
+        if one.masked == "random, same layers":
+            assert [head.layer for head in one.heads] == [0, 2]
+    only = _conditions(HEADS, [1], CausalSettings(random_seeds=1, same_layers=False, phases=("all",)))
+    assert [one.heads and {head.layer for head in one.heads} for one in only] == [None, {0, 2}, {1}]
 
 
 def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.LogCaptureFixture) -> None:
     most = HeadSet(tuple(HeadId(0, head) for head in range(3)), n_layers=3, n_heads=4)
-    maskings(most, range(3), random_seeds=2)
+    _conditions(most, range(3), CausalSettings(random_seeds=2))
     assert len(caplog.records) == 1
     assert "too few heads" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["choices", "generate"])
-def test_rows_tell_every_answer(how: str, tmp_path: Path) -> None:
+def test_rows_hold_every_answer(how: str, tmp_path: Path) -> None:
     model = tiny("llama")
-    rows = save_rows(
-        causal_rows(
-            model.model,
-            processor(model),
-            probes(),
-            HEADS,
-            answering=how,
-            random_seeds=1,
-            max_new_tokens=3,  # type: ignore[arg-type]
-        ),
-        tmp_path / "rows.jsonl",
-    )
+    found = causal_rows(model.model, processor(model), probes(), HEADS, answering=how, random_seeds=1, max_new_tokens=3)
+    rows = save_rows(found, tmp_path / "rows.jsonl")
     assert len(rows) == 2 * 7
     assert [json.loads(line)["masked"] for line in (tmp_path / "rows.jsonl").open()] == [one.masked for one in rows]
     for one in rows:
@@ -98,6 +96,28 @@ def test_rows_tell_every_answer(how: str, tmp_path: Path) -> None:
             assert one.correct == (one.given == "nine percent")
     unmasked = [one.given for one in rows if one.masked == "unmasked"]
     assert unmasked[0] == unmasked[1], "the same prompt has the same answer, whatever was masked in between"
+
+
+def test_answers_are_kept_and_a_resumed_test_asks_the_rest(tmp_path: Path) -> None:
+    model = tiny("llama")
+
+    def run(number: int) -> list[CausalRow]:
+        with causal_journal(tmp_path / "run", {"seed": 0}, resume=True) as journal:
+            finished = list(journal.done)
+            found = causal_rows(model.model, processor(model), probes(number), HEADS, random_seeds=1, finished=finished)
+            rows = list(found)
+            asked.append(list(dict.fromkeys(row.probe for row in rows)))
+            return keep_rows(rows, journal)
+
+    asked: list[list[str]] = []
+    first, both = run(1), run(2)
+    assert asked == [["p0"], ["p1"]]
+    assert len(first) == 7
+    assert both[:7] == first
+    assert [row.probe for row in both[7:]] == ["p1"] * 7
+    assert len((tmp_path / "run" / "journal.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(DataError, match="holds a causal test already"):
+        causal_journal(tmp_path / "run", {"seed": 0}, resume=False)
 
 
 def test_probes_without_answers_and_foreign_heads_are_refused() -> None:
@@ -139,16 +159,14 @@ def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:
     summary = summarise_causal(rows)
     assert {entry["context_length"] for entry in summary["by_length"]} == {512, 1024}
     assert {entry["depth"] for entry in summary["by_depth"]} == {0.0, 0.5, 1.0}
-    assert causal_table(summary).row_count == 2
-    heads, _, unmasked, selected = causal_markdown(summary).splitlines()
-    assert heads.startswith("| task | masked | while | heads | accuracy |")
+    title, _, columns, _, unmasked, selected = causal_table(summary).markdown().splitlines()
+    assert title.startswith("Causal test on 12 probes")
+    assert columns.startswith("| task | masked | while | heads | accuracy |")
     assert "| 100.0 (100–100) |  |" in unmasked
     assert "| selected | read + answer |" in selected
     plot_causal(summary, tmp_path / "causal.png")
     assert (tmp_path / "causal.png").stat().st_size > 5000
     with pytest.raises(DataError, match="saved as"):
         plot_causal(summary, tmp_path / "causal.txt")
-    save_json(summary, tmp_path / "summary.json")
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
     with pytest.raises(DataError, match="can't be written"):
         save_rows([], tmp_path / "nowhere" / "rows.jsonl")

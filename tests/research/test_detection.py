@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker
+from mmrh_retriever.detection import detect, detect_heads
 from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
-from mmrh_retriever.research.detection import detect, detect_heads
-from mmrh_retriever.research.probes.builder import TASKS, Evidence, Probe, ProbeBuilder, page_probes
+from mmrh_retriever.research.probes import TASKS, Evidence, Probe, ProbeBuilder, page_probes
 from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter, token_counter
 from tests.factories import TEXT_ONLY, Tiny, page_image, tiny
@@ -40,16 +40,16 @@ def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
     """``(layers, heads)`` by the definition: two plain full passes, everything kept."""
     prompter = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor))
     context = prompter.context(probe)
-    head = prompter.prompter(probe).prefix_segment()
+    prefix = prompter.prompter(probe).prefix_segment()
     found = []
-    for question in (prompter.question_segment(probe), prompter.null_segment(probe)):
-        pieces = [head, *context.pieces, *question]
-        attention = eager_attentions(model, pieces)  # (layers, heads, tokens, tokens)
-        starts = np.cumsum([0, *map(len, pieces)])
+    for question in (prompter.question_segments(probe), prompter.null_segments(probe)):
+        segments = [prefix, *context.segments, *question]
+        attention = eager_attentions(model, segments)  # (layers, heads, tokens, tokens)
+        starts = np.cumsum([0, *map(len, segments)])
         parts = [
             (start + span.start, start + span.stop)
-            for start, piece in zip(starts[1:], context.pieces, strict=False)
-            for span in piece.scored
+            for start, segment in zip(starts[1:], context.segments, strict=False)
+            for span in segment.scored
         ]
         keys = [
             token
@@ -58,8 +58,8 @@ def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
         ]
         rows = [
             token
-            for start, piece in zip(starts[1 + len(context.pieces) :], question, strict=False)
-            for span in piece.scored
+            for start, segment in zip(starts[1 + len(context.segments) :], question, strict=False)
+            for span in segment.scored
             for token in range(start + span.start, start + span.stop)
         ]
         found.append(attention[:, :, rows][:, :, :, keys].double().sum(-1).mean(-1).numpy())
@@ -90,7 +90,7 @@ def test_detection_equals_the_plain_computation(name: str, task: str) -> None:
     assert difference < 1e-5
 
 
-def test_pages_share_one_prefill_and_score_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_share_one_prefill_and_score_as_if_alone() -> None:
     model = tiny("qwen3_vl")
     pages = [Page(image=page_image(number)) for number in range(3)]
     probes = list(page_probes(pages, [("How did revenue change?", 0), ("Where is it?", 2)], context_length=4096))
@@ -139,8 +139,7 @@ def test_mean_spread_recall_and_stability_follow_from_the_probes(tmp_path: Path)
     np.testing.assert_allclose(found.spread, scores.std(axis=0, ddof=1), atol=1e-6)
     np.testing.assert_allclose(found.recall_at_1, np.mean([probe.hits for probe in run.probes], axis=0), atol=1e-6)
     assert 0 <= run.stability("rendered_text", LENGTH, share=0.3).mean <= 1
-    assert run.depths("rendered_text", LENGTH) == (0.0, 1.0)
-    assert run.example_scores("rendered_text", LENGTH, depth=1.0).shape == (3, 3, 4)
+    assert [probe.depth for probe in run.probes] == [0.0, 1.0] * 3
     with pytest.raises(DataError, match="No probes of the task"):
         run.example_scores("text", LENGTH)
     run.table.save(tmp_path / "scores.json")
@@ -165,7 +164,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model = tiny("llama")
     probes = probes_for(model, "text", examples=3)
     whole = detect_heads(model.model, processor(model), probes)
-    journal = tmp_path / "run.jsonl"
+    journal = tmp_path / "run.probes"
 
     def dying():  # type: ignore[no-untyped-def]
         yield from probes[:2]
@@ -173,9 +172,9 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         detect(model.model, processor(model), dying(), journal=journal)
-    with journal.open("ab") as stream:
+    with (journal / "journal.jsonl").open("ab") as stream:
         stream.write(b'{"name": "text-11')  # killed while writing
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="holds a detection run already"):
         detect(model.model, processor(model), probes, journal=journal)
     passes = []
     handle = model.model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -190,14 +189,14 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_resumed_with_other_settings_models_or_probes(tmp_path: Path) -> None:
-    model, journal = tiny("llama"), tmp_path / "run.jsonl"
+    model, journal = tiny("llama"), tmp_path / "run.probes"
     probes = probes_for(model, "text")
 
     def go(model: Tiny = model, probes: list[Probe] = probes, **options: object) -> None:
         detect(model.model, processor(model), probes, journal=journal, resume=True, **options)  # type: ignore[arg-type]
 
     go(settings={"seed": 0})
-    with pytest.raises(DataError, match=r"probes\.seed: the file has 0, this run 1"):
+    with pytest.raises(DataError, match=r"probes\.seed: was 0, now 1"):
         go(settings={"seed": 1})
     with pytest.raises(DataError, match=r"prompt\.null_question"):
         go(settings={"seed": 0}, prompt=ProbePrompt(null_question="nothing"))
@@ -209,9 +208,13 @@ def test_a_run_is_not_resumed_with_other_settings_models_or_probes(tmp_path: Pat
         go(probes=probes[:1], settings={"seed": 0})
     with pytest.raises(DataError, match="fingerprint"):
         go(probes=probes_for(model, "text", seed=4), settings={"seed": 0})
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(lines[0] + b"{oops\n" + lines[1])
-    with pytest.raises(DataError, match=r"run\.jsonl, line 2"):
+    file = journal / "journal.jsonl"
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + b"{oops\n" + second)
+    with pytest.raises(DataError, match=r"journal\.jsonl, line 2"):
+        go(settings={"seed": 0})
+    file.write_bytes(first + second.replace(b'"scores":["', b'"scores":["?'))
+    with pytest.raises(DataError, match=r"journal\.jsonl, line 2: .* scores: .*base64"):
         go(settings={"seed": 0})
 
 
@@ -234,7 +237,7 @@ def test_a_head_that_looks_for_the_questions_words_is_found() -> None:
     model = tiny("llama")
     words = ("emissions", "revenue", "balance")
     pages = [Page(text=f"{word} {word} {word}") for word in words]
-    questions = [(f"{word} {word}", place) for place, word in enumerate(words)]
+    questions = [(f"{word} {word}", index) for index, word in enumerate(words)]
     with torch.no_grad():
         torch.manual_seed(0)
         attention = model.model.model.layers[0].self_attn

@@ -65,13 +65,6 @@ class TestSparsity:
         assert masses[at - 1] < mass
 
 
-def test_mass_by_layer():
-    share = analysis.mass_by_layer([[0.2, -0.5], [0.1, 0.1], [math.nan, 0.4]])
-    assert share.tolist() == pytest.approx([0.25, 0.25, 0.5])
-    with pytest.raises(HeadSetError, match="shape"):
-        analysis.mass_by_layer([0.1, 0.2])
-
-
 TABLE = HeadScoresTable(
     [
         scores_of([[0.9, 0.8, 0.1, 0.0]], "text", 8),
@@ -123,7 +116,7 @@ class TestOverlaps:
         assert matrix.off_diagonal_mean() == 1.0
 
     def test_labels_must_fit(self):
-        with pytest.raises(HeadSetError, match="one label a head set"):
+        with pytest.raises(HeadSetError, match="one label per head set"):
             analysis.overlap_matrix([HeadSet.parse("0-0")], [])
         with pytest.raises(HeadSetError, match="at least one set"):
             analysis.overlap_matrix([], [])
@@ -167,6 +160,6 @@ class TestStability:
     @pytest.mark.parametrize(
         ("shape", "subsets", "repeats"), [((4, 2), 2, 1), ((1, 2, 2), 2, 1), ((4, 2, 2), 1, 1), ((4, 2, 2), 2, 0)]
     )
-    def test_too_little_to_tell(self, shape, subsets, repeats):
+    def test_too_few_examples_are_refused(self, shape, subsets, repeats):
         with pytest.raises(HeadSetError, match="at least two subsets"):
             analysis.stability(np.ones(shape), n_subsets=subsets, repeats=repeats)

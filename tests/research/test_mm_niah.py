@@ -1,4 +1,4 @@
-"""The MM-NIAH reader on a small generated sample in MMLongBench's and the original layout, and on damaged ones."""
+"""The MM-NIAH reader on a small generated sample in MMLongBench's form and in the original, and on damaged ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.research.probes.mm_niah import as_identical_image, as_rendered_text, read_mm_niah
+from mmrh_retriever.types import Page
 from tests.factories import page_image
 
 NEEDLE = "The penguin counted exactly 214 kites."
@@ -86,12 +87,12 @@ def test_image_needles_have_options_and_become_identical_images(sample: Path) ->
     assert probe.options[1].doc_id == "niah/3.png"
     same = as_identical_image(probe)
     assert same.items[same.evidence[0].item].doc_id == "niah/3.png"
-    assert same.question_images[0].doc_id == "niah/3.png"
+    assert [part.doc_id for part in same.question if isinstance(part, Page)] == ["niah/3.png"]
     with pytest.raises(DataError, match="no picture"):
         as_identical_image(same)
 
 
-def test_the_original_layout_is_read_too(sample: Path) -> None:
+def test_the_original_form_is_read_too(sample: Path) -> None:
     record = {
         "id": 7,
         "images_list": ["niah/0.png"],
@@ -105,7 +106,7 @@ def test_the_original_layout_is_read_too(sample: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"question": None}, "question"),
         ({"answer": None}, "answer"),
@@ -117,9 +118,9 @@ def test_the_original_layout_is_read_too(sample: Path) -> None:
         ({"depth": 1.2}, "depth"),
     ],
 )
-def test_bad_records_are_named_by_file_and_line(sample: Path, change: dict[str, object], said: str) -> None:
+def test_bad_records_are_named_by_file_and_line(sample: Path, change: dict[str, object], message: str) -> None:
     path = write(sample / "retrieval-text_x_K8.jsonl", [TEXT, {**TEXT, **change}])
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         list(read_mm_niah(path, sample))
     assert f"{path}, line 2" in str(caught.value)
 
@@ -127,10 +128,10 @@ def test_bad_records_are_named_by_file_and_line(sample: Path, change: dict[str, 
 def test_truncated_lines_are_named_by_file_and_line(sample: Path) -> None:
     path = sample / "retrieval-text_test_K8_dep6.jsonl"
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(DataError, match=r"K8_dep6\.jsonl, line 2: .*cut off"):
+    with pytest.raises(DataError, match=r"K8_dep6\.jsonl, line 2 .*cut off.*: not a valid MM-NIAH record"):
         list(read_mm_niah(path, sample))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match="line 1.*not a valid MM-NIAH record"):
         list(read_mm_niah(path, sample))
 
 
@@ -141,7 +142,7 @@ def test_needles_that_cannot_be_located_may_be_let_through(sample: Path) -> None
 
 
 @pytest.mark.parametrize("answer", ["B", "b", 1])
-def test_answers_may_be_letters_or_places(sample: Path, answer: object) -> None:
+def test_answers_may_be_letters_or_indices(sample: Path, answer: object) -> None:
     path = write(sample / "retrieval-image_x_K8.jsonl", [{**IMAGE, "answer": answer}])
     assert next(read_mm_niah(path, sample)).answer == "B"
 

@@ -13,7 +13,7 @@ import numpy as np
 from mmrh_retriever import HeadId, HeadScores, HeadSet, Page
 from mmrh_retriever.model.loading import HEADS_FILE, load_model
 from mmrh_retriever.research.detection import Detection, detect
-from mmrh_retriever.research.probes.builder import Probe, page_probes
+from mmrh_retriever.research.probes import Probe, page_probes
 from tools.reader.dialogue import as_question, telling_words
 from tools.reader.model import working_zoom
 from tools.reader.pages import open_pdf
@@ -30,7 +30,7 @@ CONTEXT = 32768  # tokens of PAGES pages, about
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Pages of a few documents, and questions with the place of the page that each is about."""
+    """Pages of a few documents, and questions with the index of the page that each is about."""
 
     pages: tuple[Page, ...]
     questions: tuple[tuple[str, int], ...]
@@ -110,7 +110,7 @@ def near_the_best(scores: HeadScores) -> HeadSet:
     recall = scores.recall_at_1
     if recall is None:
         raise ValueError("got scores without recall; expected a detection run's own table")
-    found = {HeadId(*place): float(share) for place, share in np.ndenumerate(recall)}
+    found = {HeadId(*index): float(share) for index, share in np.ndenumerate(recall)}
     least = NEARLY * max(share for head, share in found.items() if head.layer <= DEEPEST)
     fewer = [head for head, share in found.items() if head.layer > DEEPEST or not share >= least]
     kept = HeadSet.top(scores, count=len(found) - len(fewer), exclude=fewer)

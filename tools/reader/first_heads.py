@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 MATCHING_HEADS = (0, 1)
 PREVIOUS_HEADS = (2, 3)  # in the first layer
 SHARPNESS = (1.0, 1.5)  # of the matching heads, times that of the labels
-TURNS = 10  # fastest rotary frequencies; they tell one place from the next
-PLACE_STRENGTH = 8.0
+TURNS = 10  # fastest rotary frequencies; they differ from one position to the next
+POSITION_STRENGTH = 8.0
 WRITTEN = 0.5  # how much of the piece before is added to a piece
 OTHERS = 0.3  # standard deviation of other weights, of fan_in ** -0.5
 
@@ -48,10 +48,10 @@ def directions(
 
 @torch.no_grad()
 def start_heads(model: Qwen2_5_VLForConditionalGeneration, found: Directions, sharpness: float) -> None:
-    """Set the text tower's attention weights; every one of them is trained from there.
+    """Set the text tower's attention weights. Training goes on from there with all of them.
 
-    Visual tokens are turned away from the pieces that they say, or every piece of a question would look at itself
-    first. In every layer the matching heads turn them back; beside that their queries and keys share one projection, so
+    Visual tokens are turned away from the word pieces that they say, or every piece of a question would look at itself
+    first. In every layer the matching heads turn them back. Beside that their queries and keys share one projection, so
     a question's piece looks for visual tokens that say it. In the first layer the previous heads add to a piece inside
     a word what the piece before says, so in the next layer a word's pieces look for both.
     """
@@ -84,9 +84,9 @@ def start_heads(model: Qwen2_5_VLForConditionalGeneration, found: Directions, sh
             for linear in (attention.q_proj, attention.k_proj):
                 linear.weight[rows] = 0.0
             here, before = torch.zeros(size), torch.zeros(size)
-            here[:TURNS] = PLACE_STRENGTH  # turned as its own place is; also what every key says
-            before[:TURNS] = PLACE_STRENGTH * torch.cos(angles)
-            before[turning : turning + TURNS] = -PLACE_STRENGTH * torch.sin(angles)
+            here[:TURNS] = POSITION_STRENGTH  # turned as its own position is; also what every key says
+            before[:TURNS] = POSITION_STRENGTH * torch.cos(angles)
+            before[turning : turning + TURNS] = -POSITION_STRENGTH * torch.sin(angles)
             query, asks = (here + before) / 2, (here - before) / 2
             attention.k_proj.bias[rows] = here
             attention.q_proj.bias[rows] = query + asks * found.offset

@@ -1,1 +1,6 @@
-"""Probes: needles in long contexts, built, read from data sets, and turned into prompts."""
+"""Probes: questions whose evidence is known, generated, read from data sets, or asked on whole documents."""
+
+from mmrh_retriever.research.probes.builder import ProbeBuilder
+from mmrh_retriever.research.probes.probe import TASKS, Evidence, Probe, page_probes
+
+__all__ = ["TASKS", "Evidence", "Probe", "ProbeBuilder", "page_probes"]

@@ -1,180 +1,22 @@
-"""Probes: a needle in an interleaved text-image context, a question that asks for it, and where the evidence lies.
-
-The four tasks are those of "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243: ``text`` (a short
-factual sentence in a long context), ``image`` (a picture pasted into a larger one; multiple choice among pictures),
-``rendered_text`` (the sentence rendered as a picture) and ``identical_image`` (was this very picture shown?).
-:func:`page_probes` adds a fifth kind: whole pages and questions that some of them answer.
-"""
+"""Builds probes: needles hidden in a haystack, at each depth of contexts of a given length."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.research.probes.haystacks import Haystack, PastedPicture, RenderedText, picture_of, sentences
 from mmrh_retriever.research.probes.needles import Fact, draw_fact
+from mmrh_retriever.research.probes.probe import LETTERS, TASKS, CountTokens, Evidence, Probe, QuestionParts, was_shown
 from mmrh_retriever.types import Page
-
-Task = Literal["text", "image", "rendered_text", "identical_image"]
-TASKS: tuple[Task, ...] = get_args(Task)
-QuestionParts = tuple[str | Page, ...]
-CountTokens = Callable[[Page], int]
-"""How many tokens one item of the context takes in the prompt of the model that is probed."""
 
 UNIT_TOKENS = 500
 """Tokens of text that make one unit of a haystack; a picture is a unit too."""
 ROOM_FOR_WORDING = 64
 """Tokens kept for the chat template, the instruction and the question's label."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Where the answer stands: an item of the context, or the characters ``start`` to ``stop`` of its text."""
-
-    item: int
-    start: int | None = None
-    stop: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.start is None) != (self.stop is None) or (
-            self.start is not None and self.stop is not None and not 0 <= self.start < self.stop
-        ):
-            raise DataError(f"Evidence spans characters 0 <= start < stop, got {self.start} and {self.stop}.")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """One question on one context.
-
-    ``items`` are text passages and pictures in the order in which the model reads them. ``question`` is made of
-    texts and pictures; ``options`` are the pictures offered as answers A, B, C ... behind it, which the null question
-    keeps. ``evidence`` is empty where the right answer is that there is none. ``choices`` hold the texts that a model
-    may be asked to choose from, the right ``answer`` among them; empty where the answer is free. ``accepted`` are other
-    wordings of the answer. ``context_length`` (tokens) is the condition that the probe counts for; ``depth`` is the
-    share of the context in front of the needle, 0 to 1. ``labelled`` lays items as pages of a ranking ("Page 3: ..."),
-    as :class:`Reranker` does. Where a probe ``continues``, the answer goes on with the question's own words instead of
-    opening a new turn.
-
-    Raises:
-        DataError: no items or question, evidence outside the items, an answer that is not among the choices.
-    """
-
-    task: str
-    name: str
-    items: tuple[Page, ...]
-    question: QuestionParts
-    evidence: tuple[Evidence, ...]
-    answer: str
-    context_length: int
-    depth: float = 0.0
-    options: tuple[Page, ...] = ()
-    choices: tuple[str, ...] = ()
-    labelled: bool = False
-    accepted: tuple[str, ...] = ()
-    continues: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.items or not self.question:
-            raise DataError(f"Probe {self.name!r} needs a context and a question; it has {len(self.items)} items.")
-        for place in self.evidence:
-            text = self.items[place.item].text if 0 <= place.item < len(self.items) else None
-            outside = not 0 <= place.item < len(self.items) or (
-                place.stop is not None and (text is None or place.stop > len(text))
-            )
-            if outside:
-                raise DataError(
-                    f"Probe {self.name!r}: the evidence {place} lies outside of its {len(self.items)} items."
-                )
-        if self.choices and self.answer not in self.choices:
-            raise DataError(f"Probe {self.name!r}: the answer {self.answer!r} is not among {self.choices}.")
-        if not 0.0 <= self.depth <= 1.0 or self.context_length < 1:
-            raise DataError(
-                f"Probe {self.name!r}: depth lies in 0 to 1 and a context length from 1, got {self.depth} and "
-                f"{self.context_length}."
-            )
-
-    @property
-    def gold(self) -> frozenset[int]:
-        """Items that hold evidence."""
-        return frozenset(place.item for place in self.evidence)
-
-    @property
-    def question_text(self) -> str:
-        """The question's words, without its pictures."""
-        return "".join(part for part in self.question if isinstance(part, str)).strip()
-
-    @property
-    def question_images(self) -> tuple[Page, ...]:
-        """The pictures inside the question."""
-        return tuple(part for part in self.question if isinstance(part, Page))
-
-    def fingerprint(self) -> str:
-        """A digest of everything that the model is shown and asked, to know the same probe again."""
-        digest = hashlib.sha256()
-        parts = [self.task, self.name, self.answer, str(self.context_length), str(self.labelled), repr(self.evidence)]
-        shown: list[str | Page] = [*self.items, *self.question, *self.options]
-        parts += [part if isinstance(part, str) else _identity(part) for part in shown]
-        for part in parts:
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-        return digest.hexdigest()[:16]
-
-
-def _identity(page: Page) -> str:
-    image = page.image
-    if isinstance(image, bytes):
-        image_name = hashlib.sha256(image).hexdigest()
-    elif isinstance(image, Image.Image):
-        image_name = hashlib.sha256(image.tobytes()).hexdigest()
-    elif isinstance(image, (str, Path)):
-        image_name = f"{Path(image).name} {Path(image).stat().st_size}"
-    else:
-        image_name = "" if image is None else f"{type(image).__name__} {page.doc_id} {page.index} {image!r}"
-    return f"{page.text or ''}\1{image_name}"
-
-
-def page_probes(
-    pages: Sequence[Page],
-    questions: Iterable[tuple[str, int | Iterable[int]]],
-    *,
-    context_length: int,
-    task: str = "page",
-    name: str = "pages",
-) -> Iterator[Probe]:
-    """Probes whose items are whole pages: each question with the place (from 0) of the page or pages that answer it.
-
-    The model sees them as :class:`Reranker` lays pages. Probes on the same pages share one prefill in detection.
-
-    Args:
-        pages: the context of every question.
-        questions: ``(text, gold place or places)``.
-        context_length: the condition, in tokens, that the scores are filed under.
-        task: the task that the scores are filed under.
-        name: what the probes are called; give each list of pages its own.
-
-    Raises:
-        DataError: a gold place outside the pages.
-    """
-    items = tuple(pages)
-    for number, (question, gold) in enumerate(questions):
-        places = [gold] if isinstance(gold, int) else list(gold)
-        yield Probe(
-            task=task,
-            name=f"{name}-{number}",
-            items=items,
-            question=(question,),
-            evidence=tuple(Evidence(place) for place in places),
-            answer="",
-            context_length=context_length,
-            depth=places[0] / max(1, len(items) - 1) if places and 0 <= places[0] < len(items) else 0.0,
-            labelled=True,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +36,11 @@ class ProbeBuilder:
     """Builds the probes of one condition.
 
     Args:
-        count: tokens that an item takes in the model's prompt (:func:`.prompts.token_counter`).
+        count: how many tokens an item takes in the model's prompt (:func:`.prompts.token_counter`).
         haystack: what needles are hidden in; generated if ``None``.
         image_share: share of the haystack's units that are pictures, 0 to 1; a unit is a picture or about 500
             tokens of text. It is met as nearly as whole units allow.
-        seed: draws needles, haystacks and places; the same seed gives the same probes.
+        seed: draws needles and haystacks; the same seed gives the same probes.
 
     Raises:
         DataError: an image share outside 0 to 1, or pictures asked of a haystack that has none.
@@ -234,9 +76,9 @@ class ProbeBuilder:
         """Probes of a task at a context length: each example with its needle at each depth.
 
         The context with the question takes at most ``context_length`` tokens and falls short of it by about a
-        sentence. Depths run evenly from 0 to 1 (one depth: 0.5). ``negatives`` adds, for ``identical_image``, a probe
-        without the needle for each one with it, whose answer is "no". ``cloze`` asks with the needle sentence up to its
-        answer instead of a question, for models that complete texts and were not taught to answer.
+        sentence. Depths run evenly from 0 to 1; a single one is 0.5. ``negatives`` adds, for ``identical_image``, a
+        probe without the needle for each one with it; its answer is "no". ``cloze`` asks with the needle sentence up to
+        its answer instead of a question, for models that complete texts and were not taught to answer.
 
         Raises:
             DataError: an unknown task, or a needle and question longer than the context.
@@ -290,15 +132,15 @@ class ProbeBuilder:
             return _Needle(None, item, question, fact.answer, fact.choices)
         if len(self.haystack.images) < 2:
             raise DataError(f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few.")
-        drawn = [int(place) for place in rng.permutation(len(self.haystack.images))[:5]]
-        pictures = [picture_of(self.haystack.images[place]) for place in drawn]
+        drawn = rng.permutation(len(self.haystack.images))[:5]
+        pictures = [picture_of(self.haystack.images[index]) for index in drawn]
         if task == "identical_image":
-            asked = ("Was the following picture shown above? ", pictures[0], " Answer yes or no.")
-            return _Needle(None, pictures[0], asked, "yes", ("yes", "no"), pictures=(pictures[0],))
+            shown = pictures[0]
+            return _Needle(None, shown, was_shown(shown), "yes", ("yes", "no"), pictures=(shown,))
         host, options = pictures[0], pictures[1:]
         right = int(rng.integers(len(options)))
         pasted = Page(image=PastedPicture(host, options[right], int(rng.integers(1 << 31))), doc_id="needle")
-        letters = tuple("ABCD"[: len(options)])
+        letters = tuple(LETTERS[: len(options)])
         asked_for = ("Which of the following pictures is part of a picture shown above?",)
         return _Needle(None, pasted, asked_for, letters[right], letters, tuple(options), tuple(pictures))
 
@@ -315,17 +157,17 @@ class ProbeBuilder:
         return context_length - taken
 
     def _fill(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
-        """Units of at most ``room`` tokens in all, pictures at random places among the texts; none of the needle's."""
+        """Units of at most ``room`` tokens in all, pictures scattered among the texts; none of the needle's."""
         images = self._draw_images(room, needle, rng)
         left = room - sum(self._image_size(image) for image in images)
         texts = self._draw_texts(left, max(1, round(left / UNIT_TOKENS)), rng)
         units = [*images, *texts]
-        return [units[int(place)] for place in rng.permutation(len(units))]
+        return [units[index] for index in rng.permutation(len(units))]
 
     def _draw_images(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
         if not self.image_share:
             return []
-        shuffled = [self.haystack.images[int(place)] for place in rng.permutation(len(self.haystack.images))]
+        shuffled = [self.haystack.images[index] for index in rng.permutation(len(self.haystack.images))]
         taken = {id(page.image) for page in needle.pictures}
         pool = [picture_of(page) for page in shuffled if id(page.image) not in taken]
         if not pool:
@@ -383,7 +225,7 @@ class ProbeBuilder:
 
 
 def _placed(units: Sequence[Page], needle: _Needle, depth: float) -> tuple[tuple[Page, ...], Evidence]:
-    """The haystack with its needle at a depth, and where the needle lies."""
+    """The haystack with its needle at a depth, and where the needle stands."""
     before, behind = _split(units, depth)
     if needle.item is not None:
         items = [*before, needle.item, *behind]
@@ -401,16 +243,16 @@ def _split(units: Sequence[Page], depth: float) -> tuple[list[Page], list[Page]]
     """The units before and behind a depth; a text unit is cut between the nearest two sentences."""
     weights = [len(unit.text) if unit.text is not None and unit.image is None else 4 * UNIT_TOKENS for unit in units]
     target, passed = depth * sum(weights), 0.0
-    for place, (unit, weight) in enumerate(zip(units, weights, strict=True)):
+    for index, (unit, weight) in enumerate(zip(units, weights, strict=True)):
         if target > passed + weight:
             passed += weight
             continue
         share = (target - passed) / weight
-        before, behind = list(units[:place]), list(units[place + 1 :])
+        before, behind = list(units[:index]), list(units[index + 1 :])
         parts = sentences(unit.text) if unit.image is None and unit.text is not None else []
-        cut = round(share * len(parts)) if parts else round(share)
         if not parts:
-            return ([*before, unit], behind) if cut else (before, [unit, *behind])
+            return ([*before, unit], behind) if round(share) else (before, [unit, *behind])
+        cut = round(share * len(parts))
         left, right = " ".join(parts[:cut]), " ".join(parts[cut:])
         return [*before, *([Page(text=left)] if left else [])], [*([Page(text=right)] if right else []), *behind]
     return list(units), []

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.errors import DataError
+from mmrh_retriever.files import read_text
 from mmrh_retriever.pdf.reader import iter_pdf
 from mmrh_retriever.types import Page
 
@@ -102,7 +103,7 @@ class RenderedText:
 
 @dataclass(frozen=True, slots=True)
 class PastedPicture:
-    """A picture pasted into a larger one, at a place drawn by the seed.
+    """A picture pasted into a larger one, at a spot drawn by the seed.
 
     ``share`` is the pasted picture's longer side as a share of the host's shorter side, from 0 to 1.
     """
@@ -155,7 +156,7 @@ class Haystack:
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path]) -> Haystack:
-        """From PDFs (their text layer and their pages as pictures), text files and images, or folders of these.
+        """From PDFs (their text layers, and their pages as pictures), text files and images, or folders of these.
 
         Raises:
             DataError: a missing or unknown file, or no text at all.
@@ -172,7 +173,8 @@ class Haystack:
                     images.append(page)
                     passages.extend([page.text] if page.text and page.text.strip() else [])
             elif ending in TEXT_ENDINGS:
-                passages.extend(_paragraphs(path))
+                text = read_text(path, what="haystack's text")
+                passages.extend(part for part in re.split(r"\n\s*\n", text) if part.strip())
             else:
                 images.append(Page(image=path, doc_id=path.name))
         return cls(tuple(passages), tuple(images), ", ".join(names))
@@ -196,14 +198,6 @@ def _prose(rng: np.random.Generator, count: int = 8) -> str:
     return " ".join(made)
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as UTF-8 text ({error}). Convert it or leave it out.") from error
-    yield from (part for part in re.split(r"\n\s*\n", text) if part.strip())
-
-
 def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
     known = (".pdf", *TEXT_ENDINGS, *IMAGE_ENDINGS)
     for path in map(Path, paths):
@@ -224,5 +218,5 @@ def picture_of(page: Page) -> Page:
         PageError: the page has no picture.
     """
     if page.image is None:
-        raise PageError(f"{page.name} has no image.", source=page.doc_id, page=page.index)
+        raise page.error(f"{page.name} has no image. Give pages that have one.")
     return page if page.text is None else Page(image=page.image, doc_id=page.doc_id, index=page.index, size=page.size)

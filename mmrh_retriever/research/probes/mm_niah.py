@@ -10,21 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.research.probes.builder import TASKS, Evidence, Probe
+from mmrh_retriever.files import read_jsonl
 from mmrh_retriever.research.probes.haystacks import RenderedText, picture_of
+from mmrh_retriever.research.probes.probe import LETTERS, TASKS, Evidence, Probe, was_shown
 from mmrh_retriever.types import Page
 
 PLACEHOLDER = "<image>"
 FILE_NAME = re.compile(r"retrieval-(text|image).*?(?:_K(\d+))?(?:_dep\d+)?\.jsonl")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class _Outside(BaseModel):
+    """What others' files hold: fields that we don't know are passed over."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
@@ -74,21 +77,21 @@ def read_mm_niah(
     """Probes from a file, or from every ``retrieval-*.jsonl`` below a folder.
 
     ``retrieval-text`` files give the tasks ``text`` and, with the needle drawn as a picture, ``rendered_text``;
-    ``retrieval-image`` files give ``image`` and, with the right option itself put beside the evidence's place,
-    ``identical_image``. The context length comes from the file's name (``K8``: 8,192 tokens) or the record.
+    ``retrieval-image`` files give ``image`` and, with the right option itself shown instead of the evidence,
+    ``identical_image``. The context length comes from the file's name (``K8``: 8,192 tokens) or from the record.
 
     Args:
-        source: a JSON lines file, or a folder of such.
+        source: a JSON lines file, or a folder of them.
         images: the folder that image paths start from.
-        tasks: which of the four to give.
-        lengths: context lengths in tokens to give; all of them if ``None``.
-        limit: at most so many records of each file.
+        tasks: the tasks to read.
+        lengths: the context lengths to read, in tokens; all of them if ``None``.
+        limit: the most records to read from each file.
         needs_evidence: refuse records whose needle can't be located; otherwise they have no evidence, which is
             enough for the causal test.
 
     Raises:
-        DataError: names the file and the line: malformed JSON, missing fields, missing images, placeholders and
-            images of different number, or a needle that can't be located.
+        DataError: malformed JSON, missing fields or images, more or fewer placeholders than images, or a needle that
+            can't be located; names the file and the line.
     """
     wanted = None if lengths is None else set(lengths)
     unknown = set(tasks) - set(TASKS)
@@ -97,7 +100,7 @@ def read_mm_niah(
     for path, kind, length in _files(Path(source)):
         if wanted is not None and length is not None and length not in wanted:
             continue
-        for number, record in _records(path, limit):
+        for number, record in islice(read_jsonl(path, _Record, what="MM-NIAH record"), limit):
             reader = _Reader(f"{path}, line {number}", record, Path(images), length)
             if wanted is None or reader.length in wanted:
                 yield from reader.probes(kind, tasks, f"{path.stem}-{number}", needs_evidence=needs_evidence)
@@ -115,34 +118,6 @@ def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
         )
     for path, match in found:
         yield path, match[1], int(match[2]) * 1024 if match[2] else None
-
-
-def _records(path: Path, limit: int | None) -> Iterator[tuple[int, _Record]]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            given = 0
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                if limit is not None and given >= limit:
-                    return
-                given += 1
-                yield number, _record(path, number, line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Expected UTF-8 JSON lines.") from error
-
-
-def _record(path: Path, number: int, line: str) -> _Record:
-    try:
-        return _Record.model_validate_json(line)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, problem["loc"])) or "the line"
-        cut = "" if line.endswith("\n") else " The file may be cut off here: download it again."
-        raise DataError(
-            f"{path}, line {number}: {where}: {problem['msg']} (got {str(problem['input'])[:60]!r}). Expected a record "
-            f"with id, ctxs (or context), image_list, question and answer.{cut}"
-        ) from error
 
 
 @dataclass(slots=True)
@@ -188,8 +163,8 @@ class _Reader:
 
     def _items(self, text: str, pictures: list[Page]) -> list[Page]:
         items: list[Page] = []
-        for place, part in enumerate(text.split(PLACEHOLDER)):
-            if place:
+        for index, part in enumerate(text.split(PLACEHOLDER)):
+            if index:
                 items.append(pictures.pop(0))
             if part.strip():
                 items.append(Page(text=part.strip()))
@@ -209,16 +184,16 @@ class _Reader:
         pictures = [self._page(relative) for relative in self.record.image_list]
         items = self._items(text, pictures)
         question: list[str | Page] = []
-        for place, part in enumerate(asked.split(PLACEHOLDER)):
-            if place:
+        for index, part in enumerate(asked.split(PLACEHOLDER)):
+            if index:
                 question.append(pictures.pop(0))
             if part:
                 question.append(part)
         return items, tuple(question)
 
     def _depth(self) -> float:
-        placed = self.record.depth if self.record.depth is not None else self.record.meta.placed_depth
-        first = placed[0] if isinstance(placed, list) and placed else placed
+        given = self.record.depth if self.record.depth is not None else self.record.meta.placed_depth
+        first = given[0] if isinstance(given, list) and given else given
         return min(1.0, max(0.0, float(first))) if isinstance(first, (int, float)) else 0.0
 
     def _needles(self) -> list[str]:
@@ -228,11 +203,11 @@ class _Reader:
         items, question = self._parts()
         evidence = []
         for needle in self._needles():
-            found = [(place, item.text.find(needle)) for place, item in enumerate(items) if item.text is not None]
-            hits = [(place, start) for place, start in found if start >= 0]
-            if hits:
-                place, start = hits[0]
-                evidence.append(Evidence(place, start, start + len(needle)))
+            found = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
+            hit = next(((index, start) for index, start in found if start >= 0), None)
+            if hit is not None:
+                index, start = hit
+                evidence.append(Evidence(index, start, start + len(needle)))
         if needs_evidence and not evidence:
             raise self._problem(
                 f"the needle can't be located: expected needles (or meta.needles) with texts of the context, "
@@ -249,18 +224,20 @@ class _Reader:
         items, question = self._parts()
         named = self.record.choices_image or self.record.meta.choices_image_path or []
         options = tuple(self._page(relative) for relative in named)
+        letters = tuple(LETTERS[: len(options)])
         right = self.record.answer
-        if isinstance(right, str) and right.strip().upper() in LETTERS[: len(options)] and right.strip():
-            right = LETTERS.index(right.strip().upper())
-        if not isinstance(right, int) or not 0 <= right < len(options):
+        if isinstance(right, str):
+            letter = right.strip().upper()
+            right = letters.index(letter) if letter in letters else -1
+        if not 0 <= right < len(options):
             raise self._problem(
-                f"the answer {self.record.answer!r} names none of {len(options)} image choices; expected its place "
-                "from 0, or its letter, and choices_image"
+                f"the answer {self.record.answer!r} names none of {len(options)} image choices; expected its "
+                "index from 0, or its letter, and choices_image"
             )
         names = {Path(needle).name for needle in self._needles()}
         evidence = [
-            Evidence(place)
-            for place, item in enumerate(items)
+            Evidence(index)
+            for index, item in enumerate(items)
             if item.image is not None and Path(str(item.doc_id)).name in names
         ]
         if needs_evidence and not evidence:
@@ -268,7 +245,6 @@ class _Reader:
                 f"the needle can't be located: expected needles (or meta.needles, needle_image_list) with the path of "
                 f"an image in the context, got {self._needles()!r}"
             )
-        letters = tuple(LETTERS[: len(options)])
         return Probe(
             "image",
             name,
@@ -284,7 +260,7 @@ class _Reader:
 
 
 def as_rendered_text(probe: Probe) -> Probe:
-    """A ``text`` probe with its needle cut out of the passage and put in the same place as a picture of the sentence.
+    """A ``text`` probe with its needle cut out of the passage and shown there as a picture of the sentence.
 
     Raises:
         DataError: a probe whose evidence is not a part of a text.
@@ -293,8 +269,8 @@ def as_rendered_text(probe: Probe) -> Probe:
         raise DataError(f"Probe {probe.name!r} has no needle in a text that could be rendered.")
     items: list[Page] = []
     evidence: list[Evidence] = []
-    for place, item in enumerate(probe.items):
-        spans = sorted((span.start or 0, span.stop or 0) for span in probe.evidence if span.item == place)
+    for index, item in enumerate(probe.items):
+        spans = probe.parts_of(index)
         if not spans or item.text is None:
             items.append(item)
             continue
@@ -319,7 +295,7 @@ def as_rendered_text(probe: Probe) -> Probe:
 
 
 def as_identical_image(probe: Probe) -> Probe:
-    """An ``image`` probe in which the right option itself takes the place of the picture that it was pasted into.
+    """An ``image`` probe that shows the right option itself instead of the picture that it was pasted into.
 
     Raises:
         DataError: a probe without options or evidence.
@@ -327,14 +303,14 @@ def as_identical_image(probe: Probe) -> Probe:
     if not probe.options or not probe.evidence:
         raise DataError(f"Probe {probe.name!r} has no picture that could be shown itself.")
     needle = picture_of(probe.options[probe.choices.index(probe.answer)])
-    place = probe.evidence[0].item
-    items = (*probe.items[:place], needle, *probe.items[place + 1 :])
+    index = probe.evidence[0].item
+    items = (*probe.items[:index], needle, *probe.items[index + 1 :])
     return Probe(
         "identical_image",
         f"{probe.name}-identical",
         items,
-        ("Was the following picture shown above? ", needle, " Answer yes or no."),
-        (Evidence(place),),
+        was_shown(needle),
+        (Evidence(index),),
         "yes",
         probe.context_length,
         probe.depth,

@@ -32,9 +32,10 @@ WRONG_CHOICES = 3
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A fact that can't be guessed; ``choices`` hold the answer and three wrong ones in random order.
+    """A fact that can't be guessed.
 
-    ``stem`` is the sentence up to its answer, for models that complete rather than answer.
+    ``choices`` hold the answer and three wrong ones in random order. ``stem`` is the sentence up to its answer, for
+    models that complete texts and don't answer.
     """
 
     sentence: str
@@ -82,9 +83,9 @@ def draw_fact(rng: np.random.Generator) -> Fact:
         return of[int(rng.integers(len(of)))]
 
     kind = _KINDS[int(rng.integers(len(_KINDS)))]
-    answers = [kind.answers[int(place)] for place in rng.permutation(len(kind.answers))[: WRONG_CHOICES + 1]]
+    answers = [kind.answers[index] for index in rng.permutation(len(kind.answers))[: WRONG_CHOICES + 1]]
     slots = {"name": one(NAMES), "object": one(OBJECTS), "colour": one(COLOURS), "dish": one(DISHES)}
-    choices = tuple(answers[int(place)] for place in rng.permutation(len(answers)))
+    choices = tuple(answers[index] for index in rng.permutation(len(answers)))
     return Fact(
         sentence=kind.sentence.format(answer=answers[0], **slots),
         stem=kind.sentence.partition("{answer}")[0].format(**slots).strip(),

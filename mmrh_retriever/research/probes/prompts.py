@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.ranking.inputs import page_numbers
-from mmrh_retriever.research.probes.builder import CountTokens, Probe
+from mmrh_retriever.research.probes.probe import LETTERS, CountTokens, Probe
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
 
@@ -18,12 +18,14 @@ NULL_QUESTION = "N/A N/A N/A N/A N/A"
 
 @dataclass(frozen=True, slots=True)
 class ProbePrompt:
-    """How probes are worded, and which tokens look.
+    """How probes are worded, and which tokens look for the evidence.
 
-    ``ranking`` words the probes whose items are pages, as in :class:`Reranker`. Interleaved contexts have
-    ``instruction`` and no labels, and share the other settings. ``null_question`` takes the place of the question to
-    calibrate; it keeps a probe's options (the pictures offered as answers) if ``null_keeps_options``. ``images_look``
-    counts the tokens of a question's pictures and options among those that look for the evidence.
+    Attributes:
+        ranking: the wording of probes whose items are pages, as in :class:`Reranker`.
+        instruction: what interleaved contexts begin with. They have no labels, and the other settings of ``ranking``.
+        null_question: what is asked instead of the question, to calibrate.
+        null_keeps_options: the null question keeps a probe's options, the pictures offered as answers.
+        images_look: the tokens of a question's pictures and options look for the evidence too.
     """
 
     ranking: PromptOptions = field(default_factory=PromptOptions)
@@ -44,9 +46,6 @@ class ProbeContext:
     segments: tuple[PromptSegment, ...]
     item: tuple[int, ...]
     evidence: tuple[bool, ...]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.segments))
 
 
 class ProbePrompter:
@@ -82,11 +81,7 @@ class ProbePrompter:
         evidence: list[bool] = []
         prompter = self.prompter(probe)
         for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
-            cuts = sorted(
-                (span.start, span.stop)
-                for span in probe.evidence
-                if span.item == index and span.start is not None and span.stop is not None
-            )
+            cuts = probe.parts_of(index)
             if not cuts or item.text is None:
                 segment = prompter.page_segment(item, number)
                 parts = [index in probe.gold] * len(segment.scored)
@@ -114,7 +109,7 @@ class ProbePrompter:
     def _asked(self, probe: Probe, question: Sequence[str | Page], options: Sequence[Page]) -> list[PromptSegment]:
         prompter = self.prompter(probe)
         parts: list[str | Page] = list(question)
-        for letter, option in zip(option_letters(len(options)), options, strict=True):
+        for letter, option in zip(LETTERS[: len(options)], options, strict=True):
             parts += [f"\n{letter}. ", option]
         if all(isinstance(part, str) for part in parts):
             return [prompter.question_segment("".join(str(part) for part in parts))]
@@ -141,13 +136,8 @@ def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) ->
     return segment, parts
 
 
-def option_letters(count: int) -> tuple[str, ...]:
-    """A, B, C ... as many as asked for (at most 26)."""
-    return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count])
-
-
 def token_counter(prompter: Prompter) -> CountTokens:
-    """How many tokens an item takes in this model's prompt, without a label: what probe builders measure with."""
+    """A function that counts the tokens an item takes in this model's prompt, without a label."""
     unlabelled = prompter.with_options(replace(prompter.options, page_label=""))
 
     def count(page: Page) -> int:
