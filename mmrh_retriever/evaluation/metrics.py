@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmrh_retriever.pdf.boxes import area, overlap, union_area
 from mmrh_retriever.types import Box
 
 PAGE_CUTS = (1, 3, 5)
@@ -145,9 +146,9 @@ def layout_recall(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) ->
     Raises:
         ValueError: no gold area, or ``k`` below 1.
     """
-    whole = sum(_area(item.box) for item in gold)
+    whole = sum(area(item.box) for item in gold)
     _check_area(whole, k)
-    covered = sum(_area(_meet(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
+    covered = sum(area(overlap(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
     return min(1.0, covered / whole)
 
 
@@ -161,8 +162,8 @@ def layout_coverage(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) 
     for page in {item.page for item in gold}:
         wanted = [item.box for item in gold if item.page == page]
         shown = [item.box for item in ranked[:k] if item.page == page]
-        whole += _union_area(wanted)
-        covered += _union_area([_meet(g, b) for g in wanted for b in shown])
+        whole += union_area(wanted)
+        covered += union_area([overlap(g, b) for g in wanted for b in shown])
     _check_area(whole, k)
     return min(1.0, covered / whole)
 
@@ -180,27 +181,6 @@ def _check_area(whole: float, k: int) -> None:
         raise ValueError("The gold boxes have no area. Leave the question out or annotate it.")
     if k < 1:
         raise ValueError(f"The cut-off k is at least 1, got {k}.")
-
-
-def _meet(a: Box, b: Box) -> Box:
-    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def _union_area(boxes: Iterable[Box]) -> float:
-    """Area of the boxes' union, on the grid that their edges draw."""
-    solid = [box for box in boxes if _area(box) > 0]
-    xs = np.unique([value for box in solid for value in (box[0], box[2])])
-    ys = np.unique([value for box in solid for value in (box[1], box[3])])
-    if not solid:
-        return 0.0
-    inside = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)  # (cells down, cells across)
-    for x0, y0, x1, y1 in solid:
-        inside[(ys[:-1] >= y0) & (ys[1:] <= y1)] |= (xs[:-1] >= x0) & (xs[1:] <= x1)
-    return float(np.diff(ys) @ inside @ np.diff(xs))
 
 
 # Averages
