@@ -10,20 +10,20 @@ from scipy import ndimage
 from mmrh_retriever.pdf.boxes import Mask, area, extents, label, without_nested
 from mmrh_retriever.types import Box
 
-_GROUND = 0.8  # of the picture: ink tied together over more is a frame around the page
+_BACKGROUND = 0.8  # of the picture: connected ink over more is a frame around the page
 _CONTRAST = 30  # grey levels between neighbouring pixels, from 0 to 255, that make an edge
 
 
 def inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Box, str]]:
-    """Connected areas of strong contrast, with their kinds, in the units of ``size``."""
+    """Boxes around connected areas of strong contrast, in the units of ``size``, each with its kind."""
     grey = image.convert("L")
     grey.thumbnail((1000, 1000))
     levels = np.asarray(grey)
     ink = ink_of(grey)
     height = _letter_height(ink)
     boxes = _joined_ink(ink, height)
-    if any(area(box) > _GROUND * ink.size for box in boxes):
-        # Rules and frames have tied most of the page together: once more, without them.
+    if any(area(box) > _BACKGROUND * ink.size for box in boxes):
+        # Rules and frames connect most of the page: try again without them.
         ink &= ~(_long_lines(ink, 0) | _long_lines(ink, 1))
         boxes = _joined_ink(ink, height)
     scale = (size[0] / grey.width, size[1] / grey.height)

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.pdf import reader as pdf
+from mmrh_retriever.pdf import mupdf, reader
 from mmrh_retriever.pdf.reader import MAX_RENDERED_PIXELS, PdfPageImage, iter_pdf, parse_page_range, read_pdf
 
 A4 = (595.0, 842.0)
@@ -30,7 +30,7 @@ A4 = (595.0, 842.0)
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Iterable[None]:
     yield
-    pdf.close_documents()
+    mupdf.close_documents()
 
 
 def make_pdf(texts: Iterable[str], size: tuple[float, float] = A4) -> bytes:
@@ -223,7 +223,7 @@ def test_huge_pages_are_capped() -> None:
     data = make_pdf(["x"], (20_000, 20_000))
     assert read_pdf(data)[0].size == (20_000, 20_000)
     default = read_pdf(data)[0].pixels()
-    assert default.width * default.height <= pdf.DEFAULT_MAX_PIXELS
+    assert default.width * default.height <= reader.DEFAULT_MAX_PIXELS
     for source in (read_pdf(data, dpi=600)[0].image, read_pdf(data, max_pixels=10**12)[0].image):
         assert isinstance(source, PdfPageImage)
         assert source.width * source.height <= MAX_RENDERED_PIXELS
@@ -346,8 +346,8 @@ def test_few_files_stay_open(three: Path, tmp_path: Path) -> None:
     pages = [page for path in paths for page in read_pdf(path)]
     for page in pages:
         page.pixels()
-    assert 0 < open_files(tmp_path) <= pdf.MAX_OPEN_DOCUMENTS
-    pdf.close_documents()
+    assert 0 < open_files(tmp_path) <= mupdf.MAX_OPEN_DOCUMENTS
+    mupdf.close_documents()
     assert open_files(tmp_path) == 0
     assert pages[0].pixels().width > 0
 
@@ -364,7 +364,7 @@ def test_a_file_is_closed_with_its_last_page(three: Path) -> None:
 def test_pages_opened_again_show_the_same(three: Path) -> None:
     page = read_pdf(three)[1]
     first = page.pixels()
-    pdf.close_documents()
+    mupdf.close_documents()
     assert page.pixels().tobytes() == first.tobytes()
 
 
