@@ -122,7 +122,6 @@ def test_spans_are_half_open() -> None:
 def test_grids_run_row_by_row() -> None:
     grid = PatchGrid.regular(2, 3)
     assert len(grid) == 6
-    assert grid.is_regular
     np.testing.assert_allclose(grid.boxes[1], (1 / 3, 0, 2 / 3, 1 / 2))
     np.testing.assert_allclose(grid.boxes[3], (0, 1 / 2, 1 / 3, 1))
     np.testing.assert_allclose(grid_boxes((0.5, 0.0, 1.0, 1.0), 1, 1)[0], (0.5, 0, 1, 1))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrh_retriever.errors import DataError, HeadSetError
-from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable, HeadSet, load_head_set, same_model
+from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet, load_head_set
+from mmrh_retriever.heads.model_names import same_model
 
 
 def scores_of(values, task="text", length=8192, model="org/model", **extra):
