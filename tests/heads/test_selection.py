@@ -36,7 +36,7 @@ class TestTop:
     def test_share_is_of_all_heads_rounded_up(self, shape, share, count):
         assert len(HeadSet.top(scores_of(np.zeros(shape)), share)) == count
 
-    def test_five_per_cent_unless_told(self):
+    def test_five_per_cent_by_default(self):
         assert len(HeadSet.top(scores_of(np.zeros((36, 32))))) == 58
 
     def test_share_counts_unmeasured_heads_too(self):
@@ -95,7 +95,7 @@ class TestUnionAndOverlap:
         assert union.tasks == ("text", "image")
         assert union.context_length == 8192
 
-    def test_union_without_scores_goes_by_the_best_place(self):
+    def test_union_without_scores_goes_by_the_best_rank(self):
         union = HeadSet.union([HeadSet.parse("0-1 0-2"), HeadSet.parse("0-0 0-2 0-1")])
         assert names(union) == ["0-0", "0-1", "0-2"]
         assert union.scores is None

@@ -26,7 +26,7 @@ def dark_box(image: Image.Image) -> tuple[int, int, int, int]:
 # What is read
 
 
-def test_pages_carry_text_place_and_metadata(three: Path) -> None:
+def test_pages_carry_text_number_and_metadata(three: Path) -> None:
     pages = read_pdf(three)
     assert [page.text for page in pages] == ["First page", "Second page", "Third page"]
     assert [(page.index, page.number) for page in pages] == [(0, 1), (1, 2), (2, 3)]
@@ -55,7 +55,7 @@ def test_bytes_have_no_path_and_take_a_doc_id(three: Path) -> None:
     assert read_pdf(three.read_bytes(), doc_id="mine")[0].doc_id == "mine"
 
 
-def test_same_names_are_told_apart_by_path(three: Path, tmp_path: Path) -> None:
+def test_same_names_differ_by_path(three: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "three.pdf"
     other.parent.mkdir()
     shutil.copy(three, other)
