@@ -2,12 +2,14 @@
 
     python examples/make_sample_pdf.py [OUTPUT]
 
-The company and everything in the report are invented. The same call gives the same bytes.
+The company and everything in the report are invented. The long texts stand in sample_report_text.json. The same call
+gives the same bytes.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import pymupdf
 from PIL import Image
 
+TEXTS = json.loads(Path(__file__).with_name("sample_report_text.json").read_text(encoding="utf-8"))
 COMPANY = "Harbour Line Ferries"
 TITLE = f"{COMPANY}: Annual and Sustainability Report 2024"
 WIDTH, HEIGHT = 595, 842  # A4, in points
@@ -107,26 +110,7 @@ def ship(page: pymupdf.Page) -> None:
 def letter(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Letter from the chief executive")
     sheet.heading("A year of storms and of new batteries")
-    for paragraph in (
-        "Dear passengers, neighbours and shareholders,",
-        "In January the winter storm Agnes broke the stone pier at Skerry Island. Its outer wall fell into "
-        "the channel, and for nineteen days no ferry could land there. Our crews carried food, post and "
-        "medicine across in two fishing boats until divers had cleared the channel. I thank the island's "
-        "fishermen, who asked for no payment. A new pier of concrete and oak was opened in September.",
-        "In May our first battery ferry, the Silver Tern, entered service between Port Ellery and Marsh "
-        "Point. She charges in eleven minutes at the quay. Passengers tell us that they like the silence "
-        "best: for the first time they hear the gulls and not the engine.",
-        "It was also a good year for the business. Revenue and passenger numbers both rose, and the table of "
-        "key figures shows by how much. We did not raise the price of a single ticket for islanders, and the "
-        "board proposes an unchanged dividend.",
-        "Not everything went well. Too many crossings in August were late, because the old ramp at Kelso Bay "
-        "failed in the heat. We paid compensation to those who asked for it, and we have made the form "
-        "shorter.",
-        "People often ask me what a ferry company is for. My answer is the school class of Skerry Island, "
-        "nine children who cross with us each morning and come home each afternoon. As long as they do, an "
-        "island is a place to live and not only a place to visit.",
-        "Next year we shall order a second battery ferry and begin with solar roofs on the terminals.",
-    ):
+    for paragraph in TEXTS["letter"]:
         sheet.text(paragraph, font="tiro", size=13.5)
     sheet.y += 14
     sheet.text("Margaret Oduya", font="tiit", size=17, gap=0)
@@ -136,33 +120,12 @@ def letter(document: pymupdf.Document) -> None:
 def key_figures(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Key figures")
     sheet.heading("Key figures of the last five years")
-    sheet.text(
-        "All amounts are in millions of crowns. Passengers and vehicles count single crossings. The accounts "
-        "were audited without remarks."
-    )
-    rows = [
-        ("", "2020", "2021", "2022", "2023", "2024"),
-        ("Revenue", "61.4", "70.2", "88.9", "96.3", "104.7"),
-        ("Operating costs", "66.0", "68.8", "79.5", "84.1", "90.2"),
-        ("Operating profit", "-4.6", "1.4", "9.4", "12.2", "14.5"),
-        ("Net debt", "58.3", "55.1", "49.0", "42.6", "51.8"),
-        ("Passengers (thousands)", "1,212", "1,540", "2,318", "2,467", "2,655"),
-        ("Vehicles (thousands)", "402", "455", "588", "601", "634"),
-        ("Dividend per share", "0.00", "0.00", "0.35", "0.50", "0.50"),
-        ("Employees", "418", "409", "447", "462", "481"),
-    ]
-    table(sheet, rows, [151, 64, 64, 64, 64, 64])
+    sheet.text(TEXTS["key_figures"]["introduction"])
+    table(sheet, TEXTS["key_figures"]["rows"], [151, 64, 64, 64, 64, 64])
     sheet.y += 14
     sheet.heading("What moved the figures", size=15, gap=8)
-    sheet.text(
-        "Revenue grew by nine per cent, mostly through more summer visitors and through freight for the wind "
-        "farm at Marsh Point. Fuel was cheaper than a year before, but wages and repairs cost more. Net debt "
-        "rose because the battery ferry was paid for in the spring."
-    )
-    sheet.text(
-        "Interest on the remaining loans is fixed until 2031. The pension fund is covered to 108 per cent. No"
-        " asset was written down."
-    )
+    sheet.text(TEXTS["key_figures"]["revenue"])
+    sheet.text(TEXTS["key_figures"]["loans"])
 
 
 def table(sheet: Sheet, rows: Sequence[Sequence[str]], widths: Sequence[float], size: float = 11.5) -> None:
@@ -187,11 +150,7 @@ def table(sheet: Sheet, rows: Sequence[Sequence[str]], widths: Sequence[float], 
 def emissions(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Energy and climate")
     sheet.heading("Carbon emissions of the fleet")
-    sheet.text(
-        "The chart shows the carbon dioxide that our ships gave off each year, in thousands of tonnes. Until "
-        "2022 emissions rose with the number of crossings. Then two vessels changed to biofuel, and in 2024 "
-        "the battery ferry took over the busiest route."
-    )
+    sheet.text(TEXTS["emissions"]["introduction"])
     years = ["2018", "2019", "2020", "2021", "2022", "2023", "2024"]
     values = [31.2, 32.6, 20.4, 25.1, 33.8, 28.3, 19.7]
     left, right, base, top = 110, 520, 560, 260
@@ -212,12 +171,8 @@ def emissions(document: pymupdf.Document) -> None:
         sheet.page.insert_text((x + 5, base + 18), year, fontsize=12, fontname="helv", color=INK)
     sheet.page.draw_line((left, base), (right, base), color=INK, width=1)
     sheet.y = 606
-    sheet.text(
-        "The target is 12 thousand tonnes by 2028. Biofuel is made from used cooking oil and is delivered by "
-        "rail to Port Ellery. Electricity for the battery ferry comes from the wind farm; 4.1 gigawatt hours "
-        "were bought in 2024, and the terminals needed another 1.3."
-    )
-    sheet.text("Refrigerants and staff travel add 0.4 thousand tonnes; they are not part of the chart.")
+    sheet.text(TEXTS["emissions"]["target"])
+    sheet.text(TEXTS["emissions"]["omitted"])
 
 
 def people(document: pymupdf.Document) -> None:
@@ -225,28 +180,7 @@ def people(document: pymupdf.Document) -> None:
     sheet.heading("Crew training and safety at work")
     start = sheet.y
     columns = (LEFT, LEFT + 225), (RIGHT - 225, RIGHT)
-    left = (
-        "Every new deckhand receives 120 hours of training before the first working shift: forty on ropes and"
-        " mooring, forty on fire fighting and first aid, and forty on the bridge as a watcher. Officers "
-        "return to the simulator in Kelso Bay for three days each year.",
-        "Each crew lowers a lifeboat once a month and holds a fire drill once a week. The harbour authority "
-        "watches two drills a year and gives marks. In 2024 all crews passed, six of them with distinction.",
-        "Accidents at work fell from fourteen to nine. Most were cut or crushed fingers. New gloves, chosen "
-        "by the deckhands themselves, seem to have helped.",
-        "Nobody may work for more than ten hours a day. The rule was broken four times, always because a "
-        "relief crew was held up by fog.",
-    )
-    right = (
-        "Women now hold 31 per cent of all posts, and 12 of 54 officers are women. Four years ago it was "
-        "three. The night nursery in Port Ellery, open to the children of crews who sail late, has 22 places.",
-        "We took on eighteen apprentices: ten engineers, five cooks and three electricians. They share a "
-        "house by the old customs shed and pay no rent in the first year.",
-        "The staff survey was answered by 84 per cent. People are content with colleagues and rosters, and "
-        "less content with the canteen. A new cook began in November.",
-        "Retired captains visit schools and show how to tie a bowline. Last year 1,400 children learnt it, "
-        "and most of them could still do it a month later.",
-    )
-    for box, paragraphs in zip(columns, (left, right), strict=True):
+    for box, paragraphs in zip(columns, (TEXTS["people"]["left"], TEXTS["people"]["right"]), strict=True):
         sheet.y = start
         for paragraph in paragraphs:
             sheet.text(paragraph, size=13.5, font="tiro", box=box, gap=12)
@@ -255,29 +189,12 @@ def people(document: pymupdf.Document) -> None:
 def fleet(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Fleet register")
     sheet.heading("Our eight vessels")
-    sheet.text("The register lists every vessel at the end of 2024. Speed is in knots.")
-    rows = [
-        ("Vessel", "Built", "Seats", "Speed", "Drive", "Home port"),
-        ("Silver Tern", "2024", "390", "14", "Battery", "Port Ellery"),
-        ("Grey Heron", "2011", "450", "17", "Diesel", "Kelso Bay"),
-        ("Black Guillemot", "2006", "280", "15", "Biofuel", "Skerry Island"),
-        ("Storm Petrel", "2019", "610", "21", "Biofuel", "Port Ellery"),
-        ("Little Auk", "1998", "120", "11", "Diesel", "Marsh Point"),
-        ("Kittiwake", "2015", "330", "16", "Diesel", "Kelso Bay"),
-        ("Oystercatcher", "2003", "210", "13", "Diesel", "Saltby"),
-        ("Great Skua", "1994", "540", "15", "Diesel", "In dry dock"),
-    ]
-    table(sheet, rows, [118, 54, 54, 54, 78, 113])
+    sheet.text(TEXTS["fleet"]["introduction"])
+    table(sheet, TEXTS["fleet"]["rows"], [118, 54, 54, 54, 78, 113])
     sheet.y += 14
     sheet.heading("Repairs and dry dock", size=15, gap=8)
-    sheet.text(
-        "The Great Skua is in dry dock until April, where her hull is being blasted and painted. The Little "
-        "Auk will be sold to a museum after the coming summer. The Kittiwake lost a propeller blade in June "
-        "and was towed home by the pilot boat; she was back in service after a week."
-    )
-    sheet.text(
-        "A second battery ferry, still without a name, is to be ordered in 2025. Children may send in proposals."
-    )
+    sheet.text(TEXTS["fleet"]["repairs"])
+    sheet.text(TEXTS["fleet"]["orders"])
 
 
 def certificate(document: pymupdf.Document) -> None:
@@ -287,19 +204,8 @@ def certificate(document: pymupdf.Document) -> None:
         page.insert_text((70, 90), "ELLERY HARBOUR AUTHORITY", fontsize=19, fontname="tibo")
         page.insert_text((70, 112), "Office of the Surveyor of Ships, Customs Quay 4", fontsize=12, fontname="tiro")
         page.draw_line((70, 122), (525, 122), width=1.2)
-        body = (
-            "12 March 2024",
-            "CERTIFICATE OF INSPECTION",
-            "Vessel: passenger ferry STORM PETREL",
-            "I have this day inspected the lifeboats, life jackets and fire pumps of the above vessel and "
-            "found them in good order, with these remarks:",
-            "1. Lifeboat number three: the lowering cable is worn and must be replaced within thirty days.",
-            "2. Forty life jackets for children have no whistle. Whistles were fitted in my presence.",
-            "3. The fire pump in the engine room gives 62 cubic metres an hour; 55 are required.",
-            "This certificate is valid until 11 March 2025, provided that the cable is replaced.",
-        )
         y = 150.0
-        for i, paragraph in enumerate(body):
+        for i, paragraph in enumerate(TEXTS["certificate"]):
             font, size = ("tibo", 15) if i == 1 else ("tiro", 13)
             left = page.insert_textbox((70, y, 520, 720), paragraph, fontsize=size, fontname=font, lineheight=1.4)
             y = 720 - left + 13
@@ -339,12 +245,7 @@ def plan(document: pymupdf.Document) -> None:
     page = Sheet(document, "", size=size).page
     page.draw_rect((0, 0, size[0], 84), color=None, fill=NAVY)
     page.insert_text((40, 54), "Plan 2030: three steps to silent crossings", fontsize=28, fontname="hebo", color=WHITE)
-    steps = (
-        ("1", "Batteries", "Four battery ferries on the short routes by 2030"),
-        ("2", "Sun", "Solar roofs on all six terminals, 2.4 megawatts"),
-        ("3", "One ticket", "Bus, train and ferry on a single ticket"),
-    )
-    for i, (number, name, text) in enumerate(steps):
+    for i, (number, name, text) in enumerate(TEXTS["plan"]):
         x = 40 + i * 220
         page.draw_rect((x, 116, x + 200, 320), color=None, fill=SAND)
         page.draw_circle((x + 34, 152), 20, color=None, fill=TEAL)
@@ -365,17 +266,8 @@ def plan(document: pymupdf.Document) -> None:
 def refunds(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "For passengers")
     sheet.heading("How to claim a refund for a late crossing")
-    sheet.text(
-        "If your ferry arrives more than forty minutes late, you get money back. You need five minutes and your ticket."
-    )
-    steps = (
-        ("Keep your ticket.", "A photograph of it is enough. The number is printed below the bar code."),
-        ("Open the claim form.", "It is on our website under Help, and on paper at every ticket window."),
-        ("Enter the ticket number and the date.", "We know how late each crossing was; you need not prove it."),
-        ("Choose money or a voucher.", "Money is paid to your bank account. A voucher is worth a fifth more."),
-        ("Send the form within sixty days.", "You receive an answer within two weeks."),
-    )
-    for i, (what, more) in enumerate(steps):
+    sheet.text(TEXTS["refunds"]["introduction"])
+    for i, (what, more) in enumerate(TEXTS["refunds"]["steps"]):
         y = sheet.y + 6
         sheet.page.draw_circle((LEFT + 15, y + 16), 15, color=None, fill=TEAL)
         sheet.page.insert_text((LEFT + 10.5, y + 22), str(i + 1), fontsize=16, fontname="hebo", color=WHITE)
@@ -386,16 +278,9 @@ def refunds(document: pymupdf.Document) -> None:
     sheet.page.draw_rect((LEFT, top, RIGHT, top + 106), color=TEAL, fill=(0.91, 0.96, 0.96), width=1)
     sheet.y = top + 10
     sheet.text("How much do I get?", font="hebo", box=(LEFT + 16, RIGHT - 16), gap=2)
-    sheet.text(
-        "A quarter of the fare after forty minutes, half after ninety minutes, and the whole fare if the "
-        "crossing was cancelled. Storms count too. Season tickets are refunded by the day.",
-        box=(LEFT + 16, RIGHT - 16),
-    )
+    sheet.text(TEXTS["refunds"]["amounts"], box=(LEFT + 16, RIGHT - 16))
     sheet.y = top + 132
-    sheet.text(
-        "Dogs, bicycles and wheelchairs travel free of charge, and so there is nothing to refund for them.",
-        color=GREY,
-    )
+    sheet.text(TEXTS["refunds"]["free"], color=GREY)
 
 
 def routes(document: pymupdf.Document) -> None:
@@ -441,57 +326,22 @@ def routes(document: pymupdf.Document) -> None:
         page.draw_circle((x, y), 5, color=WHITE, fill=(0.75, 0.25, 0.2))
         page.insert_text((x + shift, y + 18), name, fontsize=12, fontname="hebo", color=INK)
     sheet.y = 552
-    sheet.text(
-        "Map 1: the four routes in summer. Dashed lines are ferry routes with their sailing time.",
-        size=11,
-        color=GREY,
-    )
-    sheet.text(
-        "The first boat leaves Port Ellery at 5.40 in the morning, the last boat from Saltby at 22.15. In "
-        "winter the route from Marsh Point to Saltby sails only on Fridays and Sundays. On the night of the "
-        "lantern festival boats sail until two in the morning."
-    )
-    sheet.text("Harbour taxis meet every arrival. A place for a car can be booked up to an hour before sailing.")
+    sheet.text(TEXTS["routes"]["caption"], size=11, color=GREY)
+    sheet.text(TEXTS["routes"]["first_boats"])
+    sheet.text(TEXTS["routes"]["harbour_taxis"])
 
 
 def board(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Governance")
     sheet.heading("The board and its pay")
-    for paragraph in (
-        "The board has seven members, of whom four are elected by the shareholders, two by the employees and "
-        "one by the island councils. It met eleven times. The chair, Ingrid Falk, is a former judge of the "
-        "maritime court; she was re-elected in April for three years.",
-        "A member receives 18,000 crowns a year and the chair twice as much. There are no shares, options or "
-        "bonuses. The chief executive earned 212,000 crowns, which is six times the median wage of a "
-        "deckhand.",
-        "The audit committee looked closely at the contract for the battery ferry, because the yard in Saltby"
-        " belongs to a cousin of a board member. The member left the room for the vote. Three other yards had"
-        " been asked; their offers were between four and nineteen per cent dearer.",
-        "One complaint was made through the whistleblower line. It was about the sale of old life jackets, "
-        "and it was found to be true. The jackets have been bought back, and the person in charge was warned.",
-        "Risks are reviewed every spring. The board sees the greatest ones in the price of fuel, in a bridge "
-        "to Saltby that has been talked about for thirty years, and in attacks on the booking system. The "
-        "last of these was tested in October by friendly hackers, who got in within two days; the gaps have "
-        "been closed.",
-        "The general meeting takes place on 8 May 2025 in the sail loft at Port Ellery. Shareholders who "
-        "can't travel may vote by post until the day before.",
-    ):
+    for paragraph in TEXTS["board"]:
         sheet.text(paragraph, size=13.5, font="tiro", gap=12)
 
 
 def neighbours(document: pymupdf.Document) -> None:
     sheet = Sheet(document, "Nature and neighbours")
     sheet.heading("Seals, seagrass and the noise of engines")
-    for paragraph in (
-        "Grey seals rest on the sandbanks off Saltby from October to December, when their pups are born. "
-        "Since 2021 our ships keep 600 metres away and slow down to eight knots. Volunteers counted 341 pups "
-        "in 2024, the most since counting began.",
-        "Anchors used to tear the seagrass in the bay of Marsh Point. Now there are nine fixed buoys, and "
-        "divers have planted two hectares anew. Seagrass holds the sand, shelters young cod and stores "
-        "carbon.",
-        "A hydrophone on the sea floor listens to our engines. On the route of the battery ferry the water "
-        "has become eleven decibels quieter, and porpoises have been heard there again.",
-    ):
+    for paragraph in TEXTS["neighbours"]:
         sheet.text(paragraph)
     page, y = sheet.page, sheet.y + 20
     page.insert_text((LEFT, y), "Seal pups counted off Saltby", fontsize=12, fontname="hebo", color=NAVY)

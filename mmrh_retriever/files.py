@@ -7,6 +7,7 @@ import json
 import os
 import re
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -45,7 +46,7 @@ def read_text(path: Path, *, what: str) -> str:
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. Check the path of the {what}.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file: the {what}.") from error
 
 
@@ -108,7 +109,7 @@ def format_of(text: str, *, where: str, what: str) -> str | None:
     """
     try:
         content: Any = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}). Expected a {what}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{where}: holds a JSON {type(content).__name__}. Expected an object: a {what}.")

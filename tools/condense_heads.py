@@ -2,15 +2,14 @@
 
     python tools/condense_heads.py RELEASED_FOLDER [OUTPUT]
 
-RELEASED_FOLDER holds one JSON file a model: ``model``, ``n_layers``, ``n_heads`` and
-``scores[task][length]``, a layers x heads matrix. Scores of 0 and above keep the release's five decimals;
-those below 0 keep three, which brings the file under its size limit and moves no head that can be selected.
+RELEASED_FOLDER holds one JSON file per model: ``model``, ``n_layers``, ``n_heads`` and ``scores[task][length]``,
+a layers x heads matrix. Scores of 0 and above keep the release's five decimals. Those below 0 keep three, which
+brings the file under its size limit and changes no head that can be selected.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,12 @@ DEFAULT_OUTPUT = Path(__file__).parents[1] / "mmrh_retriever" / "data" / "publis
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the models' public configurations say and the released files do not."""
+    """Facts from a model's public configuration that the released files lack."""
 
     model_type: str
     hidden_size: int
     global_every: int = 1
-    """Every how many layers one attends to the whole context; the others have a sliding window."""
+    """One layer in so many attends to the whole context; the others have a sliding window."""
 
 
 FACTS = {
@@ -53,9 +52,9 @@ FACTS = {
 }
 
 
-def condensed(values: list[list[float]]) -> list[list[int]]:
+def condensed(values: file_formats.Matrix) -> list[list[int]]:
     """Scores as whole numbers, the negative ones in coarser steps."""
-    exact: npt.NDArray[np.int64] = np.rint(np.array(values) * SCALE).astype(np.int64)
+    exact: npt.NDArray[np.int64] = np.rint(np.array(values, dtype=np.float64) * SCALE).astype(np.int64)
     coarse = np.rint(exact / NEGATIVE_STEP).astype(np.int64) * NEGATIVE_STEP
     rows: list[list[int]] = np.where(exact < 0, coarse, exact).tolist()
     return rows
@@ -66,7 +65,6 @@ def entry_of(path: Path) -> PublishedModelEntry:
     content = files.read_json(path, file_formats.ReleasedScoresFile, what="released scores file")
     facts = FACTS[content.model]
     global_layers = range(facts.global_every - 1, content.n_layers, facts.global_every)
-    raw = json.loads(path.read_text(encoding="utf-8"))["scores"]
     return PublishedModelEntry(
         model=content.model,
         model_type=facts.model_type,
@@ -75,7 +73,8 @@ def entry_of(path: Path) -> PublishedModelEntry:
         n_heads=content.n_heads,
         selectable_layers=None if facts.global_every == 1 else list(global_layers),
         scores={
-            task: {length: condensed(values) for length, values in lengths.items()} for task, lengths in raw.items()
+            task: {length: condensed(values) for length, values in lengths.items()}
+            for task, lengths in content.scores.items()
         },
     )
 

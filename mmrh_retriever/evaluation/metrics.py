@@ -1,12 +1,12 @@
-"""How good a ranking is: page recall, layout recall, MRR, nDCG, their averages, and how sure one can be of them.
+"""How good a ranking is: page recall, layout recall, MRR, nDCG and their averages.
 
 Pure functions on scores and boxes; nothing here knows files or models. All measures lie in [0, 1].
 
 Page and layout recall are those of MMDocIR (Dong et al. 2025, arXiv 2501.08828) as used by Li et al. 2026
-(arXiv 2605.27243): *micro* averages over questions, *macro* averages the domains' means. Equal scores are
-handled by expectation over all orders of the equals, in closed form (McSherry and Najork 2008, "Computing
-information retrieval performance measures efficiently in the presence of tied scores"): a ranker that says
-nothing about ten pages gets what a random order of them would get, not what the pages' order happens to give.
+(arXiv 2605.27243): *micro* averages over questions, *macro* averages the domains' means. Where scores are equal,
+a measure is its expectation over all orders of the equals, in closed form (McSherry and Najork 2008, "Computing
+information retrieval performance measures efficiently in the presence of tied scores"). A ranker that gives ten
+pages the same score gets what a random order of them would get, not what the pages' own order happens to give.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmrh_retriever.pdf.boxes import area, overlap, union_area
 from mmrh_retriever.types import Box
 
 PAGE_CUTS = (1, 3, 5)
@@ -47,8 +48,8 @@ def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
     """Share of the gold pages that are among the best ``k``: ``|top-k & gold| / |gold|``.
 
     Args:
-        scores: one a page, ``(pages,)``, higher is better; ``NaN`` where a page was not ranked. No scores at
-            all stand for a question without result, and count as zero.
+        scores: one per page, ``(pages,)``, higher is better; ``NaN`` for a page that was not ranked. No scores
+            at all mean a question without result, which counts as zero.
         gold: 0-based indices of the pages that hold the evidence; at least one.
         k: the cut-off, at least 1.
 
@@ -68,12 +69,12 @@ def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
     wanted = _checked(gold, 1)
     first = 1
     for members in _tie_groups(scores):
-        size, hits = len(members), sum(int(place) in wanted for place in members)
+        size, hits = len(members), sum(int(index) in wanted for index in members)
         if hits:
-            # P(the first hit stands at place j of the group) = C(size - j - 1, hits - 1) / C(size, hits)
+            # P(the first hit has rank j in the group, from 0) = C(size - j - 1, hits - 1) / C(size, hits)
             orders = math.comb(size, hits)
-            places = range(size - hits + 1)
-            return min(1.0, sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in places))
+            ranks = range(size - hits + 1)
+            return min(1.0, sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in ranks))
         first += size
     return 0.0
 
@@ -123,7 +124,7 @@ def _tie_groups(scores: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
 def _expected_gains(scores: npt.ArrayLike, gold: set[int]) -> Values:
     """The chance of a gold page at each rank, ``(ranked pages,)``."""
     groups = _tie_groups(scores)
-    shares = [sum(int(place) in gold for place in members) / len(members) for members in groups]
+    shares = [sum(int(index) in gold for index in members) / len(members) for members in groups]
     return np.repeat(np.array(shares, dtype=np.float64), [len(members) for members in groups])
 
 
@@ -134,35 +135,35 @@ def layout_recall(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) ->
     """The official layout recall: gold area that the best ``k`` boxes overlap, over the whole gold area.
 
     ``sum over gold g, top-k b on the same page of area(g & b) / sum over gold g of area(g)``. Where ranked boxes
-    overlap one another, ground covered twice counts twice, as in MMDocIR's definition; the sum is cut off at 1.
+    overlap each other, area covered twice counts twice, as in MMDocIR's definition; the result is at most 1.
     :func:`layout_coverage` is the strict form. Boxes of one page are in the same units.
 
     Args:
-        ranked: best first; none stand for a question without result, and count as zero.
+        ranked: best first; no boxes mean a question without result, which counts as zero.
         gold: the boxes that hold the evidence; their area together is above zero.
         k: the cut-off, at least 1.
 
     Raises:
         ValueError: no gold area, or ``k`` below 1.
     """
-    whole = sum(_area(item.box) for item in gold)
+    whole = sum(area(item.box) for item in gold)
     _check_area(whole, k)
-    covered = sum(_area(_meet(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
+    covered = sum(area(overlap(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
     return min(1.0, covered / whole)
 
 
 def layout_coverage(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) -> float:
     """Layout recall that counts each spot once, however many ranked or gold boxes lie over it.
 
-    Equals :func:`layout_recall` where neither the ranked nor the gold boxes overlap one another. Arguments and
-    errors as there.
+    Equals :func:`layout_recall` if neither the ranked nor the gold boxes overlap each other. Arguments and errors
+    as there.
     """
     whole = covered = 0.0
     for page in {item.page for item in gold}:
         wanted = [item.box for item in gold if item.page == page]
         shown = [item.box for item in ranked[:k] if item.page == page]
-        whole += _union_area(wanted)
-        covered += _union_area([_meet(g, b) for g in wanted for b in shown])
+        whole += union_area(wanted)
+        covered += union_area([overlap(g, b) for g in wanted for b in shown])
     _check_area(whole, k)
     return min(1.0, covered / whole)
 
@@ -182,36 +183,15 @@ def _check_area(whole: float, k: int) -> None:
         raise ValueError(f"The cut-off k is at least 1, got {k}.")
 
 
-def _meet(a: Box, b: Box) -> Box:
-    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def _union_area(boxes: Iterable[Box]) -> float:
-    """Area of the boxes' union, on the grid that their edges draw."""
-    solid = [box for box in boxes if _area(box) > 0]
-    xs = np.unique([value for box in solid for value in (box[0], box[2])])
-    ys = np.unique([value for box in solid for value in (box[1], box[3])])
-    if not solid:
-        return 0.0
-    inside = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)  # (cells down, cells across)
-    for x0, y0, x1, y1 in solid:
-        inside[(ys[:-1] >= y0) & (ys[1:] <= y1)] |= (xs[:-1] >= x0) & (xs[1:] <= x1)
-    return float(np.diff(ys) @ inside @ np.diff(xs))
-
-
 # Averages
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One question's measures, with what averages group it by.
+    """One question's measures, and the groups in whose averages it counts.
 
-    ``document`` names where the question belongs (questions of one document are not independent), ``source``
-    says how the document came (such as ``scan``), ``types`` are kinds of evidence.
+    ``document`` is the question's document (questions of one document are not independent), ``source`` the
+    document's kind (such as ``scan``), ``types`` are kinds of evidence.
     """
 
     document: str
@@ -223,10 +203,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Averages of one run. Inner keys are measures (``recall@1``), outer ones groups; ``counts`` has their questions.
+    """Averages of one run. Inner keys are measures (``recall@1``), outer ones groups.
 
-    ``macro`` averages the means of the domains that occur (ten in the whole of MMDocIR). A question with
-    several evidence types counts under each, one without under ``unspecified``.
+    ``macro`` averages the means of the domains that occur (ten in all of MMDocIR). A question with several
+    evidence types counts under each, one without under ``unspecified``. ``counts`` has the questions per group.
     """
 
     questions: int
@@ -241,7 +221,7 @@ class Summary:
 def summarise(results: Sequence[Measured]) -> Summary:
     """Average questions' measures: over all (micro), over domains' means (macro), and by group.
 
-    Every question has to be there: one without result stands with zeros, as the measures give for it.
+    Every question must be among ``results``: one without result has zeros, as the measures give for it.
 
     Raises:
         ValueError: no questions, or questions with different measures.

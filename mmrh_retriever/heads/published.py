@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from mmrh_retriever import files
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
-from mmrh_retriever.heads.sets import PAPER_SHARE, HeadScores, HeadScoresTable, HeadSet, name_words
+from mmrh_retriever.heads.model_names import name_words
+from mmrh_retriever.heads.scores import HeadScoresTable
+from mmrh_retriever.heads.sets import PAPER_SHARE, HeadSet
 
 PUBLISHED_LENGTH = 131_072
 """The context length, in tokens, whose heads the paper uses for retrieval."""
@@ -53,9 +54,9 @@ class PublishedFile(files.FileModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedModel:
-    """A model with released scores, and the facts of its configuration that tell its copies.
+    """A model with released scores, and the facts of its configuration by which its copies are recognised.
 
-    ``model_type``, ``n_layers``, ``n_heads`` (query heads a layer) and ``hidden_size`` are those of the text
+    ``model_type``, ``n_layers``, ``n_heads`` (query heads per layer) and ``hidden_size`` are those of the text
     model's configuration. ``scores`` holds every task and length; where only some layers attend globally
     (Gemma 3), its ``selectable_layers`` name them (definition 8 of the paper).
     """
@@ -77,10 +78,9 @@ class PublishedModel:
 class PublishedMatch:
     """Which published model's heads suit a model, and on what evidence.
 
-    ``how`` is ``"id"`` (the published id or name itself), ``"name"`` (a copy that bears the name) or
-    ``"shape"`` (family and size agree, the name says nothing: perhaps a fine-tuned or renamed copy,
-    perhaps a sibling). ``exact`` holds for ``"id"`` alone; tell the user otherwise, ``note`` is worded
-    for that.
+    ``how`` is ``"id"`` (the published id or name itself), ``"name"`` (a copy with the name in its own) or
+    ``"shape"`` (family and size agree, the name says nothing: perhaps a fine-tuned or renamed copy, perhaps
+    a sibling). ``exact`` holds for ``"id"`` alone; in the other cases show the user ``note``.
     """
 
     model: PublishedModel
@@ -94,7 +94,7 @@ class PublishedMatch:
 
     @property
     def exact(self) -> bool:
-        """Whether the model is the published one, and not a copy or likeness."""
+        """Whether the model is the published one, and not a copy or a model like it."""
         return self.how == "id"
 
     @property
@@ -109,9 +109,12 @@ class PublishedMatch:
         )
 
 
+@functools.cache
 def published_models() -> tuple[PublishedModel, ...]:
     """The models with released scores, in the order of the shipped file."""
-    return _shipped()
+    packaged = importlib.resources.files("mmrh_retriever").joinpath("data", _FILE)
+    with importlib.resources.as_file(packaged) as path:
+        return read_published(path)
 
 
 def resolve_published(
@@ -120,22 +123,19 @@ def resolve_published(
     n_layers: int | None = None,
     n_heads: int | None = None,
     hidden_size: int | None = None,
-    *,
-    candidates: Sequence[PublishedModel] | None = None,
 ) -> PublishedMatch:
     """Find the published model that a model is, or is a copy of.
 
-    The published id or name comes first, in any case of letters. Otherwise the facts of the model's text
-    configuration (layers, query heads, hidden size; a ``model_type`` with or without ``_text``) decide
-    when family, layers and heads are all known; where several models share them, or some are unknown, the
-    published name has to stand in ``model_id``, as in
-    ``"unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"`` or a local folder. ``candidates`` stands in for the
-    shipped models.
+    The published id or name comes first, in upper or lower case. Otherwise the facts of the model's text
+    configuration (layers, query heads, hidden size; a ``model_type`` with or without ``_text``) decide if
+    family, layers and heads are all known. Where several models share them, or some are unknown, the
+    published name has to stand in ``model_id``, as in ``"unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"`` or the
+    path of a local folder.
 
     Raises:
         HeadSetError: none fits, or several do; lists the published models and says how to detect heads.
     """
-    models = published_models() if candidates is None else tuple(candidates)
+    models = published_models()
     facts = {"n_layers": n_layers, "n_heads": n_heads, "hidden_size": hidden_size}
     known = {name: value for name, value in facts.items() if value is not None}
 
@@ -184,7 +184,7 @@ def published_head_set(
 ) -> HeadSet:
     """The paper's retrieval heads for a model: the union of its tasks' best heads.
 
-    Each task gives its top ``share`` of all heads; all four tasks unless some are named. For
+    Each task gives its top ``share`` of all heads; all four tasks by default. For
     Qwen3-VL-8B-Instruct at 131,072 tokens that makes 112 heads, the paper's number. They are ordered by a
     head's best score over the tasks that chose it. Heads with an impossible score under any condition, and
     layers without global attention, are left out (so the Qwen2.5-VL-7B and Gemma 3 sets differ from a
@@ -202,7 +202,7 @@ def read_published(path: str | Path) -> tuple[PublishedModel, ...]:
 
     Raises:
         DataError: missing or malformed.
-        HeadSetError: scores that don't fit the model they stand for.
+        HeadSetError: scores that don't fit the size of their model.
     """
     path = Path(path)
     content = files.read_json(path, PublishedFile, what="file of published heads")
@@ -210,28 +210,16 @@ def read_published(path: str | Path) -> tuple[PublishedModel, ...]:
 
 
 def _model_of(entry: PublishedModelEntry, scale: int, source: str) -> PublishedModel:
-    shape = (entry.n_layers, entry.n_heads)
-    selectable = None if entry.selectable_layers is None else tuple(entry.selectable_layers)
-    scores = []
-    for task, lengths in entry.scores.items():
-        for length, rows in lengths.items():
-            if {len(row) for row in rows} != {entry.n_heads} or len(rows) != entry.n_layers:
-                raise HeadSetError(f"{entry.model}, {task} at {length}: expected {shape} scores (layers, heads).")
-            scores.append(
-                HeadScores.from_released(
-                    np.array(rows, dtype=np.int64) / scale,  # (layers, heads)
-                    model_id=entry.model,
-                    task=task,
-                    context_length=int(length),
-                    source=source,
-                    selectable_layers=selectable,
-                )
-            )
-    return PublishedModel(entry.model, entry.model_type, *shape, entry.hidden_size, HeadScoresTable(scores))
-
-
-@functools.cache
-def _shipped() -> tuple[PublishedModel, ...]:
-    packaged = importlib.resources.files("mmrh_retriever").joinpath("data", _FILE)
-    with importlib.resources.as_file(packaged) as path:
-        return read_published(path)
+    try:
+        scores = HeadScoresTable.from_released(
+            entry.scores,
+            model_id=entry.model,
+            n_layers=entry.n_layers,
+            n_heads=entry.n_heads,
+            source=source,
+            scale=scale,
+            selectable_layers=None if entry.selectable_layers is None else tuple(entry.selectable_layers),
+        )
+    except HeadSetError as error:
+        raise HeadSetError(f"{entry.model}: {error}") from error
+    return PublishedModel(entry.model, entry.model_type, entry.n_layers, entry.n_heads, entry.hidden_size, scores)

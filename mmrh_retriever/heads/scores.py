@@ -1,61 +1,29 @@
-"""Attention heads: their names and their measured scores.
+"""Attention heads: their names and their measured scores. Nothing here needs a model.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
-Everything here is pure: numpy arrays and JSON, no model.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mmrh_retriever import files
-from mmrh_retriever.errors import DataError, HeadSetError
+from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
+from mmrh_retriever.heads.head_id import HeadId, listed
 from mmrh_retriever.types import FloatArray
+
+__all__ = ["HeadId", "HeadScores", "HeadScoresTable"]
 
 SCORE_TOLERANCE = 1e-4
 """How far past -1 or 1 rounding may carry a score that is bounded by them."""
-_SHOWN_HEADS = 8
-_HEAD_TEXT = re.compile(r"([0-9]{1,6})-([0-9]{1,6})")
-
-
-class HeadId(NamedTuple):
-    """One query head: its decoder layer and its index in that layer, both from 0. Text form: ``"21-10"``."""
-
-    layer: int
-    head: int
-
-    def __str__(self) -> str:
-        return f"{self.layer}-{self.head}"
-
-    @classmethod
-    def parse(cls, text: str) -> HeadId:
-        """Read ``"21-10"``: layer 21, query head 10.
-
-        Raises:
-            HeadSetError: anything else.
-        """
-        match = _HEAD_TEXT.fullmatch(text.strip())
-        if match is None:
-            raise HeadSetError(
-                f"{text!r} does not name a head. Expected 'layer-head', both counted from 0, such as '21-10'."
-            )
-        return cls(int(match[1]), int(match[2]))
-
-
-def listed(heads: Iterable[HeadId]) -> str:
-    """Heads for a message, cut short when there are many."""
-    names = [str(head) for head in heads]
-    more = f" and {len(names) - _SHOWN_HEADS} more" if len(names) > _SHOWN_HEADS else ""
-    return ", ".join(names[:_SHOWN_HEADS]) + more
 
 
 def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> FloatArray:
@@ -64,7 +32,7 @@ def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> Flo
         matrix = np.array(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise HeadSetError(
-            f"The {what} are not a matrix of numbers ({error}). Expected one row a layer, equally long."
+            f"The {what} are not a matrix of numbers ({error}). Expected one row per layer, equally long."
         ) from error
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise HeadSetError(f"The {what} have shape {matrix.shape}. Expected (layers, query heads), both at least 1.")
@@ -87,12 +55,12 @@ class HeadScores:
     ``values`` is ``(n_layers, n_heads)`` float32, the mean over the detection examples of the
     null-calibrated retrieval score (definitions 1 to 3 of the paper): a difference of two attention
     masses, so it lies in [-1, 1]. NaN stands where a head was not measured, or where the score is
-    impossible. The latter occurs in the paper's release: Qwen2.5-VL-7B scores above 1 (and below -1) in
+    impossible. The latter occurs in the paper's release: Qwen2.5-VL-7B has scores above 1 and below -1 in
     layers 27 and 0, from attention probabilities formed in bfloat16. Such heads are never selected;
-    ``invalid`` keeps what the file said about them.
+    ``invalid`` keeps their scores as the file gave them.
 
-    ``selectable_layers`` names the layers whose heads may be selected, ``None`` meaning all: a head with
-    a sliding window can't see far-off evidence (definition 8). ``spread`` is each head's standard
+    ``selectable_layers`` names the layers whose heads may be selected, ``None`` for all: a head with a
+    sliding window can't see distant evidence (definition 8). ``spread`` is each head's standard
     deviation over the examples, ``recall_at_1`` the share of examples (0 to 1) in which the head alone
     ranks the evidence first; both shaped like ``values``.
 
@@ -170,7 +138,7 @@ class HeadScores:
 
     @property
     def n_heads(self) -> int:
-        """Query heads a layer."""
+        """Query heads per layer."""
         return int(self.values.shape[1])
 
     @property
@@ -189,7 +157,7 @@ class HeadScores:
         return float(self.values[head])
 
     def as_given(self) -> FloatArray:
-        """The scores with the impossible ones put back: ``(n_layers, n_heads)``, to retrace published figures."""
+        """The scores with the impossible ones put back, ``(n_layers, n_heads)``: to reproduce published figures."""
         matrix = np.array(self.values)
         for head, value in self.invalid:
             matrix[head] = value
@@ -253,7 +221,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
 
     @property
     def first(self) -> HeadScores:
-        """The scores of the first condition; what they say of the model holds for all."""
+        """The scores of the first condition. Its model, size and selectable layers are those of all."""
         return next(iter(self._entries.values()))
 
     @property
@@ -268,12 +236,12 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
 
     @property
     def n_heads(self) -> int:
-        """Query heads a layer."""
+        """Query heads per layer."""
         return self.first.n_heads
 
     @property
     def selectable_layers(self) -> tuple[int, ...] | None:
-        """Layers whose heads may be selected, ``None`` meaning all."""
+        """Layers whose heads may be selected, ``None`` for all."""
         return self.first.selectable_layers
 
     @property
@@ -295,7 +263,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
         """The scores of one condition.
 
         Raises:
-            HeadSetError: there is no such condition; names those that there are.
+            HeadSetError: there is no such condition; the message names the tasks and lengths that there are.
         """
         found = self._entries.get((task, context_length))
         if found is None:
@@ -309,49 +277,65 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
     def load(cls, path: str | Path) -> HeadScoresTable:
         """Read a scores file: our own format, or that of the paper's release (``.json`` or ``.json.gz``).
 
-        Impossible scores of a release become NaN (see :class:`HeadScores`); in our own format, where
-        nothing impossible is ever measured, they are an error.
+        Impossible scores of a release become NaN (see :class:`HeadScores`). In our own format they are an
+        error, since nothing impossible is ever measured.
 
         Raises:
             DataError: missing, not JSON, or of another format.
             HeadSetError: scores that don't fit the model's size, or are out of range.
         """
         path = Path(path)
-        what = "file of head scores"
-        text = files.read_text(path, what=what)
-        declared = files.format_of(text, where=str(path), what=what)
-        if declared not in (None, formats.SCORES_FORMAT):
-            raise DataError(
-                f"{path}: has the format {declared!r}. Expected {formats.SCORES_FORMAT!r} or a released scores file."
-            )
+        content = formats.read_scores(path)
         try:
-            if declared is None:
-                return cls._from_release(files.parse_as(formats.ReleasedScoresFile, text, where=str(path), what=what))
-            return cls._from_file(files.parse_as(formats.ScoresFile, text, where=str(path), what=what))
+            if isinstance(content, formats.ScoresFile):
+                return cls._from_file(content)
+            return cls.from_released(
+                content.scores,
+                model_id=content.model,
+                n_layers=content.n_layers,
+                n_heads=content.n_heads,
+                source="released scores of arXiv 2605.27243",
+            )
         except HeadSetError as error:
             raise HeadSetError(f"{path}: {error}") from error
 
     @classmethod
-    def _from_release(cls, content: formats.ReleasedScoresFile) -> HeadScoresTable:
+    def from_released(
+        cls,
+        scores: Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]],
+        *,
+        model_id: str,
+        n_layers: int,
+        n_heads: int,
+        source: str,
+        scale: int = 1,
+        selectable_layers: tuple[int, ...] | None = None,
+    ) -> HeadScoresTable:
+        """The scores of a release, ``scores[task][context length]``: rows of values in units of ``1 / scale``.
+
+        Raises:
+            HeadSetError: rows that do not fit the model's size, or a context length that is none.
+        """
         entries = []
-        for task, lengths in content.scores.items():
-            for length, values in lengths.items():
+        for task, lengths in scores.items():
+            for length, rows in lengths.items():
                 if not re.fullmatch(r"[1-9][0-9]{0,8}", length):
                     raise HeadSetError(f"scores.{task} has the key {length!r}. Expected a context length in tokens.")
-                scores = HeadScores.from_released(
-                    _sized(values, content.n_layers, content.n_heads, f"scores.{task}.{length}"),
-                    model_id=content.model,
+                entry = HeadScores.from_released(
+                    formats.as_matrix(rows, n_layers, n_heads, f"scores.{task}.{length}") / scale,
+                    model_id=model_id,
                     task=task,
                     context_length=int(length),
-                    source="released scores of arXiv 2605.27243",
+                    source=source,
+                    selectable_layers=selectable_layers,
                 )
-                entries.append(scores)
+                entries.append(entry)
         return cls(entries)
 
     @classmethod
     def _from_file(cls, content: formats.ScoresFile) -> HeadScoresTable:
         def matrix(values: formats.Matrix, what: str) -> FloatArray:
-            return _sized(values, content.n_layers, content.n_heads, what)
+            return formats.as_matrix(values, content.n_layers, content.n_heads, what).astype(np.float32)
 
         return cls(
             HeadScores(
@@ -386,30 +370,14 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
                 formats.ScoresEntry(
                     task=scores.task,
                     context_length=scores.context_length,
-                    values=_rows(scores.values),
+                    values=formats.as_rows(scores.values),
                     source=scores.source,
                     n_examples=scores.n_examples,
-                    spread=None if scores.spread is None else _rows(scores.spread),
-                    recall_at_1=None if scores.recall_at_1 is None else _rows(scores.recall_at_1),
+                    spread=None if scores.spread is None else formats.as_rows(scores.spread),
+                    recall_at_1=None if scores.recall_at_1 is None else formats.as_rows(scores.recall_at_1),
                     invalid={str(head): value for head, value in scores.invalid},
                 )
                 for scores in self.values()
             ],
         )
         files.write_json(Path(path), content, indent=None)
-
-
-def _sized(values: formats.Matrix, n_layers: int, n_heads: int, what: str) -> FloatArray:
-    """A matrix of a file, checked against the model's size that the same file declares."""
-    widths = {len(row) for row in values}
-    if len(values) != n_layers or widths != {n_heads}:
-        raise HeadSetError(
-            f"{what} has {len(values)} rows of {', '.join(map(str, sorted(widths)))} values. Expected {n_layers} "
-            f"layers x {n_heads} heads, as the file declares."
-        )
-    return np.array(values, dtype=np.float32)  # (layers, heads); null becomes NaN
-
-
-def _rows(matrix: FloatArray) -> formats.Matrix:
-    """A matrix for JSON: ``null`` for NaN, and the shortest decimals that give the same float32 back."""
-    return [[None if np.isnan(value) else float(str(value)) for value in row] for row in matrix]

@@ -1,7 +1,6 @@
-"""Attention heads: sets of them, chosen by their measured scores.
+"""Sets of attention heads, chosen by their measured scores. Nothing here needs a model.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
-Everything here is pure: numpy arrays and JSON, no model.
 """
 
 from __future__ import annotations
@@ -9,40 +8,28 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
-import numpy as np
-
 from mmrh_retriever import files
-from mmrh_retriever.errors import DataError, HeadSetError
+from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
-from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable, listed
+from mmrh_retriever.heads.head_id import listed
+from mmrh_retriever.heads.model_names import same_model
+from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable
+from mmrh_retriever.heads.selection import PAPER_SHARE, best_heads, random_heads
 
-__all__ = [
-    "PAPER_SHARE",
-    "HeadId",
-    "HeadScores",
-    "HeadScoresTable",
-    "HeadSet",
-    "load_head_set",
-    "name_words",
-    "same_model",
-]
-
-PAPER_SHARE = 0.05
-"""The paper's share of all heads of a model that count as its retrieval heads."""
+__all__ = ["PAPER_SHARE", "HeadId", "HeadScores", "HeadScoresTable", "HeadSet", "load_head_set"]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSet:
     """Heads of one model, best first; immutable and hashable.
 
-    ``scores``, where there are any, belong to ``heads`` one by one and never rise. ``n_layers`` and
-    ``n_heads`` are the model's; ``tasks`` and ``context_length`` (tokens) tell what the heads were
-    detected on, ``source`` where they come from.
+    ``scores``, where there are any, belong to ``heads`` one by one and never rise. ``n_layers`` and ``n_heads``
+    are the model's. The heads were detected on ``tasks`` at ``context_length`` tokens; ``source`` is their origin.
 
     Raises:
         HeadSetError: no heads, a head twice, heads outside the model, scores that do not fit.
@@ -109,34 +96,18 @@ class HeadSet:
     ) -> HeadSet:
         """The best heads by detection score (definition 3 of the paper).
 
-        ``share`` is of *all* heads of the model, rounded up: ``ceil(share * n_layers * n_heads)``, 5 %
-        unless told; ``count`` gives the number itself. ``max_layer`` keeps to layers up to and including
-        it, so that a forward pass can stop there. Heads without a valid score are never taken, nor those
-        in ``exclude``. Equal scores go by layer, then head.
+        ``share`` is of *all* heads of the model, rounded up: ``ceil(share * n_layers * n_heads)``, 5 % by
+        default; ``count`` gives the number itself. No head deeper than ``max_layer`` is taken, so that a
+        forward pass can stop there. Heads without a valid score are never taken, nor those in ``exclude``.
+        Equal scores go by layer, then head.
 
         Raises:
             HeadSetError: fewer heads can be selected than are asked for.
         """
-        total = scores.n_layers * scores.n_heads
-        if share is not None and count is not None:
-            raise HeadSetError(f"Give share or count, not both; got share={share} and count={count}.")
-        wanted = _ceil_share(PAPER_SHARE if share is None else share, total) if count is None else count
-        mask = scores.selectable(max_layer)  # (layers, heads)
-        for head in exclude:
-            mask[head] = False
-        eligible = mask.ravel()
-        if not 1 <= wanted <= int(eligible.sum()):
-            limit = "" if max_layer is None else f" up to layer {max_layer}"
-            raise HeadSetError(
-                f"{wanted} heads asked of {scores.model_id}; {int(eligible.sum())} of its {total} heads have a "
-                f"valid score in a selectable layer{limit}. Ask for 1 to {int(eligible.sum())}"
-                + ("." if max_layer is None else ", or raise max_layer.")
-            )
-        flat = scores.values.ravel()
-        order = np.argsort(np.where(eligible, -flat, np.inf), kind="stable")[:wanted]  # ties: layer, then head
+        heads = best_heads(scores, share, count, max_layer, exclude)
         return cls(
-            tuple(HeadId(*divmod(int(i), scores.n_heads)) for i in order),
-            scores=tuple(float(flat[i]) for i in order),
+            heads,
+            scores=tuple(scores[head] for head in heads),
             model_id=scores.model_id,
             n_layers=scores.n_layers,
             n_heads=scores.n_heads,
@@ -149,8 +120,8 @@ class HeadSet:
     def union(cls, sets: Sequence[HeadSet]) -> HeadSet:
         """Every head that stands in any of the sets, as the paper unites its four tasks.
 
-        Best first: by a head's highest score over the sets that hold it; where a set has no scores, by
-        its best place in any set (the result then has no scores). Ties go by layer, then head.
+        Best first: by a head's highest score over the sets that hold it. Where a set has no scores, by its
+        best rank in any set; the result then has no scores. Ties go by layer, then head.
 
         Raises:
             HeadSetError: no sets, or sets of different models.
@@ -162,9 +133,9 @@ class HeadSet:
         best: dict[HeadId, float] = {}
         scored = all(one.scores is not None for one in sets)
         for one in sets:
-            ranks = (-float(place) for place in range(len(one)))
-            for head, worth in zip(one.heads, one.scores if scored and one.scores else ranks, strict=False):
-                best[head] = max(best.get(head, -math.inf), worth)
+            values = one.scores if scored and one.scores else [-float(rank) for rank in range(len(one))]
+            for head, value in zip(one.heads, values, strict=True):
+                best[head] = max(best.get(head, -math.inf), value)
         heads = tuple(sorted(best, key=lambda head: (-best[head], head)))
         lengths = {one.context_length for one in sets}
         return cls(
@@ -191,10 +162,10 @@ class HeadSet:
     ) -> HeadSet:
         """The union of the tasks' best heads at one context length, as the paper forms its retrieval set.
 
-        All tasks of the table unless some are named; its longest context unless one is given. ``share``,
-        ``count`` and ``max_layer`` hold for each task (see :meth:`top`), so the union is larger. A head whose
-        score is impossible under any condition of the table (``table.invalid_heads``) is left out
-        everywhere: its other scores come from the same arithmetic.
+        All tasks of the table and its longest context by default. ``share``, ``count`` and ``max_layer`` hold
+        for each task (see :meth:`top`), so the union is larger. A head whose score is impossible under any
+        condition of the table (``table.invalid_heads``) is left out everywhere: its other scores come from
+        the same arithmetic.
 
         Raises:
             HeadSetError: a condition that the table lacks, or too few heads to select from.
@@ -215,24 +186,9 @@ class HeadSet:
             HeadSetError: heads or scores that are impossible.
         """
         path = Path(path)
-        text = files.read_text(path, what="head set")
-        if files.format_of(text, where=str(path), what="head set") != formats.SET_FORMAT:
-            raise DataError(
-                f"{path}: not a head set file. Expected the format {formats.SET_FORMAT!r}; a scores file is read "
-                "by HeadScoresTable.load() and gives a set by HeadSet.of_tasks()."
-            )
-        content = files.parse_as(formats.SetFile, text, where=str(path), what="head set")
+        content = formats.read_set(path)
         try:
-            return cls(
-                tuple(HeadId.parse(name) for name in content.heads),
-                scores=None if content.scores is None else tuple(content.scores),
-                model_id=content.model,
-                n_layers=content.n_layers,
-                n_heads=content.n_heads,
-                tasks=tuple(content.tasks),
-                context_length=content.context_length,
-                source=content.source,
-            )
+            return cls(tuple(map(HeadId.parse, content.heads)), **content.details())
         except HeadSetError as error:
             raise HeadSetError(f"{path}: {error}") from error
 
@@ -262,9 +218,6 @@ class HeadSet:
     def __iter__(self) -> Iterator[HeadId]:
         return iter(self.heads)
 
-    def __contains__(self, head: object) -> bool:
-        return head in self.heads
-
     @overload
     def __getitem__(self, which: int) -> HeadId: ...
     @overload
@@ -293,14 +246,14 @@ class HeadSet:
         Raises:
             HeadSetError: none lies so early.
         """
-        kept = [place for place, head in enumerate(self.heads) if head.layer <= max_layer]
+        kept = [index for index, head in enumerate(self.heads) if head.layer <= max_layer]
         if not kept:
             raise HeadSetError(
                 f"None of these {len(self)} heads lies in layers 0 to {max_layer}; the first is in layer "
                 f"{min(head.layer for head in self.heads)}. Raise the limit or select with max_layer."
             )
-        scores = None if self.scores is None else tuple(self.scores[place] for place in kept)
-        return replace(self, heads=tuple(self.heads[place] for place in kept), scores=scores)
+        scores = None if self.scores is None else tuple(self.scores[index] for index in kept)
+        return replace(self, heads=tuple(self.heads[index] for index in kept), scores=scores)
 
     def overlap(self, other: HeadSet) -> float:
         """``|A & B| / |A|`` of two equal-sized sets (definition 6 of the paper), 0 to 1.
@@ -325,11 +278,11 @@ class HeadSet:
     ) -> None:
         """Check that a model has these heads, and that they may be recorded.
 
-        ``selectable_layers`` are the layers with global attention, ``None`` meaning all. ``model_id``,
-        where it is given, must name the model of the set, or a copy of it (see :func:`same_model`).
+        ``selectable_layers`` are the layers with global attention, ``None`` for all. ``model_id``, if given,
+        must name the model of the set or a copy of it (see :func:`~mmrh_retriever.heads.model_names.same_model`).
 
         Raises:
-            HeadSetError: names the heads that do not fit.
+            HeadSetError: another model, or heads that do not fit; the message names them.
         """
         if (self.n_layers or n_layers, self.n_heads or n_heads) != (n_layers, n_heads):
             raise HeadSetError(
@@ -361,49 +314,35 @@ class HeadSet:
     ) -> HeadSet:
         """As many random heads of the same model: the control of the paper's masking experiments.
 
-        ``n`` heads instead, where it is given; only from ``layers``, where these are given; none of this
-        set's own unless ``disjoint`` is false. The same seed draws the same heads.
+        Args:
+            n: how many; as many as this set has by default.
+            seed: the same seed draws the same heads.
+            layers: only heads of these layers; all by default.
+            disjoint: draw none of this set's own heads.
 
         Raises:
             HeadSetError: the set does not know its model's size, or too few heads are left to draw from.
         """
-        wanted = len(self) if n is None else n
-        return self._drawn({None: wanted}, seed, layers=layers, disjoint=disjoint)
+        drawn = random_heads(self._pool(layers, disjoint), {None: len(self) if n is None else n}, seed)
+        return replace(self, heads=drawn, scores=None, source=f"random control, seed {seed}")
 
     def random_same_layers(self, seed: int = 0, *, disjoint: bool = True) -> HeadSet:
         """Random heads with as many in each layer as this set has: a control for depth.
 
         Raises:
-            HeadSetError: as :meth:`random_like`; a layer that this set takes more than half of can't
-                give as many others (pass ``disjoint=False``).
+            HeadSetError: as :meth:`random_like`. A layer has too few others if more than half of its heads are
+                in this set; pass ``disjoint=False`` then.
         """
-        return self._drawn({layer: len(heads) for layer, heads in self.by_layer().items()}, seed, disjoint=disjoint)
+        wanted: dict[int | None, int] = {layer: len(heads) for layer, heads in self.by_layer().items()}
+        drawn = random_heads(self._pool(None, disjoint), wanted, seed)
+        return replace(self, heads=drawn, scores=None, source=f"random control, seed {seed}")
 
-    def _drawn(
-        self,
-        wanted: Mapping[int | None, int],
-        seed: int,
-        *,
-        layers: Iterable[int] | None = None,
-        disjoint: bool,
-    ) -> HeadSet:
-        """``wanted[layer]`` random heads of each layer, the key ``None`` standing for any layer."""
+    def _pool(self, layers: Iterable[int] | None, disjoint: bool) -> list[HeadId]:
+        """The heads from which a random control may be drawn."""
         if self.n_layers is None or self.n_heads is None:
             raise HeadSetError("A random control needs the model's size: give the set n_layers and n_heads.")
         own = set(self.heads) if disjoint else set()
-        pool = [head for head in HeadSet.all_heads(self.n_layers, self.n_heads, layers) if head not in own]
-        random = np.random.default_rng(seed)
-        drawn: list[HeadId] = []
-        for layer, count in wanted.items():
-            left = [head for head in pool if layer is None or head.layer == layer]
-            if not 1 <= count <= len(left):
-                where = "the model" if layer is None else f"layer {layer}"
-                raise HeadSetError(
-                    f"{count} random heads asked of {where}, {len(left)} to draw from. Ask for 1 to {len(left)}, "
-                    "or pass disjoint=False."
-                )
-            drawn.extend(left[int(i)] for i in random.choice(len(left), size=count, replace=False))
-        return replace(self, heads=tuple(sorted(drawn)), scores=None, source=f"random control, seed {seed}")
+        return [head for head in HeadSet.all_heads(self.n_layers, self.n_heads, layers) if head not in own]
 
     def _check_same_model(self, other: HeadSet, *, names_too: bool = True) -> None:
         mine, others = (self.n_layers, self.n_heads), (other.n_layers, other.n_heads)
@@ -414,13 +353,6 @@ class HeadSet:
             )
         if names_too and self.model_id and other.model_id and not same_model(self.model_id, other.model_id):
             raise HeadSetError(f"Head sets of different models: {self.model_id} and {other.model_id}.")
-
-
-def _ceil_share(share: float, total: int) -> int:
-    """``ceil(share * total)``, safe against rounding: 7 % of 100 is 7, though 0.07 * 100 > 7."""
-    if not 0.0 < share <= 1.0:
-        raise HeadSetError(f"A share of heads lies above 0 and is at most 1, got {share}. 5 % is 0.05.")
-    return math.ceil(share * total - 1e-9)
 
 
 def _check_range(heads: Iterable[HeadId], n_layers: int | None, n_heads: int | None) -> None:
@@ -442,8 +374,7 @@ def _check_range(heads: Iterable[HeadId], n_layers: int | None, n_heads: int | N
 def load_head_set(path: str | Path, *, share: float | None = None, max_layer: int | None = None) -> HeadSet:
     """Heads from a file of either kind: a head set as it is, a scores file by :meth:`HeadSet.of_tasks`.
 
-    ``share`` and ``max_layer`` select from a scores file; a head set is cut to ``max_layer`` and keeps
-    its size otherwise.
+    ``share`` and ``max_layer`` select from a scores file. From a head set only layers up to ``max_layer`` are kept.
 
     Raises:
         DataError: the file can't be read as either.
@@ -458,18 +389,3 @@ def load_head_set(path: str | Path, *, share: float | None = None, max_layer: in
         raise HeadSetError(f"{path}: holds a head set, from which no share can be taken. Give a scores file.")
     heads = HeadSet.load(path)
     return heads if max_layer is None else heads.up_to_layer(max_layer)
-
-
-def name_words(model_id: str) -> str:
-    """A model id or path for comparison: lower case, words joined and enclosed by ``-``."""
-    return "-" + re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-") + "-"
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two ids name one model or copies of it.
-
-    The last part of one id stands, word by word, in the other: ``Qwen/Qwen3-VL-8B-Instruct`` and
-    ``unsloth/Qwen3-VL-8B-Instruct-bnb-4bit``, or a local folder of that name.
-    """
-    short_one, short_other = (name_words(name.rstrip("/\\").replace("\\", "/").split("/")[-1]) for name in (one, other))
-    return short_one in name_words(other) or short_other in name_words(one)

@@ -1,4 +1,4 @@
-"""Boxes on a page, and areas of a picture: shares, groups, nesting."""
+"""The one geometry of boxes: overlap, union, nesting and groups; and the connected areas of a picture."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from mmrh_retriever.types import Box
 
@@ -24,8 +25,21 @@ def area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
+def union_area(boxes: Iterable[Box]) -> float:
+    """The area that ``boxes`` cover together; what several of them cover counts once."""
+    solid = [box for box in boxes if area(box) > 0]
+    if not solid:
+        return 0.0
+    xs = np.unique([value for box in solid for value in (box[0], box[2])])
+    ys = np.unique([value for box in solid for value in (box[1], box[3])])
+    covered = np.zeros((len(ys) - 1, len(xs) - 1), dtype=bool)  # (cells down, cells across) between the boxes' edges
+    for x0, y0, x1, y1 in solid:
+        covered[(ys[:-1] >= y0) & (ys[1:] <= y1)] |= (xs[:-1] >= x0) & (xs[1:] <= x1)
+    return float(np.diff(ys) @ covered @ np.diff(xs))
+
+
 def overlap(one: Box, other: Box) -> Box:
-    """What two boxes share; its area is 0 where they share nothing."""
+    """What two boxes share. Its area is 0 where they share nothing."""
     return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
@@ -38,18 +52,18 @@ def inside(box: Box, other: Box) -> float:
 
 
 def clip(box: Box, size: tuple[float, float]) -> Box | None:
-    """The part of a box that lies on a page of ``size``, or None where there is none."""
+    """The part of a box that lies on a page of ``size`` (width, height), or ``None`` if nothing does."""
     part = overlap(box, (0.0, 0.0, *size))
     return part if part[2] > part[0] and part[3] > part[1] else None
 
 
 def grown(box: Box, by: float) -> Box:
-    """A box moved outwards on all sides."""
+    """A box whose four sides are moved outwards."""
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
 def without_nested(boxes: Sequence[Box]) -> list[Box]:
-    """The boxes of which less than half lies in a larger one, from the largest on."""
+    """The boxes of which less than half lies in a larger one, largest first."""
     kept: list[Box] = []
     for box in sorted(boxes, key=area, reverse=True):
         if all(inside(box, other) < 0.5 for other in kept):
@@ -58,64 +72,34 @@ def without_nested(boxes: Sequence[Box]) -> list[Box]:
 
 
 def clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
-    """Groups of boxes that lie within ``gap`` of each other, as positions."""
+    """Groups of boxes that lie within ``gap`` of each other, as indices into ``boxes``."""
     if not boxes:
         return []
     cell = max(gap / 2, 1.0)
     x0, y0, x1, y1 = union(boxes)
-    shape = (int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3)
-    mask: Mask = np.zeros(shape, dtype=bool)
-    spots = []
+    mask: Mask = np.zeros((int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3), dtype=bool)
+    corners = []  # of each box on the mask: (row, column) at the top left
     for box in boxes:
         left, top = int((box[0] - x0) / cell), int((box[1] - y0) / cell)
         right, bottom = int((box[2] - x0) / cell) + 2, int((box[3] - y0) / cell) + 2
         mask[top : bottom + 1, left : right + 1] = True
-        spots.append((top, left))
+        corners.append((top, left))
     labels = label(mask)
     groups: dict[int, list[int]] = {}
-    for i, spot in enumerate(spots):
-        groups.setdefault(int(labels[spot]), []).append(i)
+    for index, corner in enumerate(corners):
+        groups.setdefault(int(labels[corner]), []).append(index)
     return list(groups.values())
 
 
 def label(mask: Mask) -> Labels:
     """Number the connected areas of a mask (8 neighbours) from 1; 0 where the mask is false. ``(rows, columns)``."""
-    labels: Labels = np.zeros(mask.shape, dtype=np.int32)
-    parents = [0]
-
-    def root(i: int) -> int:
-        while parents[i] != i:
-            parents[i] = parents[parents[i]]
-            i = parents[i]
-        return i
-
-    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    above: list[tuple[int, int, int]] = []
-    for y in range(mask.shape[0]):
-        row = []
-        for start, stop in zip(np.flatnonzero(edges[y] == 1), np.flatnonzero(edges[y] == -1), strict=True):
-            touching = [name for low, high, name in above if low <= stop and high >= start]
-            name = root(touching[0]) if touching else len(parents)
-            if not touching:
-                parents.append(name)
-            for other in touching[1:]:
-                parents[root(other)] = name
-            labels[y, start:stop] = name
-            row.append((int(start), int(stop), name))
-        above = row
-    final = np.asarray([root(i) for i in range(len(parents))], dtype=np.int32)
-    return final[labels]
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.asarray(labels, dtype=np.int32)
 
 
 def extents(labels: Labels) -> list[Box]:
-    """The box around each label's area: ``(x0, y0, x1, y1)`` in pixels, for labels in ascending order."""
-    ys, xs = np.nonzero(labels)
-    names, places = np.unique(labels[ys, xs], return_inverse=True)
-    boxes = np.empty((len(names), 4))
-    boxes[:, :2] = np.inf
-    boxes[:, 2:] = -np.inf
-    np.minimum.at(boxes[:, 0], places, xs)
-    np.minimum.at(boxes[:, 1], places, ys)
-    np.maximum.at(boxes[:, 2], places, xs + 1)
-    np.maximum.at(boxes[:, 3], places, ys + 1)
-    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
+    """The box around each area that :func:`label` numbered, in that order: ``(x0, y0, x1, y1)`` in pixels."""
+    return [
+        (float(across.start), float(down.start), float(across.stop), float(down.stop))
+        for down, across in ndimage.find_objects(labels)
+    ]

@@ -1,7 +1,7 @@
 """Where things stand on a page: text, titles, tables, images and figures, each once, in reading order.
 
-A page with a text layer is taken apart by its structure (:func:`layout_regions`), a page that is only a picture
-by its ink (:func:`image_regions`).
+A page with a text layer is divided by its structure (:func:`layout_regions`), a page that is only a picture by
+its ink (:func:`image_regions`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from PIL import Image
 
 from mmrh_retriever.pdf.boxes import area, clip, clusters, extents, grown, inside, label, union, without_nested
 from mmrh_retriever.pdf.scans import ink_of, inked_boxes, spread
-from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order
+from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order, turned
 from mmrh_retriever.types import Box, Region
 
-_SCAN_CHARACTERS = 30  # a page with less text than this and a picture over half of it is a scan
-_BACKGROUND = 0.8  # of the page: what covers more is its ground, not a figure on it
-_PANEL_PROSE = 0.25  # of a drawn box: running text over more makes it a frame around text, not a figure
-_INSIDE = 0.7  # of a block: more than this in another box belongs to the box
+_SCAN_CHARACTERS = 30  # a page with less text than this, and with a picture over half of it, is a scan
+_BACKGROUND = 0.8  # of the page: what covers more is its background, not a figure on it
+_PANEL_PROSE = 0.25  # of a drawn box: with running text over more, it is a frame around text, not a figure
+_INSIDE = 0.7  # of a block: with more than this in another box, it belongs to that box
 _NEAR = 8.0  # points between two drawn things of one figure
-_PANEL_ITEMS = 6  # a box drawn with at most so many strokes and with text over _PANEL_TEXT of it is a text
+_PANEL_ITEMS = 6  # a box of at most so many strokes, with text over _PANEL_TEXT of it, is a text
 _PANEL_TEXT = 0.08
 _LABEL_DISTANCE = 14.0  # points between a chart and the marks of its axes
 _SMALLEST_FIGURE = 36.0  # points: lower or narrower drawings are bullets, rules and icons
-_MOST_STROKES = 15  # drawn things for each cell of a table; with more it is a map or a chart
+_MOST_STROKES = 15  # drawn things per cell of a table; with more it is a map or a chart
 _CELL_GAP = 90.0  # points between two cells of a row without lines
-_MOST_DRAWINGS = 8_000  # on a page; with more, ruled tables are not looked for (the time grows with the square)
+_MOST_DRAWINGS = 8_000  # per page; with more, ruled tables are not looked for (the time grows with the square)
 _TABLE_OPTIONS = (
     {"use_layout": False} if "use_layout" in inspect.signature(pymupdf.table.find_tables).parameters else {}
 )
@@ -50,8 +50,8 @@ def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Reg
     """The layout of a PDF page whose text blocks are known.
 
     Boxes are in points of the displayed (rotated, cropped) page and lie within it. Kinds are ``text``,
-    ``title``, ``table``, ``image`` and ``figure``. A region's ``text`` is what the text layer has inside.
-    MuPDF is not thread-safe: the caller holds the lock.
+    ``title``, ``table``, ``image`` and ``figure``. A region's ``text`` is the part of the text layer inside it.
+    MuPDF is not thread-safe: the caller holds its lock.
     """
     size = (float(page.rect.width), float(page.rect.height))
     images, drawings = _drawn(page, size)
@@ -65,7 +65,7 @@ def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Reg
     tables = without_nested(list(cells))
     figures = _figures(images, drawings, blocks, tables, size)
     if any(area(box) >= _BACKGROUND * size[0] * size[1] for box in images):
-        figures += _pictures_in_ground(page, blocks, [*tables, *(figure.box for figure in figures)], size)
+        figures += _pictures_in_background(page, blocks, [*tables, *(figure.box for figure in figures)], size)
     found = figures + [
         _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table", []) for box in tables
     ]
@@ -131,7 +131,7 @@ def _is_title(group: Sequence[TextBlock], body: float) -> bool:
 
 
 def _split_at_gaps(block: TextBlock) -> list[TextBlock]:
-    """A block cut where more room is left between two of its lines than between the others."""
+    """The parts of a block that is cut where two of its lines stand further apart than the others do."""
     if not block.upright or len(block.lines) < 3:
         return [block]
     rows = [union(row) for row in _lanes([box for box, _ in block.lines], axis=1)]
@@ -153,7 +153,7 @@ def _split_at_gaps(block: TextBlock) -> list[TextBlock]:
 
 
 def _paragraphs(blocks: Sequence[TextBlock]) -> list[list[TextBlock]]:
-    """Blocks in reading order, joined where one goes on with the other: same look, same column, no gap."""
+    """Blocks in reading order, joined where one continues the other: same look, same column, no gap."""
     groups: list[list[TextBlock]] = []
     for block in blocks:
         if groups and _goes_on(groups[-1][-1], block):
@@ -176,7 +176,7 @@ def _goes_on(last: TextBlock, block: TextBlock) -> bool:
 
 
 def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[tuple[Box, int]]:
-    """Tables with drawn lines, as MuPDF finds them, without mere frames; and how many cells they have."""
+    """Tables with drawn lines, as MuPDF finds them, without mere frames; each with its number of cells."""
     if hasattr(pymupdf, "no_recommend_layout"):
         pymupdf.no_recommend_layout()  # or an advertisement is printed
     turn, rotation = pymupdf.Matrix(page.rotation_matrix), page.rotation
@@ -187,10 +187,10 @@ def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[f
     page.set_rotation(0)  # MuPDF's own way with turned pages rewrites their content
     try:
         for table in page.find_tables(**_TABLE_OPTIONS).tables:
-            box = clip(_turned(table.bbox, turn), size)
+            box = clip(turned(table.bbox, turn), size)
             if box is None or table.row_count < 2 or table.col_count < 2 or area(box) > 0.95 * size[0] * size[1]:
                 continue
-            cells = np.asarray([_turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
+            cells = np.asarray([turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
             within = ((centres[:, None] >= cells[None, :, :2]) & (centres[:, None] <= cells[None, :, 2:])).all(-1)
             if within.any(0).mean() >= 0.4 and within.any(0).sum() >= 4:
                 boxes.append((box, len(cells)))
@@ -200,14 +200,14 @@ def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[f
 
 
 def _is_picture(box: Box, cells: int, images: Sequence[Box], drawings: Sequence[Box]) -> bool:
-    """Whether what looks like a table has so much drawn in it that it must be a map or a chart."""
+    """Whether so much is drawn in what looks like a table that it must be a map or a chart."""
     pictured = sum(area(image) for image in images if inside(image, box) > 0.5)
     strokes = sum(inside(drawing, box) > 0.5 for drawing in drawings)
     return pictured > 0.3 * area(box) or strokes > _MOST_STROKES * cells
 
 
 def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[tuple[Box, int]]:
-    """Tables without a grid of lines: short pieces of text that stand in rows and columns."""
+    """Tables without drawn lines: short texts that stand in rows and columns; each with its number of cells."""
     cells = [
         (box, re.search(r"\d", text) is not None)
         for block in blocks
@@ -245,11 +245,6 @@ def _lanes(boxes: Sequence[Box], axis: int) -> list[list[Box]]:
 # Figures
 
 
-def _turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:
-    rect = (pymupdf.Rect(box) * turn).normalize()
-    return rect.x0, rect.y0, rect.x1, rect.y1
-
-
 def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], list[Box]]:
     """Boxes of the images and of the vector drawings on the page."""
     turn = pymupdf.Matrix(page.rotation_matrix)
@@ -257,7 +252,7 @@ def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], li
     drawings: list[Box] = []
     for kind, rect in page.get_bboxlog():
         target = images if "image" in kind else drawings if "path" in kind or "shade" in kind else None
-        if target is not None and (box := clip(grown(_turned(rect, turn), 0.1), size)) is not None:
+        if target is not None and (box := clip(grown(turned(rect, turn), 0.1), size)) is not None:
             target.append(box)
     return images, drawings
 
@@ -284,7 +279,7 @@ def _figures(
         within = [block for block in blocks if inside(block.box, box) > _INSIDE]
         prose = sum(area(block.box) for block in within if _is_prose(block))
         if prose > _PANEL_PROSE * area(box) or (prose and area(box) > _BACKGROUND * whole):
-            continue  # a frame or ground of running text
+            continue  # a frame or background of running text
         shown = sum(area(member) for member in members if member in pictures)
         written = sum(area(block.box) for block in within)
         if shown > 0.5 * area(box):
@@ -302,7 +297,7 @@ def _figures(
 
 
 def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
-    """Drawn things that stand near each other; grounds that lie under most of the page do not count."""
+    """Groups of drawn things that stand near each other; backgrounds of most of the page do not join others."""
     groups = []
     for group in clusters(items, _NEAR):
         members = [items[i] for i in group]
@@ -317,12 +312,12 @@ def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
 
 def _is_prose(block: TextBlock) -> bool:
     """Whether a block is running text, not a label or the cells of a row."""
-    pieces = max(1, len(block.lines))
-    return len(block.text) > 25 * pieces or (len(block.text) > 80 and len(block.text) > 15 * pieces)
+    lines = max(1, len(block.lines))
+    return len(block.text) > 25 * lines or (len(block.text) > 80 and len(block.text) > 15 * lines)
 
 
 def _with_labels(box: Box, blocks: Sequence[TextBlock]) -> Box:
-    """A figure's box, widened to the short texts right beside it: marks of an axis, names of bars."""
+    """A figure's box, widened to the short texts right beside it, such as marks of an axis and names of bars."""
     for _ in range(2):
         near = grown(box, _LABEL_DISTANCE)
         labels = [b.box for b in blocks if len(b.text) <= 40 and not _is_prose(b) and inside(b.box, near) > 0.5]
@@ -339,10 +334,10 @@ def _picture(page: pymupdf.Page) -> Image.Image:
     return Image.frombytes("L", (drawn.width, drawn.height), drawn.samples)
 
 
-def _pictures_in_ground(
+def _pictures_in_background(
     page: pymupdf.Page, blocks: Sequence[TextBlock], known: Sequence[Box], size: tuple[float, float]
 ) -> list[_Found]:
-    """What is to be seen in an image under the whole page, besides what is known to stand on it."""
+    """Pictures within an image under the whole page, apart from what is known to stand on it."""
     picture = _picture(page)
     scale = (picture.width / size[0], picture.height / size[1])
     ink = ink_of(picture)

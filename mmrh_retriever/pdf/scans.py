@@ -1,28 +1,29 @@
-"""What stands on a page that is only a picture, told from its ink."""
+"""What stands on a page that is only a picture, found from its ink."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from mmrh_retriever.pdf.boxes import Mask, area, extents, label, without_nested
 from mmrh_retriever.types import Box
 
-_GROUND = 0.8  # of the picture: ink tied together over more is a frame around the page
+_BACKGROUND = 0.8  # of the picture: connected ink over more is a frame around the page
 _CONTRAST = 30  # grey levels between neighbouring pixels, from 0 to 255, that make an edge
 
 
 def inked_boxes(image: Image.Image, size: tuple[float, float]) -> list[tuple[Box, str]]:
-    """Connected areas of strong contrast, with their kinds, in the units of ``size``."""
+    """Boxes around connected areas of strong contrast, in the units of ``size``, each with its kind."""
     grey = image.convert("L")
     grey.thumbnail((1000, 1000))
     levels = np.asarray(grey)
     ink = ink_of(grey)
     height = _letter_height(ink)
     boxes = _joined_ink(ink, height)
-    if any(area(box) > _GROUND * ink.size for box in boxes):
-        # Rules and frames have tied most of the page together: once more, without them.
+    if any(area(box) > _BACKGROUND * ink.size for box in boxes):
+        # Rules and frames connect most of the page: try again without them.
         ink &= ~(_long_lines(ink, 0) | _long_lines(ink, 1))
         boxes = _joined_ink(ink, height)
     scale = (size[0] / grey.width, size[1] / grey.height)
@@ -52,21 +53,8 @@ def ink_of(image: Image.Image) -> Mask:
 
 def spread(mask: Mask, *, right: int, down: int) -> Mask:
     """The mask with gaps of up to ``right`` and ``down`` pixels closed."""
-    for axis, reach in ((1, right), (0, down)):
-        mask = _run(mask, reach, axis)
-    return mask
-
-
-def _run(mask: Mask, reach: int, axis: int) -> Mask:
-    """True where the mask is true within ``reach / 2`` pixels along ``axis``."""
-    before = (reach + 1) // 2
-    padding = [(0, 0), (0, 0)]
-    padding[axis] = (before + 1, reach - before)
-    sums = np.cumsum(np.pad(mask, padding).astype(np.int32), axis=axis)
-    length = mask.shape[axis]
-    high = np.take(sums, range(reach + 1, reach + 1 + length), axis=axis)
-    low = np.take(sums, range(length), axis=axis)
-    return np.asarray(high > low)
+    across = ndimage.maximum_filter1d(mask, right + 1, axis=1, mode="constant")
+    return np.asarray(ndimage.maximum_filter1d(across, down + 1, axis=0, mode="constant"))
 
 
 def _long_lines(ink: Mask, axis: int) -> Mask:
@@ -77,15 +65,8 @@ def _long_lines(ink: Mask, axis: int) -> Mask:
 
 def _long_runs(mask: Mask, length: int, axis: int) -> Mask:
     """What lies in unbroken runs of at least ``length`` pixels along ``axis``."""
-    rows = mask if axis == 1 else mask.T
-    edges = np.diff(np.pad(rows.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    starts, stops = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    long = stops[1] - starts[1] >= length
-    steps = np.zeros(edges.shape, dtype=np.int8)
-    steps[starts[0][long], starts[1][long]] = 1
-    steps[stops[0][long], stops[1][long]] = -1
-    kept: Mask = np.cumsum(steps, axis=1, dtype=np.int8)[:, :-1] > 0
-    return kept if axis == 1 else kept.T
+    size = (max(1, length), 1) if axis == 0 else (1, max(1, length))
+    return np.asarray(ndimage.grey_opening(mask.astype(np.uint8), size, mode="constant"), dtype=bool)
 
 
 def _letter_height(ink: Mask) -> float:

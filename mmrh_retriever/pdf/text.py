@@ -18,9 +18,9 @@ _PROSE_CHARACTERS = 15  # a column of running text has lines at least this long;
 class TextBlock:
     """A block of text of a PDF page.
 
-    Boxes are in points on the displayed page. ``lines`` are the pieces that the file has, so the cells of a
-    table row are several; ``text`` has one line for each row of words. ``font_size`` is in points,
-    ``upright`` is false for text that runs up or down the page.
+    Boxes are in points on the displayed page. ``lines`` are as the file has them, so that each cell of a table
+    row is one; ``text`` has one line per row of words. ``font_size`` is in points, ``upright`` is false for text
+    that runs up or down the page.
     """
 
     box: Box
@@ -53,7 +53,6 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
         text = "".join(span["text"] for span in line["spans"]).strip()
         if not text:
             continue
-        box = (pymupdf.Rect(line["bbox"]) * turn).normalize()
         direction = pymupdf.Point(line["dir"]) * pymupdf.Matrix(turn.a, turn.b, turn.c, turn.d, 0, 0)
         for span in line["spans"]:
             length = len(span["text"].strip())
@@ -62,7 +61,7 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
             bold += length * bool(span["flags"] & pymupdf.TEXT_FONT_BOLD)
             total += length
         upright += len(text) * (abs(direction.x) >= abs(direction.y))
-        rows.append(((box.x0, box.y0, box.x1, box.y1), text))
+        rows.append((turned(line["bbox"], turn), text))
     if not rows:
         return None
     is_upright = 2 * upright >= sum(len(text) for _, text in rows)
@@ -78,8 +77,14 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
     )
 
 
+def turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:
+    """A box of the unrotated page as it stands on the displayed one."""
+    rect = (pymupdf.Rect(box) * turn).normalize()
+    return rect.x0, rect.y0, rect.x1, rect.y1
+
+
 def join_rows(lines: Sequence[tuple[Box, str]]) -> list[str]:
-    """Lines that stand beside each other (cells of a table row) become one line."""
+    """The texts of lines from top to bottom; lines beside each other (cells of a table row) become one."""
     rows: list[list[tuple[float, str]]] = []
     last: Box | None = None
     for box, text in sorted(lines, key=lambda line: line[0][1] + line[0][3]):
@@ -91,7 +96,7 @@ def join_rows(lines: Sequence[tuple[Box, str]]) -> list[str]:
 
 
 def page_text(blocks: Sequence[TextBlock]) -> str:
-    """The text of ``blocks``, in the order given; single lines beside each other become one line."""
+    """The text of ``blocks`` in the order given; single lines beside each other become one."""
     text = ""
     last: TextBlock | None = None
     for block in blocks:
@@ -110,10 +115,10 @@ def _beside(one: Box, other: Box) -> bool:
 
 
 def reading_order(blocks: Sequence[TextBlock]) -> list[int]:
-    """Positions of ``blocks`` in the order in which a person reads them.
+    """Indices of ``blocks`` in the order in which a person reads them.
 
-    Columns of running text are read one after the other, everything else row by row. Text that runs up or
-    down the page comes last.
+    Columns of running text are read one after the other, everything else row by row. Text that runs up or down
+    the page comes last.
     """
     upright = [i for i, block in enumerate(blocks) if block.upright]
     turned = [i for i, block in enumerate(blocks) if not block.upright]
@@ -143,7 +148,7 @@ def _ordered(chosen: list[int], blocks: Sequence[TextBlock]) -> list[int]:
 
 
 def _columns(chosen: Sequence[int], blocks: Sequence[TextBlock]) -> list[list[int]] | None:
-    """The columns of running text that ``chosen`` falls into, or None where it has none."""
+    """The columns of running text into which ``chosen`` falls, or ``None`` where there are none."""
     columns = _split(chosen, blocks, axis=0)
     if len(columns) < 2:
         return None
@@ -155,7 +160,7 @@ def _columns(chosen: Sequence[int], blocks: Sequence[TextBlock]) -> list[list[in
 
 
 def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> list[list[int]]:
-    """Groups parted by a clear gap along ``axis`` (0: side by side, 1: one below the other), in order."""
+    """Groups with a clear gap between them along ``axis`` (0: side by side, 1: one below the other), in order."""
     groups: list[list[int]] = []
     end = float("-inf")
     for i in sorted(chosen, key=lambda i: blocks[i].box[axis]):

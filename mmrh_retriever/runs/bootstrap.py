@@ -99,9 +99,8 @@ def _resample(
     seed: int,
 ) -> tuple[float, Values]:
     """The mean of the values, and that of each resample, ``(samples,)``."""
-    places = np.arange(values.size)
     strata = np.zeros(values.size, dtype=np.intp) if domains is None else _codes(domains)
-    units = places if clusters is None else _codes(clusters)
+    units = np.arange(values.size) if clusters is None else _codes(clusters)
     if not values.size or strata.size != values.size or units.size != values.size:
         raise ValueError(
             f"Expected one value, domain and cluster a question, got {values.size}, {strata.size} and {units.size}."

@@ -5,7 +5,7 @@
 
 A unit is whatever a run does not want to do twice: a probe, a document under a ranker. The journal knows its schema
 and its key, and nothing else of it. A kill loses the unit it interrupted: a last line that was cut off is dropped.
-A unit that is written again takes the place of the first.
+A unit that is written again replaces the first.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import FileModel as _FileModel
 from mmrh_retriever.files import Model, leftovers, parse_as, read_json, write_json
 
-_MISSING = "nothing"
+_MISSING = object()
 _SHOWN = 12
 
 
 class _Settings(_FileModel):
     """The settings file."""
 
-    format: str
+    format: Literal["mmrh-run"]
     settings: dict[str, Any]
 
 
@@ -85,9 +85,9 @@ class Journal(Generic[Model]):
             raise DataError(f"{self.folder}: can't be made ({error}). Choose another folder.") from error
         write_json(file, _Settings(format="mmrh-run", settings=self.settings))
         path = self.folder / "journal.jsonl"
-        for one in _whole_lines(path, unit, what, cut=True):
-            self.done[key(one)] = one
         try:
+            for one in _whole_lines(path, unit, what, cut=True):
+                self.done[key(one)] = one
             self._stream = path.open("ab")
         except OSError as error:
             raise DataError(f"{path}: can't be written ({error}). Choose another folder.") from error
@@ -96,7 +96,10 @@ class Journal(Generic[Model]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        try:
+            self._stream.close()
+        except OSError as error:  # what a failed add() left to be written still can't be
+            raise self._unwritten(error) from error
 
     def add(self, unit: Model) -> None:
         """Write one finished unit through to the disk.
@@ -109,8 +112,11 @@ class Journal(Generic[Model]):
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise DataError(f"{self._stream.name}: can't be written ({error}). What was finished is kept.") from error
+            raise self._unwritten(error) from error
         self.done[self._key(unit)] = unit
+
+    def _unwritten(self, error: OSError) -> DataError:
+        return DataError(f"{self._stream.name}: can't be written ({error}). What was finished is kept.")
 
     def _check_same(self, before: dict[str, Any], growing: str | None) -> None:
         if growing is not None:
@@ -119,7 +125,8 @@ class Journal(Generic[Model]):
             before = before | {growing: {**new, **old}}
         apart = list(differences(before, self.settings))
         if apart:
-            shown = "".join(f"\n  {line}" for line in apart[:_SHOWN])
+            more = [f"and {len(apart) - _SHOWN} more"] if len(apart) > _SHOWN else []
+            shown = "".join(f"\n  {line}" for line in apart[:_SHOWN] + more)
             raise DataError(
                 f"{self.folder} holds a {self._what} with other settings:{shown}\nGive the same settings again, or "
                 "choose another folder."
@@ -155,4 +162,5 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in sorted({*before, *now}):
             yield from differences(before.get(key, _MISSING), now.get(key, _MISSING), f"{name}.{key}".strip("."))
     elif before != now:
-        yield f"{name}: was {before!r}, now {now!r}"
+        old, new = ("nothing" if value is _MISSING else repr(value) for value in (before, now))
+        yield f"{name}: was {old}, now {new}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -48,35 +49,36 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, its title above and its notes below it; the best figures are bold."""
-        cells = [
-            [f"**{cell.text}**" if cell.best else cell.text.replace("|", "/") for cell in row] for row in self.rows
-        ]
+        cells = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in self.rows]
         words = self.text_columns
         rule = ["---"] * words + ["---:"] * (len(self.columns) - words)
-        lines = "".join(f"| {' | '.join(line)} |\n" for line in (self.columns, rule, *cells))
+        escaped = ([text.replace("|", r"\|") for text in line] for line in (self.columns, rule, *cells))
+        lines = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
         notes = "\n" + "".join(f"- {note}\n" for note in self.notes) if self.notes else ""
         return (f"{self.title}\n\n" if self.title else "") + lines + notes
 
     def rich(self) -> RichTable:
         """The table for a terminal; the best figures are bold and have a star, which a pipe keeps."""
         made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, name in enumerate(self.columns):
-            upper, _, lower = name.rpartition(" ") if place >= self.text_columns else ("", "", name)
+        for number, name in enumerate(self.columns):
+            upper, _, lower = name.rpartition(" ") if number >= self.text_columns else ("", "", name)
             made.add_column(
                 Text("\n".join(filter(None, (upper, lower)))),
-                justify="left" if place < self.text_columns else "right",
+                justify="left" if number < self.text_columns else "right",
                 overflow="fold",
                 vertical="bottom",
             )
         starred = any(cell.best for row in self.rows for cell in row)
         for row in self.rows:
-            made.add_row(*(self._shown(cell, place, starred=starred) for place, cell in enumerate(row)))
+            made.add_row(*(self._shown(cell, number, starred=starred) for number, cell in enumerate(row)))
         return made
 
-    def _shown(self, cell: Cell, place: int, *, starred: bool) -> Text:
-        if place < self.text_columns:
+    def _shown(self, cell: Cell, number: int, *, starred: bool) -> Text | Padding:
+        if number < self.text_columns:
             return Text(cell.text)
-        return Text(cell.text + ("*" if cell.best else " " * starred), "bold" if cell.best else "")
+        if cell.best:
+            return Text(cell.text + "*", "bold")
+        return Padding(Text(cell.text), (0, int(starred), 0, 0))  # room for the star, so that figures are aligned
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
@@ -85,7 +87,7 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     made = [table.rich() for table in tables]
     if not console.is_terminal:  # nobody can widen a file: nothing is cut there
         room = console.options.update(width=_UNBOUNDED)
-        console.width = max(_PIPED_WIDTH, *(console.measure(table, options=room).maximum for table in made))
+        console.width = max([_PIPED_WIDTH, *(console.measure(table, options=room).maximum for table in made)])
     for number, (table, shown) in enumerate(zip(tables, made, strict=True)):
         if number:
             console.print()
@@ -93,4 +95,4 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
             console.print(Text(table.title, "bold"), soft_wrap=True)
         console.print(shown)
         for note in table.notes:
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(note), soft_wrap=True)

@@ -1,0 +1,262 @@
+"""MuPDF behind one lock: a few open documents, its messages as errors, and pages that are drawn when asked for.
+
+MuPDF is not thread-safe, so whoever uses a page holds the lock (:func:`open_page`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pymupdf
+from PIL import Image
+
+from mmrh_retriever.errors import PageError
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN_DOCUMENTS = 4
+"""Documents kept open between two pages."""
+
+_MUPDF_ERRORS = (pymupdf.mupdf.FzErrorBase, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+_DAMAGE = re.compile(
+    r"\b(syntax|format|library|limit|generic|system) error\b|zlib error|content stream|premature end|"
+    r"cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure", re.IGNORECASE)
+_SHOWN_MESSAGES = 20
+_END_BYTES = 2048  # at the end of a file, where its end mark is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class PdfFile:
+    """Where a PDF's bytes are, and what the file looked like when its pages were read.
+
+    ``stamp`` is the file's change time, size and inode; ``None`` for bytes.
+    """
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    strict: bool = True
+    stamp: tuple[int, int, int] | None = None
+
+    @property
+    def source(self) -> str:
+        """The file's path, or its name where it has none."""
+        return str(self.path) if self.path is not None else self.name
+
+    def error(self, problem: str, page: int | None = None) -> PageError:
+        """An error that names this file (and the page, given by its 0-based index)."""
+        where = self.name if page is None else f"Page {page + 1} of {self.name}"
+        return PageError(f"{where} {problem}", source=self.source, page=page)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PdfPageImage:
+    """A page of a PDF that is drawn when asked for: an :class:`~mmrh_retriever.types.ImageSource`.
+
+    ``index`` counts from 0; ``width`` and ``height`` are in pixels.
+    """
+
+    file: PdfFile
+    index: int
+    width: int
+    height: int
+
+    def load(self) -> Image.Image:
+        """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps.
+
+        Raises:
+            PageError: the file has gone or has changed since its pages were read, or the page is damaged.
+        """
+        with open_page(self.file, self.index) as (page, warnings):
+            zoom = pymupdf.Matrix(self.width / page.rect.width, self.height / page.rect.height)
+            drawn = page.get_pixmap(matrix=zoom, colorspace=pymupdf.csRGB, alpha=False)
+            image = Image.frombytes("RGB", (drawn.width, drawn.height), drawn.samples)
+        for warning in warnings:
+            level = logging.WARNING if _means_damage(warning) else logging.DEBUG
+            logger.log(level, "Page %d of %s: %s", self.index + 1, self.file.name, warning)
+        return image
+
+
+# Open documents
+
+_LOCK = threading.RLock()
+_OPEN: OrderedDict[int, pymupdf.Document] = OrderedDict()  # id of a living PdfFile -> its document
+_ABANDONED: list[object] = []
+
+
+def _after_fork() -> None:
+    # A child shares its parent's file positions: it must neither use nor close the parent's documents.
+    global _LOCK, _OPEN
+    _ABANDONED.append(_OPEN)
+    _LOCK, _OPEN = threading.RLock(), OrderedDict()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Document]:
+    """The open document, with MuPDF to ourselves and its messages kept off the terminal.
+
+    Args:
+        file: the file.
+        page: the 0-based index of the page it is opened for, for messages.
+
+    Raises:
+        PageError: the file is gone, changed, encrypted, cut short or not readable.
+    """
+    with _LOCK:
+        tools = pymupdf.TOOLS
+        shown = tools.mupdf_display_errors(), tools.mupdf_display_warnings()
+        tools.mupdf_display_errors(False)
+        tools.mupdf_display_warnings(False)
+        try:
+            yield _document(file, page)
+        finally:
+            tools.store_shrink(90)  # to 26 MB; left alone it keeps 256 MB of pictures, even those of closed files
+            tools.mupdf_display_errors(shown[0])
+            tools.mupdf_display_warnings(shown[1])
+
+
+@contextlib.contextmanager
+def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[str]]]:
+    """A page, and a list that holds MuPDF's messages about it once the context is left.
+
+    Raises:
+        PageError: as :func:`open_document`; or the page can't be read, or is damaged and the file ``strict``.
+    """
+    advice = "Repair the file (mutool clean, or print it to a new PDF), or leave the page out with pages=."
+    messages: list[str] = []
+    with open_document(file, index) as document:
+        pymupdf.TOOLS.reset_mupdf_warnings()
+        try:
+            yield document.load_page(index), messages
+        except PageError:
+            raise
+        except _MUPDF_ERRORS as error:
+            raise file.error(f"can't be read ({_described(error)}). {advice}", index) from error
+        lines = dict.fromkeys(
+            line for line in pymupdf.TOOLS.mupdf_warnings().splitlines() if not line.startswith("... repeated")
+        )
+    messages.extend(itertools.islice(lines, _SHOWN_MESSAGES))
+    damage = [line for line in lines if _means_damage(line)]
+    if damage and file.strict:
+        raise file.error(
+            f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index
+        )
+
+
+def close_documents() -> None:
+    """Close the few documents that are kept open. Pages stay usable: they open their file again."""
+    with _LOCK:
+        while _OPEN:
+            _OPEN.popitem()[1].close()
+        pymupdf.TOOLS.store_shrink(100)
+
+
+def stamp_of(file: PdfFile, page: int | None = None) -> tuple[int, int, int] | None:
+    """A file's change time, size and inode as they are now; ``None`` for bytes.
+
+    Raises:
+        PageError: the file is gone or can't be looked at.
+    """
+    if file.path is None:
+        return None
+    try:
+        status = file.path.stat()
+    except FileNotFoundError as error:
+        raise PageError(f"{file.path}: no such file. Check the path.", source=file.source, page=page) from error
+    except OSError as error:
+        raise file.error(f"can't be opened: {error.strerror}. Check its permissions.", page) from error
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _document(file: PdfFile, page: int | None) -> pymupdf.Document:
+    if stamp_of(file, page) != file.stamp:
+        raise PageError(
+            f"{file.path} has changed on disk since its pages were read. Read it again.",
+            source=file.source,
+            page=page,
+        )
+    document = _OPEN.get(id(file))
+    if document is None:
+        document = _opened(file)
+        _OPEN[id(file)] = document
+        weakref.finalize(file, _forget, id(file)).atexit = False
+        while len(_OPEN) > MAX_OPEN_DOCUMENTS:
+            _OPEN.popitem(last=False)[1].close()
+    _OPEN.move_to_end(id(file))
+    return document
+
+
+def _forget(key: int) -> None:
+    """The last page of a file is gone: close the file, unless MuPDF is busy (then it is pushed out later)."""
+    if _LOCK.acquire(blocking=False):
+        try:
+            document = _OPEN.pop(key, None)
+            if document is not None:
+                document.close()
+        finally:
+            _LOCK.release()
+
+
+def _opened(file: PdfFile) -> pymupdf.Document:
+    pymupdf.TOOLS.reset_mupdf_warnings()
+    with contextlib.ExitStack() as closing:
+        try:
+            document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
+            closing.callback(document.close)
+            _check_document(document, file)
+        except PageError:
+            raise
+        except _MUPDF_ERRORS as error:
+            raise file.error(f"can't be read as a PDF ({_described(error)}). Download or save it again.") from error
+        closing.pop_all()
+    return document
+
+
+def _check_document(document: pymupdf.Document, file: PdfFile) -> None:
+    if document.needs_pass:
+        if file.password is None:
+            raise file.error("is encrypted. Give its password: read_pdf(..., password=...).")
+        if not document.authenticate(file.password):
+            raise file.error(
+                "is encrypted, and the password given does not open it. Expected its user or owner password."
+            )
+    if document.page_count < 1:
+        raise file.error("has no pages. Expected at least one; save it again from its source.")
+    if file.strict and document.is_repaired and not _has_end_mark(file):
+        raise file.error(
+            "is cut short: its end is missing. Download it again, or read what is there with strict=False."
+        )
+
+
+def _has_end_mark(file: PdfFile) -> bool:
+    if file.data is not None:
+        return b"%%EOF" in file.data[-_END_BYTES:]
+    with Path(file.source).open("rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END_BYTES))
+        return b"%%EOF" in stream.read()
+
+
+def _means_damage(message: str) -> bool:
+    return _DAMAGE.search(message) is not None and _HARMLESS.search(message) is None
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(".")
