@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from mmrh_retriever import Page, Region, Reranker, ScoredPage, ScoredRegion
-from mmrh_retriever.ranking.rankings import as_pages
+from mmrh_retriever.ranking.inputs import as_pages
 from tests import factories
 
 
@@ -25,8 +25,8 @@ class StubReranker(Reranker):
         self.calls.append(listed)
         self.threads.add(threading.current_thread().name)
         scores = [score_of(page) for page in listed]
-        order = sorted(range(len(listed)), key=lambda place: -scores[place])
-        ranked = [ScoredPage(listed[place], scores[place], rank, place) for rank, place in enumerate(order, start=1)]
+        order = sorted(range(len(listed)), key=lambda index: -scores[index])
+        ranked = [ScoredPage(listed[index], scores[index], rank, index) for rank, index in enumerate(order, start=1)]
         return ranked[:top_n]
 
     def rank_regions(
@@ -35,7 +35,7 @@ class StubReranker(Reranker):
         found = []
         for page in as_pages(pages):
             regions = page.regions or (Region((1, 2, 3, 4), "text", "a"), Region((5, 6, 7, 8), "table", "b"))
-            found += [ScoredRegion(page, region, 1.0 / (1 + place), 0) for place, region in enumerate(regions)]
+            found += [ScoredRegion(page, region, 1.0 / rank, 0) for rank, region in enumerate(regions, start=1)]
         return sorted(found, key=lambda region: -region.score)[:top_n]
 
 
