@@ -1,7 +1,8 @@
-"""A reranker whose scores are known in advance, on a tiny real model, for the tests of adapters."""
+"""For the tests of adapters: a reranker whose scores are known in advance, on a tiny real model, and a picture file."""
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -44,6 +45,12 @@ def score_of(page: Page) -> float:
         return float((page.text or "").rpartition("score=")[2])
     grey = page.pixels().convert("L")
     return sum(value * count for value, count in enumerate(grey.histogram())) / (255 * grey.width * grey.height)
+
+
+def png(seed: int = 0) -> bytes:
+    stream = io.BytesIO()
+    factories.page_image(seed).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @lru_cache(maxsize=1)

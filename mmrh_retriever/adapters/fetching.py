@@ -120,10 +120,10 @@ async def _fetch_in_time(url: str, max_bytes: int, timeout: float) -> bytes:
 
 
 async def _follow(url: str, max_bytes: int) -> bytes:
-    here = httpx.URL(url.strip())
+    here, context = httpx.URL(url.strip()), ssl.create_default_context()
     for _ in range(MAX_REDIRECTS + 1):
         # One client per request: a connection that TLS verified for one name never serves another name.
-        transport = _PinnedTransport(verify=ssl.create_default_context(), trust_env=False)
+        transport = _PinnedTransport(verify=context, trust_env=False)
         client = httpx.AsyncClient(transport=transport, headers=_HEADERS, timeout=None, trust_env=False)  # noqa: S113
         async with client, client.stream("GET", here) as answer:
             if answer.next_request is None:
