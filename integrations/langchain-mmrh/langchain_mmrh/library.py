@@ -51,7 +51,7 @@ class Library:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._shelves: dict[tuple[Sequence[str], str, bool, PageSource], _Shelf] = {}
+        self._shelves: dict[tuple[tuple[str, ...], str, bool, PageSource], _Shelf] = {}
 
     def __eq__(self, other: object) -> bool:
         """Retrievers are equal whatever they have read so far."""
@@ -65,13 +65,13 @@ class Library:
     def __reduce__(self) -> tuple[type[Library], tuple[()]]:
         return type(self), ()
 
-    def shelf(self, files: tuple[str, ...], settings: AdapterSettings) -> _Shelf:
+    def shelf(self, files: Sequence[str], settings: AdapterSettings) -> _Shelf:
         """The pages of files, read now if they were not yet.
 
         Raises:
             PageError: a file that can't be read (``on_error="raise"``).
         """
-        key = (files, settings.on_error, settings.with_regions, settings.page_source())
+        key = (tuple(files), settings.on_error, settings.with_regions, settings.page_source())
         with self._lock:
             if key not in self._shelves:
                 self._shelves = {key: _read(files, settings)}
