@@ -1,7 +1,8 @@
-"""A reranker whose scores are known in advance, on a tiny real model, for the tests of adapters."""
+"""For the tests of adapters: a reranker whose scores are known in advance, on a tiny real model, and a picture file."""
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -25,8 +26,8 @@ class StubReranker(Reranker):
         self.calls.append(listed)
         self.threads.add(threading.current_thread().name)
         scores = [score_of(page) for page in listed]
-        order = sorted(range(len(listed)), key=lambda place: -scores[place])
-        ranked = [ScoredPage(listed[place], scores[place], rank, place) for rank, place in enumerate(order, start=1)]
+        order = sorted(range(len(listed)), key=lambda index: -scores[index])
+        ranked = [ScoredPage(listed[index], scores[index], rank, index) for rank, index in enumerate(order, start=1)]
         return ranked[:top_n]
 
     def rank_regions(
@@ -35,7 +36,7 @@ class StubReranker(Reranker):
         found = []
         for page in as_pages(pages):
             regions = page.regions or (Region((1, 2, 3, 4), "text", "a"), Region((5, 6, 7, 8), "table", "b"))
-            found += [ScoredRegion(page, region, 1.0 / (1 + place), 0) for place, region in enumerate(regions)]
+            found += [ScoredRegion(page, region, 1.0 / rank, 0) for rank, region in enumerate(regions, start=1)]
         return sorted(found, key=lambda region: -region.score)[:top_n]
 
 
@@ -44,6 +45,12 @@ def score_of(page: Page) -> float:
         return float((page.text or "").rpartition("score=")[2])
     grey = page.pixels().convert("L")
     return sum(value * count for value, count in enumerate(grey.histogram())) / (255 * grey.width * grey.height)
+
+
+def png(seed: int = 0) -> bytes:
+    stream = io.BytesIO()
+    factories.page_image(seed).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @lru_cache(maxsize=1)

@@ -7,20 +7,17 @@ anything is decoded, and only formats that Pillow reads by itself.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri, is_web_address
 from mmrh_retriever.adapters.fetching import fetch
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.images import MAX_IMAGE_PIXELS
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
@@ -30,40 +27,10 @@ DEFAULT_MAX_BYTES = 128 * 1024 * 1024
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened; EPS and its like, which start another program, are not."""
 
-_IMAGE_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"%PDF-")
 _IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:(?P<kind>[\w.+/-]*)(?P<options>(?:;[\w=.+-]+)*),", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class PageClues:
-    """What a document says of the page it stands for. Whatever is unknown stays ``None``.
-
-    The first that is there wins: ``image``, ``image_path``, ``file_path``, ``image_url``, ``text``.
-
-    Attributes:
-        image: a PIL image, the bytes of an image or PDF file, the same in base64, or a ``data:`` URI.
-        image_path: an image file (or a PDF file, with ``index`` or ``label``).
-        file_path: the file that the document was read from. A PDF counts together with ``index`` or ``label``
-            (or if it has one page), an image by itself, anything else not at all.
-        image_url: the web address of an image.
-        index: the page of a PDF, counted from 0.
-        label: the page's printed label, where the index is not known.
-        text: the page's text; scored where there is no picture.
-        doc_id: how errors and results call the document.
-    """
-
-    image: Image.Image | bytes | str | None = None
-    image_path: str | Path | None = None
-    file_path: str | Path | None = None
-    image_url: str | None = None
-    index: int | None = None
-    label: str | None = None
-    text: str | None = None
-    doc_id: str | None = None
+_BEGINNING = 1024  # bytes of a file among which a PDF's mark stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +46,7 @@ class PageSource:
         url_timeout: seconds for a fetch, redirects included.
 
     Raises:
-        ValueError: a limit that is not positive, or more pixels than any page may have.
+        SettingsError: a limit that is not positive, or more pixels than any page may have.
     """
 
     allow_urls: bool = False
@@ -92,9 +59,9 @@ class PageSource:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "pdf_pixels", "url_timeout"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.max_pixels > MAX_IMAGE_PIXELS:
-            raise ValueError(f"max_pixels is at most {MAX_IMAGE_PIXELS:,}, got {self.max_pixels:,}.")
+            raise SettingsError(f"max_pixels is at most {MAX_IMAGE_PIXELS:,}, got {self.max_pixels:,}.")
 
     def page(self, clues: PageClues, *, layout: bool = False) -> Page:
         """The page that the clues lead to.
@@ -122,7 +89,7 @@ class PageSource:
         if clues.image_url is not None:
             raise PageError(
                 f"{name} has an image address only ({clues.image_url}), and addresses are not fetched. Allow it with "
-                "allow_urls=True if you trust where the documents come from, or give the image itself.",
+                "allow_urls=True if you trust the documents, or give the image itself.",
                 source=clues.doc_id,
             )
         raise PageError(
@@ -137,8 +104,8 @@ class PageSource:
             PageError: a web address, no such file, no plain file, outside ``allowed_root``, or too large.
         """
         name = str(given) if len(str(given)) <= 200 else f"{str(given)[:200]}..."
-        if _URL.match(name):
-            raise PageError(f"{name} stands where a path is expected. Give a path without a scheme.")
+        if is_web_address(name):
+            raise PageError(f"{name} is given as a path. Expected a path without a scheme.")
         try:
             found = Path(given).resolve(strict=True)
             inside = self.allowed_root is None or found.is_relative_to(Path(self.allowed_root).resolve(strict=True))
@@ -171,7 +138,7 @@ class PageSource:
             image = decode_base64(image, name=name)
         if isinstance(image, bytes):
             self._count_bytes(len(image), name)
-            if _is_pdf(image[:1024]):
+            if b"%PDF-" in image[:_BEGINNING]:
                 return self._from_pdf(image, clues, layout=layout)
         elif not isinstance(image, Image.Image):
             raise PageError(
@@ -182,12 +149,12 @@ class PageSource:
 
     def _from_file(self, given: str | Path, clues: PageClues, *, layout: bool) -> Page:
         path = self.path(given)
-        if _is_pdf(_first_bytes(path)):
+        if b"%PDF-" in _beginning(path):
             return self._from_pdf(path, clues, layout=layout)
         return self._picture(path, clues)
 
     def _from_origin(self, given: str | Path, clues: PageClues, *, layout: bool) -> Page | None:
-        """The page in the file that a document was read from; ``None`` if it was not one of a page's."""
+        """The page in the file that a document was read from; ``None`` if the file does not lead to one page."""
         suffix = Path(given).suffix.lower()
         if suffix in _IMAGE_SUFFIXES:
             return self._from_file(given, clues, layout=layout)
@@ -216,7 +183,7 @@ class PageSource:
         return page
 
     def _picture(self, image: Image.Image | bytes | Path, clues: PageClues) -> Page:
-        """A page of an image whose kind and size are looked at before any pixel is decoded."""
+        """A page of an image. Its kind and size are checked before any pixel is decoded."""
         name = clues.doc_id or (image.name if isinstance(image, Path) else "The image")
         if isinstance(image, Image.Image):
             width, height = image.size
@@ -230,122 +197,6 @@ class PageSource:
             )
         doc_id = clues.doc_id or (image.name if isinstance(image, Path) else None)
         return Page(image=image, text=clues.text or None, doc_id=doc_id, index=clues.index or 0)
-
-
-def clues_from_metadata(
-    metadata: Mapping[str, Any],
-    *,
-    text: str | None = None,
-    doc_id: str | None = None,
-    page_base: int = 0,
-    page_key: str | None = None,
-) -> PageClues:
-    """Clues from the metadata that loaders of LangChain and LlamaIndex write.
-
-    ``image`` and ``image_base64`` hold a picture (``image`` may also be a path or a web address), ``image_path``
-    and ``image_url`` say where one is, ``file_path`` and ``source`` name the file that was read. The page is
-    ``page``; a numeric ``source`` beside a ``file_path`` (then always counted from 1); or the printed
-    ``page_label``.
-
-    Args:
-        metadata: the document's metadata; not changed.
-        text: the document's text.
-        doc_id: how to call the document.
-        page_base: what the first page's number is, 0 or 1.
-        page_key: another key that holds the page's number; then only this one counts.
-
-    Raises:
-        PageError: a page number that is not a number, or lies before the first page.
-    """
-    image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
-    if isinstance(image, str) and not is_picture_text(image):
-        if _URL.match(image):
-            image, url = None, image
-        else:
-            image, path = None, image
-    if image is None:
-        image = metadata.get("image_base64")
-    index = _page_index(metadata, page_base, page_key, numbered_source=metadata.get("file_path") is not None)
-    origins = (metadata.get(key) for key in ("file_path", "source"))
-    file_path = next((it for it in origins if isinstance(it, (str, Path)) and it and not _URL.match(str(it))), None)
-    label = metadata.get("page_label")
-    return PageClues(
-        image=image,
-        image_path=path,
-        file_path=file_path,
-        image_url=None if url is None else str(url),
-        index=index,
-        label=None if label is None or page_key is not None else str(label),
-        text=text,
-        doc_id=doc_id,
-    )
-
-
-def is_data_uri(text: str) -> bool:
-    """Whether a text is a ``data:`` URI."""
-    return _DATA_URI.match(text) is not None
-
-
-def is_picture_text(text: str) -> bool:
-    """Whether a text is a picture: a ``data:`` URI of an image, or the base64 of an image or PDF file."""
-    found = _DATA_URI.match(text)
-    if found is not None:
-        return found["kind"].lower().startswith("image/") or found["kind"].lower() == "application/pdf"
-    try:
-        head = base64.b64decode(text[:64].strip()[:32].translate(_TO_STANDARD), validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return head.startswith(_IMAGE_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-
-
-def decode_base64(text: str, *, name: str = "the image") -> bytes:
-    """The bytes behind base64 text (standard or URL-safe, wrapped or not, padded or not) or a ``data:`` URI.
-
-    Raises:
-        PageError: neither.
-    """
-    found = _DATA_URI.match(text)
-    if found is not None:
-        if not found["options"].lower().endswith(";base64"):
-            raise PageError(f"The data: URI of {name} is not base64. Expected data:image/png;base64,...")
-        text = text[found.end() :]
-    packed = "".join(text.split()).translate(_TO_STANDARD).rstrip("=")
-    try:
-        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PageError(
-            f"The image of {name} is neither base64 nor a data: URI ({error}); it begins with {text[:24]!r}. "
-            "A path goes into image_path."
-        ) from error
-
-
-_TO_STANDARD = str.maketrans("-_", "+/")
-
-
-def _page_index(
-    metadata: Mapping[str, Any], page_base: int, page_key: str | None, *, numbered_source: bool
-) -> int | None:
-    if page_key is not None:
-        value, base = metadata.get(page_key), page_base
-    elif metadata.get("page") is not None:
-        value, base = metadata["page"], page_base
-    elif numbered_source and re.fullmatch(r"\d{1,9}", str(metadata.get("source", "")), re.ASCII):
-        value, base = metadata["source"], 1
-    else:
-        return None
-    if value is None:
-        return None
-    key = page_key or ("page" if metadata.get("page") is not None else "source")
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
-        raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
-    index = int(text) - base
-    if index < 0:
-        raise PageError(
-            f"metadata[{key!r}] is {value!r}, but pages are counted from {base} here. Set page_base=0 if the first "
-            "page is 0."
-        )
-    return index
 
 
 def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
@@ -386,20 +237,16 @@ def _labels(path: Path, stamp: int) -> tuple[str | None, ...]:
     return _read_labels(path)
 
 
-def _is_pdf(head: bytes) -> bool:
-    return b"%PDF-" in head
-
-
-def _first_bytes(path: Path) -> bytes:
+def _beginning(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(1024)
+            return stream.read(_BEGINNING)
     except OSError as error:
         raise PageError(f"{path} can't be opened ({error}). Check its permissions.", source=str(path)) from error
 
 
 def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
-    """Width and height from an image's head."""
+    """Width and height of an image; no pixel is decoded."""
     Image.init()
     formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]  # a Pillow may be built without some
     try:

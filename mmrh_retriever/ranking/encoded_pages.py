@@ -154,10 +154,16 @@ class EncodedPages:
             yield self._ready(window)
 
     def _ready(self, window: Window) -> Window:
-        """The window with its keys, run again if they were dropped."""
+        """The window with its keys, run again if they were dropped, and with what the null question pays it.
+
+        The null question runs alone, so that a question's scores don't depend on which question was the first.
+        """
         if not window.holds_keys:
             (fresh,) = self._engine.windows(page.candidate for page in window.pages)
             window.restore(fresh)
+        null = self.reranker.null()
+        if null is not None and window.null is None:
+            window.remember_null(self._engine.ask(window, [null], tokens=True))
         self._used(window)
         return window
 

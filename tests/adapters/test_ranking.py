@@ -16,10 +16,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker
-from mmrh_retriever.adapters.page_sources import PageClues
-from mmrh_retriever.adapters.ranking import AdapterSettings, RankedItem
-from mmrh_retriever.ranking.shared_models import release_shared_models
+from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker, SettingsError, release_shared_models
+from mmrh_retriever.adapters import AdapterSettings, PageClues, RankedItem, check_top_n
 from tests import factories
 from tests.ranking_stub import StubReranker, real, stub, tiny
 
@@ -119,10 +117,28 @@ def test_pages_that_stand_alone_are_kept_for_the_next_question(saved: Path) -> N
     assert together.reranker.store is None
 
 
-def test_a_final_heat_is_a_setting(saved: Path) -> None:
-    assert AdapterSettings(model=str(saved), heads="all", final_heat=4).reranker.final_heat == 4
+def test_a_final_round_is_a_setting(saved: Path) -> None:
+    assert AdapterSettings(model=str(saved), heads="all", final_round=4).reranker.settings.final_round == 4
     with pytest.raises(ValueError, match="2 or more, or 0 for none; got 1"):
-        AdapterSettings(final_heat=1)
+        AdapterSettings(final_round=1)
+
+
+def test_the_old_name_of_the_final_round_warns_and_works() -> None:
+    with pytest.warns(DeprecationWarning, match="final_round"):
+        settings = AdapterSettings(final_heat=4)
+    assert settings.final_round == 4
+    with pytest.warns(DeprecationWarning, match="final_round"):
+        assert settings.final_heat == 4
+
+
+def test_equal_settings_that_are_written_otherwise_load_nothing_anew(saved: Path) -> None:
+    settings = AdapterSettings(model=saved, heads=["0-1"], device="cpu")
+    loaded = settings.reranker
+    settings.model, settings.device = str(saved), torch.device("cpu")
+    assert settings.reranker is loaded
+    settings.token_budget = 0
+    with pytest.raises(SettingsError, match="token_budget"):
+        _ = settings.reranker
 
 
 def test_a_given_reranker_is_used_and_copies_share_it(reranker: StubReranker) -> None:
@@ -131,6 +147,7 @@ def test_a_given_reranker_is_used_and_copies_share_it(reranker: StubReranker) ->
     for other in (copy.copy(settings), copy.deepcopy(settings), settings.model_copy(update={"on_error": "drop"})):
         assert other.reranker is reranker
     assert settings.heads == reranker.heads
+    assert AdapterSettings(reranker=real(calibrate=False, final_round=4), final_round=2).final_round == 4
     assert settings.model_label == "Qwen3VLForConditionalGeneration"
     assert AdapterSettings().model_label == "bundled"
 
@@ -158,8 +175,10 @@ def test_top_n_and_threshold(reranker: StubReranker) -> None:
     assert [item.position for item in rank(settings, items, top_n=1)] == [1]
     assert [item.position for item in rank(settings, items, score_threshold=-1.0)] == [1, 2, 0, 3]
     for wrong in (0, -1, True, 1.5):
-        with pytest.raises(ValueError, match="top_n"):
+        with pytest.raises(SettingsError, match="top_n"):
             rank(settings, items, top_n=wrong)
+        with pytest.raises(ValueError, match="k is a whole number"):
+            check_top_n(wrong, "k")
 
 
 def test_empty_questions_are_refused_before_anything_is_read(reranker: StubReranker) -> None:
@@ -171,7 +190,7 @@ def test_empty_questions_are_refused_before_anything_is_read(reranker: StubReran
 
 def test_documents_of_one_page_are_scored_once(reranker: StubReranker, pdf: Path) -> None:
     items = [
-        PageClues(file_path=pdf, index=index, text=f"chunk {place}") for place, index in enumerate([0, 1, 0, 1, 2])
+        PageClues(file_path=pdf, index=index, text=f"chunk {chunk}") for chunk, index in enumerate([0, 1, 0, 1, 2])
     ]
     ranked = rank(AdapterSettings(reranker=reranker), items)
     assert len(reranker.calls[0]) == 3
@@ -185,7 +204,7 @@ BROKEN = PageClues(image=b"no picture", doc_id="broken")
 
 
 def damaged() -> PageClues:
-    """A picture whose head is whole and whose pixels are cut off: found only when it is decoded."""
+    """A picture with a whole header whose pixels are cut off: found only when it is decoded."""
     stream = io.BytesIO()
     Image.effect_noise((200, 200), 90).save(stream, "PNG")
     return PageClues(image=stream.getvalue()[:4000], doc_id="damaged")

@@ -6,8 +6,16 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
-from mmrh_retriever.adapters.page_sources import PageClues, clues_from_metadata, is_picture_text
-from mmrh_retriever.adapters.ranking import ERROR_KEY, REGIONS_KEY, RETRIEVAL_SCORE_KEY, AdapterSettings, RankedItem
+from mmrh_retriever.adapters import (
+    ERROR_KEY,
+    REGIONS_KEY,
+    RETRIEVAL_SCORE_KEY,
+    AdapterSettings,
+    PageClues,
+    RankedItem,
+    clues_from_metadata,
+    is_picture_text,
+)
 
 SCORE_KEY = "relevance_score"
 """Metadata: the score, where LangChain's other rerankers put theirs."""
@@ -16,11 +24,11 @@ SCORE_KEY = "relevance_score"
 def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     """What a document says of its page.
 
-    Beside the metadata of :func:`~mmrh_retriever.adapters.page_sources.clues_from_metadata`, ``metadata["image"]`` or
+    Beside the metadata of :func:`~mmrh_retriever.adapters.clues_from_metadata`, ``metadata["image"]`` or
     ``metadata["blob"]`` may be a LangChain ``Blob``, and ``page_content`` may be a picture in base64.
 
     Raises:
-        PageError: a page number in the metadata that is not one.
+        PageError: a page number in the metadata that is not a number.
     """
     metadata, text = _without_blob(document.metadata), document.page_content
     if is_picture_text(text):

@@ -9,13 +9,13 @@ from typing import Any
 
 from langchain_core.documents import Document
 from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, Reranker, ScoredRegion, read_pdf
-from mmrh_retriever.adapters.ranking import AdapterSettings, RankedItem, with_some_regions
-from mmrh_retriever.evaluation.rankers import bm25_scores
+from mmrh_retriever.adapters import AdapterSettings, PageSource, RankedItem, with_some_regions
+from mmrh_retriever.baselines import bm25_scores
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a question gave: scored documents, documents that can't be read, and how to rank pages' regions."""
+    """What a question gave: scored documents, errors of others by their index, and how to rank pages' regions."""
 
     ranked: list[RankedItem]
     failed: dict[int, MMRHError]
@@ -24,13 +24,23 @@ class Answer:
 
 @dataclass(slots=True)
 class _Shelf:
-    """The pages of some files, and the documents that stand for them; a page that can't be read is an error."""
+    """The pages of some files, and a document per page; a page that can't be read is an error."""
 
     documents: list[Document] = field(default_factory=list)
     pages: list[Page | PageError] = field(default_factory=list)
     encoded: EncodedPages | None = None
     encoded_by: Reranker | None = None
-    errors: dict[int, MMRHError] = field(default_factory=dict)
+    errors: dict[int, MMRHError] = field(default_factory=dict)  # by index, as found while encoding
+
+    def indices(self) -> dict[int, int]:
+        """The pages' indices by the ``id`` of the page."""
+        return {id(page): index for index, page in enumerate(self.pages)}
+
+    def readable(self) -> list[Page]:
+        return [page for page in self.pages if isinstance(page, Page)]
+
+    def unreadable(self) -> dict[int, MMRHError]:
+        return {index: page for index, page in enumerate(self.pages) if isinstance(page, PageError)}
 
 
 class Library:
@@ -41,10 +51,10 @@ class Library:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[tuple[tuple[str, ...], str, bool, PageSource], _Shelf] = {}
 
     def __eq__(self, other: object) -> bool:
-        """What has been read so far does not tell retrievers apart."""
+        """Retrievers are equal whatever they have read so far."""
         return isinstance(other, Library)
 
     __hash__ = None  # type: ignore[assignment]
@@ -61,11 +71,11 @@ class Library:
         Raises:
             PageError: a file that can't be read (``on_error="raise"``).
         """
-        told = repr((files, settings.on_error, settings.with_regions, settings.page_source()))
+        key = (tuple(files), settings.on_error, settings.with_regions, settings.page_source())
         with self._lock:
-            if told not in self._shelves:
-                self._shelves = {told: _read(files, settings)}
-            return self._shelves[told]
+            if key not in self._shelves:
+                self._shelves = {key: _read(files, settings)}
+            return self._shelves[key]
 
     def ask_all(self, shelf: _Shelf, settings: AdapterSettings, question: str, memory_budget: int) -> Answer:
         """Rank all pages, which run through the model at the first question only.
@@ -73,21 +83,18 @@ class Library:
         Raises:
             PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
         """
-        reranker = settings.reranker
-        places = {id(page): place for place, page in enumerate(shelf.pages)}
+        reranker, indices = settings.reranker, shelf.indices()
         with self._lock:
             if shelf.encoded_by is None or not _alike(shelf.encoded_by, reranker):
-                readable = [page for page in shelf.pages if isinstance(page, Page)]
                 encoded, errors = settings.without_unreadable(
-                    readable, lambda pages: reranker.encode(pages, memory_budget=memory_budget)
+                    shelf.readable(), lambda pages: reranker.encode(pages, memory_budget=memory_budget)
                 )
-                unread = {place: page for place, page in enumerate(shelf.pages) if isinstance(page, PageError)}
-                shelf.errors = unread | {places[key]: error for key, error in errors.items()}
+                shelf.errors = shelf.unreadable() | {indices[key]: error for key, error in errors.items()}
                 shelf.encoded, shelf.encoded_by = encoded, reranker
             encoded, failed = shelf.encoded, dict(shelf.errors)
         if encoded is None:
             return Answer([], failed, lambda _: [])
-        ranked = [RankedItem(places[id(it.page)], float(it.score)) for it in encoded.rank(question)]
+        ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in encoded.rank(question)]
         return Answer(ranked, failed, lambda _: encoded.rank_regions(question))
 
     def ask_best(self, shelf: _Shelf, settings: AdapterSettings, question: str, candidates: int) -> Answer:
@@ -97,33 +104,17 @@ class Library:
             ImportError: bm25s is missing.
             PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
         """
-        reranker = settings.reranker
-        places = {id(page): place for place, page in enumerate(shelf.pages)}
-        failed: dict[int, MMRHError] = {
-            place: page for place, page in enumerate(shelf.pages) if isinstance(page, PageError)
-        }
-        chosen = shortlist(question, [page for page in shelf.pages if isinstance(page, Page)], candidates)
+        reranker, indices = settings.reranker, shelf.indices()
+        chosen = shortlist(question, shelf.readable(), candidates)
         ranking, errors = settings.without_unreadable(chosen, lambda pages: reranker.rank(question, pages))
-        failed |= {places[key]: error for key, error in errors.items()}
-        ranked = [RankedItem(places[id(it.page)], float(it.score)) for it in ranking or []]
+        failed = shelf.unreadable() | {indices[key]: error for key, error in errors.items()}
+        ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in ranking or []]
         return Answer(ranked, failed, lambda pages: reranker.rank_regions(question, pages))
 
 
 def _alike(one: Reranker, other: Reranker) -> bool:
     """Whether two rerankers score alike, so that pages encoded by one serve the other."""
-
-    def told(reranker: Reranker) -> tuple[object, ...]:
-        options = reranker.prompter.options
-        return (
-            reranker.heads,
-            reranker.token_budget,
-            reranker.independent,
-            reranker.calibrate,
-            reranker.final_heat,
-            options,
-        )
-
-    return one.backbone.model is other.backbone.model and told(one) == told(other)
+    return (one.backbone.model, one.heads, one.settings) == (other.backbone.model, other.heads, other.settings)
 
 
 def shortlist(question: str, pages: Sequence[Page], count: int) -> list[Page]:
@@ -132,11 +123,11 @@ def shortlist(question: str, pages: Sequence[Page], count: int) -> list[Page]:
     Raises:
         ImportError: bm25s is missing.
     """
-    worded = [place for place, page in enumerate(pages) if page.text]
-    scores = bm25_scores([question], [pages[place].text or "" for place in worded])[0]
-    best = sorted(range(len(worded)), key=lambda position: -scores[position])[:count]
-    kept = {worded[position] for position in best}
-    return [page for place, page in enumerate(pages) if place in kept or not page.text]
+    worded = [page for page in pages if page.text]
+    scores = bm25_scores([question], [page.text or "" for page in worded])[0]
+    best = sorted(range(len(worded)), key=lambda index: -scores[index])[:count]
+    kept = {id(worded[index]) for index in best}
+    return [page for page in pages if id(page) in kept or not page.text]
 
 
 def _read(files: Sequence[str], settings: AdapterSettings) -> _Shelf:
@@ -165,14 +156,14 @@ def _pages_of(file: str, settings: AdapterSettings) -> list[Page] | list[PageErr
 def _document(page: Page) -> Document:
     """The document of a PDF page, with the metadata that LangChain's own PDF loaders write."""
     source = str(page.metadata["path"])
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "source": source,
         "file_path": source,
         "page": page.index,
         "total_pages": page.metadata["total_pages"],
     }
     if page.label is not None:
-        told["page_label"] = page.label
+        metadata["page_label"] = page.label
     if "title" in page.metadata:
-        told["title"] = page.metadata["title"]
-    return Document(page.text or "", metadata=told, id=f"{source}#{page.index}")
+        metadata["title"] = page.metadata["title"]
+    return Document(page.text or "", metadata=metadata, id=f"{source}#{page.index}")

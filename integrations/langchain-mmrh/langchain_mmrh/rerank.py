@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters.ranking import AdapterSettings
-from mmrh_retriever.settings import check_top_n
+from mmrh_retriever.adapters import AdapterSettings, check_top_n
 from pydantic import ConfigDict, Field
 
 from langchain_mmrh.documents import clues_of, scored_copy
@@ -18,13 +17,13 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
     """Reranks documents by what a vision-language model's retrieval heads attend to on their pages.
 
     A document's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of
-    the PDF that its metadata names, or its text. Documents are copied, never changed; the score stands in
-    ``metadata["relevance_score"]``. The model is loaded at first use, once a process.
+    the PDF that its metadata names, or its text. Documents are copied, never changed; the score is in
+    ``metadata["relevance_score"]``. The model is loaded at first use, once per process.
 
         compressor = MMRHRerank(top_n=5)
         retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
 
-    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
@@ -56,7 +55,7 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
         Raises:
             QuestionError: an empty question.
             PageError, ContextOverflowError: a document that can't be read or is too long (``on_error="raise"``).
-            ValueError: ``top_n`` below 1.
+            SettingsError: ``top_n`` below 1.
         """
         del callbacks
         check_top_n(top_n)

@@ -10,8 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
 from mmrh_retriever import Page
-from mmrh_retriever.adapters.ranking import AdapterSettings
-from mmrh_retriever.settings import check_top_n
+from mmrh_retriever.adapters import AdapterSettings, check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 
@@ -22,16 +21,16 @@ from langchain_mmrh.library import Library
 class MMRHRetriever(AdapterSettings, BaseRetriever):
     """Retrieves pages by what a vision-language model's retrieval heads attend to on them.
 
-    Over any retriever, whose documents it reranks (``base_retriever=``), or over PDF files (``files=``). The pages
-    of files are run through the model once and kept, so that each question costs its own few tokens only;
-    ``first_stage="bm25"`` instead picks ``candidates`` pages by their text layer for each question (pages
-    without text always among them), for collections too large to keep.
+    It reranks the documents of any retriever (``base_retriever=``), or the pages of PDF files (``files=``). The pages
+    of files run through the model once and are kept, so that each question costs its own few tokens only. For
+    collections too large to keep, ``first_stage="bm25"`` picks ``candidates`` pages by their text layer for each
+    question; pages without text are always among them.
 
         retriever = MMRHRetriever(files=["report.pdf"], k=3)
         retriever.invoke("How did revenue change?")
         retriever.invoke("Who sits on the board?", k=1)
 
-    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
@@ -118,7 +117,7 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
             answer = library.ask_best(shelf, self, query, self.candidates)
         chosen = self.choose(answer.ranked, answer.failed, top_n=k or self.k, score_threshold=score_threshold)
         if self.with_regions:
-            asked = ((item.position, shelf.pages[item.position]) for item in chosen)
-            pages = {place: page for place, page in asked if isinstance(page, Page)}
+            found = {item.position: shelf.pages[item.position] for item in chosen}
+            pages = {position: page for position, page in found.items() if isinstance(page, Page)}
             chosen = self.add_regions(chosen, pages, answer.rank_regions)
         return [scored_copy(shelf.documents[item.position], item, self) for item in chosen]

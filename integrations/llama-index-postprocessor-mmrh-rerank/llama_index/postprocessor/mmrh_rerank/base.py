@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field
@@ -13,15 +14,16 @@ from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from mmrh_retriever.adapters.page_sources import PageClues, clues_from_metadata
-from mmrh_retriever.adapters.ranking import (
+from mmrh_retriever.adapters import (
     ERROR_KEY,
     REGIONS_KEY,
     RETRIEVAL_SCORE_KEY,
     AdapterSettings,
+    PageClues,
     RankedItem,
+    check_top_n,
+    clues_from_metadata,
 )
-from mmrh_retriever.settings import check_top_n
 
 dispatcher = get_dispatcher(__name__)
 
@@ -31,12 +33,12 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
 
     A node's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of the PDF
     that its metadata names, or its text. Nodes are copied, never changed. The model is loaded at first use, once
-    a process.
+    per process.
 
         reranker = MMRHRerank(top_n=5)
         engine = index.as_query_engine(similarity_top_k=40, node_postprocessors=[reranker])
 
-    All other settings are those of :class:`mmrh_retriever.adapters.ranking.AdapterSettings`. ``reranker=`` takes a
+    All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
@@ -44,7 +46,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
 
     top_n: int | None = Field(None, ge=1, description="How many nodes to return; all if None.")
     page_base: Literal[0, 1] = Field(
-        1, description="What the first page's number in metadata['page'] is: 1 for LlamaIndex's readers."
+        1, description="The number that the first page has in metadata['page']: 1 for LlamaIndex's readers."
     )
 
     @classmethod
@@ -56,7 +58,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         """The settings as plain data, for ``from_dict``.
 
         Raises:
-            ValueError: made from a reranker whose model has neither a hub id nor a folder.
+            SettingsError: made from a reranker whose model has neither a hub id nor a folder.
         """
         self.check_portable()
         return super().to_dict(**kwargs)
@@ -83,7 +85,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         Raises:
             QuestionError: no question, or one without text.
             PageError, ContextOverflowError: a node that can't be read or is too long (``on_error="raise"``).
-            ValueError: ``top_n`` below 1.
+            SettingsError: ``top_n`` below 1.
         """
         check_top_n(top_n)
         top_n = self.top_n if top_n is None else top_n
@@ -146,10 +148,10 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         """What a node says of its page.
 
         Raises:
-            PageError: a page number in the metadata that is not one.
+            PageError: a page number in the metadata that is not a number.
         """
         node = scored.node
-        told = clues_from_metadata(
+        clues = clues_from_metadata(
             node.metadata,
             text=node.get_content(metadata_mode=MetadataMode.NONE),
             doc_id=node.node_id,
@@ -157,15 +159,11 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
             page_key=self.page_key,
         )
         image, path, url = _own_picture(node)
-        return PageClues(
-            image=image if image is not None else (told.image if path is None else None),
-            image_path=path if path is not None else told.image_path,
-            file_path=told.file_path,
-            image_url=url if url is not None else told.image_url,
-            index=told.index,
-            label=told.label,
-            text=told.text,
-            doc_id=told.doc_id,
+        return replace(
+            clues,
+            image=image if image is not None or path is not None else clues.image,
+            image_path=path if path is not None else clues.image_path,
+            image_url=url if url is not None else clues.image_url,
         )
 
     def _scored_copy(self, scored: NodeWithScore, item: RankedItem) -> NodeWithScore:
@@ -190,7 +188,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
 
 
 def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | None]:
-    """Image data (bytes, or text in base64), path and address that stand in a node's own fields."""
+    """Image data (bytes, or text in base64), path and address in a node's own fields."""
     resource = getattr(node, "image_resource", None)
     image = getattr(node, "image", None)
     path = getattr(node, "image_path", None)
