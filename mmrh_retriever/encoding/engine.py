@@ -17,7 +17,7 @@ from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
 from mmrh_retriever.encoding.passes import Passes
 from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window
-from mmrh_retriever.errors import AttentionCaptureError, ContextOverflowError
+from mmrh_retriever.errors import AttentionCaptureError
 from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
@@ -38,16 +38,11 @@ _FIRST_CAPACITY = 4096
 
 
 class Engine:
-    """Runs one model for one selection of heads.
+    """Runs one model for one selection of heads, in whose order results are given.
 
-    Args:
-        prompter: writes pages and questions for the model.
-        heads: the selected heads, in the order in which their results are given.
-        token_budget: the longest window, in tokens; at most the model's context, unless pages are independent.
-        independent: encode each page as if it stood alone behind the prompt prefix. Every page then starts at the same
-            position, costs the same whatever stands beside it, and a question attends to all of them at once.
-        vision: the model's vision tower with its memory; one of our own if ``None``.
-        kept: where pages encoded before are found; nowhere if ``None``.
+    A window has at most ``token_budget`` tokens, and the model's context unless pages are independent: then each page
+    is encoded as if it stood alone behind the prompt prefix. It starts at the same position and costs the same whatever
+    stands beside it, and a question attends to all pages at once. Pages encoded before are found in ``kept``.
     """
 
     def __init__(
@@ -85,11 +80,8 @@ class Engine:
     def windows(self, candidates: Iterable[Candidate], *, count: int = 0) -> Iterator[Window]:
         """Encode pages in their order and give each window once it is full.
 
-        Pages are drawn as far ahead as the vision tower and a pass take several at once, and no further.
-
-        Args:
-            candidates: the pages.
-            count: how many pages come, if known, so that memory can be taken for them at once.
+        Pages are drawn as far ahead as the vision tower and a pass take several at once, and no further. ``count`` says
+        how many come, if known, so that memory can be taken for them at once.
 
         Raises:
             PageError: a page that can't be read.
@@ -123,8 +115,10 @@ class Engine:
     def gather(self, windows: Sequence[Window], indices: Sequence[int]) -> Window:
         """A window of independent pages that other windows hold: their keys are copied, the prefix alone runs.
 
+        The pages are in these windows, and fit in one.
+
         Raises:
-            ContextOverflowError: a page that none of the windows still holds, or more tokens than a window takes.
+            ContextOverflowError: a window that was dropped.
             PageError: too little memory for another window.
             AttentionCaptureError: pages are not encoded independently.
         """
@@ -136,21 +130,7 @@ class Engine:
         held = {page.candidate.index: (window, page) for window in windows for page in window.pages}
         gathered = self.open_window()
         for index in indices:
-            if index not in held or not held[index][0].holds_keys:
-                raise ContextOverflowError(
-                    f"Page {index} is in none of the {len(windows)} windows, or its window was dropped from memory; "
-                    "encode it again.",
-                    tokens=0,
-                    allowed=0,
-                )
             window, page = held[index]
-            asked, room = len(gathered) + len(page.span), self.token_budget - TAIL_ROOM
-            if asked > room:
-                raise ContextOverflowError(
-                    f"Page {index} ends at {asked} tokens; a window takes {room}. Gather fewer pages.",
-                    tokens=asked,
-                    allowed=room,
-                )
             try:
                 gathered.add_copy(window, page)
             except torch.OutOfMemoryError as error:
@@ -167,7 +147,6 @@ class Engine:
 
         Raises:
             ContextOverflowError: a question too long for what is left of the context, or a window that was dropped.
-            AttentionCaptureError: NaN, or a layer that did not report.
         """
         masses, token_masses = [], []
         for tree, group in self._groups(window, questions):

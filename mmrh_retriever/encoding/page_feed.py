@@ -31,12 +31,8 @@ class PreparedPage:
 class PageFeed:
     """Prepares pages in their order, as far ahead as the vision tower takes several at once.
 
-    Args:
-        prompter: writes the pages.
-        vision: the model's vision tower.
-        kept: where pages encoded before are found.
-        room: the most tokens that a page may take.
-        ahead: pages are encoded independently, so that whether one is kept is known from the page alone.
+    A page may take ``room`` tokens. ``ahead`` says that pages are encoded independently, so that whether one is kept is
+    known from the page alone.
     """
 
     def __init__(self, prompter: Prompter, vision: Vision, kept: ModelPages | None, room: int, *, ahead: bool) -> None:

@@ -21,13 +21,7 @@ from mmrh_retriever.types import TokenSpan
 
 
 class Passes:
-    """Runs one model's decoder.
-
-    Args:
-        backbone: the model.
-        vision: its vision tower.
-        deepest: the layer where passes end; keys of the layers up to it are kept.
-    """
+    """Runs one model's decoder up to the layer ``deepest``; keys of the layers up to it are kept."""
 
     def __init__(self, backbone: Backbone, vision: Vision, deepest: int) -> None:
         self.backbone = backbone

@@ -7,17 +7,10 @@ from torch import Tensor
 
 
 def page_scores(mass: Tensor, null_mass: Tensor | None) -> Tensor:
-    """``R(d)``: the mean over the selected heads of the calibrated score (Li et al. 2026, arXiv 2605.27243).
+    """``R(d)``: the mean over the selected heads of the calibrated score, ``(..., spans)`` float64.
 
-    ``S_cal = S(question) - S(null question)`` lies in [-1, 1]. Added up in float64, so that the score does not depend
-    on the order of the heads.
-
-    Args:
-        mass: ``(..., heads, spans)``.
-        null_mass: the same for the null question; ``None`` leaves ``mass`` uncalibrated.
-
-    Returns:
-        ``(..., spans)`` float64.
+    ``S_cal = S(question) - S(null question)`` lies in [-1, 1] (Li et al. 2026, arXiv 2605.27243). Both masses are
+    ``(..., heads, spans)``. Added up in float64, so that the score does not depend on the order of the heads.
     """
     calibrated = mass.double() if null_mass is None else mass.double() - null_mass.double()
     return calibrated.mean(dim=-2)

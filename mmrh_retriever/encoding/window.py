@@ -49,18 +49,10 @@ class PageInWindow:
 class Window:
     """Pages behind a prompt prefix, with their keys and values. Only its own methods change it.
 
-    Args:
-        prefix: the prompt prefix, whose keys are in the cache already.
-        cache: the keys and values.
-        independent: each page was encoded as if it stood alone behind the prefix.
-
-    Attributes:
-        pages: the pages, in the order in which they were encoded.
-        spans: how many spans tokens count for: one per page.
-        next_offset: the token offset of what follows, in its own context.
-        next_position: its rotary position.
-        null: what the null question paid, if :meth:`remember_null` was called.
-        chain: a digest of the pages so far.
+    ``pages`` are in the order in which they were encoded, and ``spans`` is how many spans tokens count for: one per
+    page. What follows has the token offset ``next_offset`` in its own context and the rotary position
+    ``next_position``. ``null`` is what the null question paid, if it is remembered; ``chain`` is a digest of the pages
+    so far.
     """
 
     def __init__(self, prefix: PromptSegment, cache: PageCache, *, independent: bool) -> None:

@@ -17,15 +17,7 @@ _TOKENS = 16
 
 
 def check_attention(backbone: Backbone, ids: list[int]) -> None:
-    """Check the seam on a short text, once per model, under the model's lock.
-
-    Args:
-        backbone: the model.
-        ids: the prompt prefix; its first 16 tokens are run.
-
-    Raises:
-        AttentionCaptureError: see :func:`verify`.
-    """
+    """Check the seam on the first tokens of the prompt prefix, once per model; errors as for :func:`verify`."""
     seam = backbone.seam
     with seam.lock, torch.inference_mode():
         if seam.checked:
@@ -52,14 +44,8 @@ def verify(
 ) -> float:
     """Recorded rows sum to one and equal eager attention's, and ablation moves the output.
 
-    Args:
-        seam: the model's seam, whose lock is held.
-        run: runs the decoder on the short input and gives its last hidden states, ``(1, tokens, width)``.
-        eager_attentions: the same with plain eager attention; one ``(1, heads, tokens, tokens)`` tensor per layer.
-        tolerance: the largest difference allowed, as rounding in the model's dtype permits.
-
-    Returns:
-        The largest difference between our rows and eager's.
+    ``run`` gives the last hidden states of a short input, ``(1, tokens, width)``; ``eager_attentions`` gives one tensor
+    ``(1, heads, tokens, tokens)`` per layer. Returns the largest difference between our rows and eager's.
 
     Raises:
         AttentionCaptureError: one of the three does not hold.

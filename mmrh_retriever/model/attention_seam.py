@@ -45,24 +45,20 @@ class _ThreadState:
     phase: AblationPhase = "all"
 
 
-class _AsBase:
+class _Replaced:
+    """An object with some of its attributes replaced."""
+
+    def __init__(self, wrapped: Any, **own: Any) -> None:
+        self._wrapped = wrapped
+        vars(self).update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+def _as_base(module: nn.Module, base: str) -> Any:
     """An attention module as the base implementation wants to see it: under the base's own name."""
-
-    def __init__(self, module: nn.Module, base: str) -> None:
-        self._module = module
-        self.config = _ConfigAsBase(module.config, base)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-class _ConfigAsBase:
-    def __init__(self, config: Any, base: str) -> None:
-        self._config = config
-        self._attn_implementation = base
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
+    return _Replaced(module, config=_Replaced(module.config, _attn_implementation=base))
 
 
 class AttentionSeam:
@@ -83,7 +79,7 @@ class AttentionSeam:
                 "'flash_attention_2'."
             )
         self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
-        self._as_base = {layer: _AsBase(module, self.base) for layer, module in self.modules.items()}
+        self._as_base = {layer: _as_base(module, self.base) for layer, module in self.modules.items()}
         self._local = threading.local()
         AttentionInterface.register(PREFIX + self.base, _attend)
         AttentionMaskInterface.register(PREFIX + self.base, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
@@ -93,12 +89,9 @@ class AttentionSeam:
 
     @classmethod
     def install(cls, decoder: nn.Module) -> AttentionSeam:
-        """The seam of a model's text decoder (the module that holds its layers), made on the first call.
+        """The seam of a model's text decoder, made on the first call.
 
         It is made anew, under the same lock, if someone has set another attention implementation since.
-
-        Raises:
-            UnsupportedModelError: the decoder's attention can't be reached or read.
         """
         with _INSTALL_LOCK:
             config: Any = decoder.config
@@ -152,7 +145,6 @@ class AttentionSeam:
 
         Raises:
             HeadSetError: a head that the model does not have.
-            ValueError: another phase.
         """
         if phase not in ("all", "decode"):
             raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")

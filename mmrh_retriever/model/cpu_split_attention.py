@@ -34,18 +34,10 @@ def can_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, *, scaling: float, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp.
+    """Attention and its log-sum-exp: ``(batch, heads, rows, width)``, and ``(batch, heads, rows)`` float32.
 
-    Args:
-        query: ``(batch, heads, rows, width)``.
-        key: ``(batch, key heads, keys, width)``; each key head serves as many query heads that follow each other.
-        value: like ``key``.
-        scaling: factor on the logits.
-        mask: ``(rows, keys)``, added to the logits.
-        causal: row ``i`` sees keys up to ``i``.
-
-    Returns:
-        ``(batch, heads, rows, width)`` in the query's type and ``(batch, heads, rows)`` float32.
+    ``query`` is ``(batch, heads, rows, width)``, ``key`` and ``value`` are ``(batch, key heads, keys, width)``;
+    ``mask`` is ``(rows, keys)``, added to the logits. With ``causal``, row ``i`` sees keys up to ``i``.
     """
     batch, heads, rows, width = query.shape
     shared = heads // key.shape[1]
@@ -63,18 +55,10 @@ def attend(
 def attend_behind(
     query: Tensor, key: Tensor, value: Tensor, seen: int, *, scaling: float, mask: Tensor | None
 ) -> Tensor:
-    """Attention of rows that all see the first ``seen`` keys and, under a mask, the others.
+    """Attention of rows that all see the first ``seen`` keys (at least 1) and, under a mask, the others.
 
-    Args:
-        query: ``(1, heads, rows, width)``.
-        key: ``(1, key heads, seen + rows, width)``.
-        value: like ``key``.
-        seen: at least 1.
-        scaling: factor on the logits.
-        mask: ``(rows, rows)``, added to the logits of the last keys; ``None`` for a causal one.
-
-    Returns:
-        ``(1, heads, rows, width)`` in the query's type.
+    ``query`` is ``(1, heads, rows, width)``, ``key`` and ``value`` are ``(1, key heads, seen + rows, width)``; ``mask``
+    is ``(rows, rows)`` for the last keys, ``None`` for a causal one. Gives the query's shape and type.
     """
     joined, total = attend(query, key[:, :, seen:], value[:, :, seen:], scaling=scaling, mask=mask, causal=mask is None)
     if seen > KEYS_AT_ONCE:

@@ -23,16 +23,11 @@ ImageWriter = Callable[..., ImageTokens]
 class Family:
     """Where a family keeps what we need.
 
-    Attributes:
-        name: for people.
-        model_types: values of ``config.model_type``.
-        decoder: the attribute of the base model that holds the text decoder. ``None`` where the base model is the
-            decoder itself: text-only families, which take pages' text alone.
-        writer: writes an image as tokens; ``None`` for text-only families.
-        three_axes: positions are M-RoPE's (time, row, column).
-        listed: the vision tower gives a list with one tensor per image, not one tensor of all tiles.
-        images_along: the axis along which several images' inputs join.
-        image_mask: the input that marks image tokens in a plain pass, where the family wants one.
+    ``decoder`` is the attribute of the base model that holds the text decoder, ``None`` where the base model is the
+    decoder itself: text-only families, which take pages' text alone. ``writer`` writes an image as tokens. With
+    ``three_axes`` positions are M-RoPE's (time, row, column). With ``listed`` the vision tower gives one tensor per
+    image, not one of all tiles. ``images_along`` is the axis along which several images' inputs join, ``image_mask``
+    the input that marks image tokens in a plain pass.
     """
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.types import FloatArray, PatchGrid, TokenSpan, grid_boxes
+
+if TYPE_CHECKING:
+    from mmrh_retriever.model.tokenizing import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,19 +46,7 @@ class ImageTokens:
     bidirectional: TokenSpan | None = None
 
 
-class TokenIds(Protocol):
-    """What these functions need of a tokenizer."""
-
-    def token(self, text: str) -> int:
-        """The id of one special token."""
-        ...
-
-    def plain(self, text: str) -> list[int]:
-        """Ids of plain text."""
-        ...
-
-
-def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: one grid at the page's own shape, M-RoPE positions.
 
     Positions follow the models' own rule. An image's tokens share the temporal position of its start, and count
@@ -82,7 +73,7 @@ def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -
     )
 
 
-def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """Gemma3: the page squeezed into one square, whose tokens see each other in both directions."""
     batch = processor(images=[image], return_tensors="pt", do_pan_and_scan=False)
     count = int(config.mm_tokens_per_image)
@@ -101,7 +92,7 @@ def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) ->
     )
 
 
-def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def internvl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """InternVL: square tiles in the arrangement nearest to the page's shape, then a thumbnail of the whole."""
     batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
     tiles = int(batch["num_patches"][0])
@@ -123,7 +114,7 @@ def internvl(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     )
 
 
-def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token per row.
 
     Every page is written in the single-image ("anyres") way, also among others. The family's way for several
@@ -153,7 +144,7 @@ def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: Tok
     )
 
 
-def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """SmolVLM and Idefics3: labelled square tiles row by row, then the whole page once more."""
     batch = processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
     rows, columns = int(batch["rows"][0][0]), int(batch["cols"][0][0])
@@ -187,7 +178,7 @@ def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     )
 
 
-def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) -> ImageTokens:
+def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """Mistral3: one grid at the page's own shape, a break token after each row and an end token at last."""
     cell = int(config.vision_config.patch_size) * int(config.spatial_merge_size)
     batch = processor(images=[image], return_tensors="pt", patch_size={"height": cell, "width": cell})
@@ -206,7 +197,7 @@ def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TokenIds) 
     )
 
 
-def _named(tokens: TokenIds, text: str) -> list[int]:
+def _named(tokens: TextTokenizer, text: str) -> list[int]:
     """A marker that is one special token in some checkpoints and plain text in others."""
     try:
         return [tokens.token(text)]

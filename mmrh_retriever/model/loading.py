@@ -102,21 +102,12 @@ def load_model(
     max_pixels: int | None = None,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, Processors]:
-    """A model in evaluation mode with its processors.
+    """A model in evaluation mode with its processors, from a hub id or a local folder.
 
-    Args:
-        model: hub id or local folder.
-        device: where to put it; the first accelerator if there is one, else the CPU.
-        dtype: the weights' type. By default as stored on an accelerator, and on a CPU that multiplies bfloat16 in
-            hardware (AMX), if that is what is stored; float32 on other CPUs.
-        attn_implementation: ``sdpa`` (transformers' choice), ``flash_attention_2``, ``eager`` ...
-        revision: branch, tag or commit on the hub.
-        cache_dir: the hub cache folder.
-        local_files_only: never go to the network.
-        quantization_config: handed to transformers.
-        max_pixels: pixels an image is scaled down to before the model sees it, for families that take images
-            at their own size (Qwen-VL).
-        kwargs: handed to ``from_pretrained`` of the model untouched.
+    By default ``device`` is the first accelerator if there is one, else the CPU. ``dtype`` is as stored on an
+    accelerator, and on a CPU that multiplies bfloat16 in hardware (AMX), if that is what is stored; float32 on other
+    CPUs. ``max_pixels`` bounds what the model sees of an image, for families that take images at their own size
+    (Qwen-VL). The rest is handed to transformers' ``from_pretrained``, ``kwargs`` untouched.
 
     Raises:
         UnsupportedModelError: an unknown family.

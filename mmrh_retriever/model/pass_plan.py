@@ -16,19 +16,12 @@ from mmrh_retriever.types import TokenSpan
 class PassPlan:
     """One forward pass of the engine: what its tokens may see, and where it ends.
 
-    Attributes:
-        past: keys kept from earlier passes; every token sees them.
-        length: tokens of this pass.
-        paths: the questions of a pass, each directly behind the past, as offsets of its tokens in this pass. A token
-            sees those before it on a path. Questions may share the tokens that they begin with, and see no others of
-            each other. Without paths the pass's tokens are one text.
-        bidirectional: spans of this pass's tokens (images of some families) that see their own later tokens too.
-        stop_at: the layer where the pass ends: after recording if that layer records, and in any case once its keys
-            are kept.
-        visible: leaves only so many of the first kept keys to be seen, for a page that is encoded as if alone.
-        offsets: the token offset of each visible kept key in its own context, for sliding windows. By default they
-            count up through past and pass.
-        start: the token offset where this pass's tokens begin.
+    Every token sees the ``past`` keys that earlier passes kept, and those before it among the pass's own ``length``
+    tokens. ``paths`` are questions side by side, each as offsets of its tokens in the pass: a token then sees those
+    before it on a path. ``bidirectional`` spans (images of some families) see their own later tokens too. ``visible``
+    leaves only so many of the first kept keys to be seen. ``offsets`` are the visible kept keys' token offsets in their
+    own context and ``start`` that of the pass, for sliding windows; by default they count up. The pass ends at layer
+    ``stop_at``: after recording if that layer records, and in any case once its keys are kept.
     """
 
     past: int

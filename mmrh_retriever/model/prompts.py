@@ -116,10 +116,7 @@ class Prompter:
     def page_segment(self, page: Page, number: int, pixels: Image.Image | None = None) -> PromptSegment:
         """One page: its label (not scored), its image and / or text (scored), a newline.
 
-        Args:
-            page: the page.
-            number: the number on its label.
-            pixels: what :meth:`image_shown` gave for it, if it was asked already.
+        ``pixels`` is what :meth:`image_shown` gave for it, if it was asked already.
 
         Raises:
             PageError: the page has nothing that this model can take, or can't be read.
@@ -138,11 +135,7 @@ class Prompter:
     def page_digest(self, page: Page, number: int, pixels: Image.Image | None = None) -> bytes:
         """A digest of everything that :meth:`page_segment` depends on beside model, processor and options.
 
-        The bytes of image files are taken as they are, undecoded; other images by their pixels, which
-        :meth:`image_shown` may have given already.
-
-        Raises:
-            PageError: the page has nothing that this model can take, or can't be read.
+        The bytes of image files are taken as they are, undecoded; other images by their pixels.
         """
         image, text = self._content(page)
         digest = hashlib.blake2b(digest_size=16)

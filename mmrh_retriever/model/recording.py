@@ -49,17 +49,11 @@ class HeadsByLayer:
 class Recording:
     """What a pass is to record, and what it recorded.
 
-    Args:
-        heads: the query heads.
-        rows: the query rows of each question, as token offsets in this pass. Questions may share rows.
-        owner: ``(keys,)`` long; the span that each key token belongs to, -1 for none. Keys beyond it
-            belong to none.
-        spans: how many spans there are.
-        tokens: whether to keep the attention on each key as well, averaged over the heads.
-
-    After the pass ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a
-    head's attention summed over a span (Li et al. 2026, arXiv 2605.27243, the retrieval score). ``token_mass``
-    is ``(questions, keys)``: the same for each single key, averaged over the heads.
+    ``rows`` are each question's query rows, as token offsets in the pass; questions may share rows. ``owner`` is
+    ``(keys,)`` long: the span that each key belongs to, -1 for none; keys beyond it belong to none. After the pass
+    ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a head's attention summed over
+    a span, the retrieval score. With ``tokens``, ``token_mass`` is ``(questions, keys)``: the same per key, averaged
+    over the heads.
     """
 
     def __init__(
@@ -150,15 +144,9 @@ def record(
 ) -> None:
     """Add one layer's attention to a recording, never holding more than ``LOGIT_BUDGET`` logits.
 
-    Args:
-        recording: where the result goes.
-        layer: the layer's index.
-        query: ``(heads, tokens, width)``, rotated.
-        key: ``(key heads, keys, width)``, rotated.
-        mask_rows: ``(recorded rows, last keys)`` additive; the keys before these are seen by every row.
-        scaling: factor on the logits.
-        softcap: if set, logits become ``softcap * tanh(logits / softcap)``.
-        sinks: ``(heads,)`` logits of attention sinks, which take their share of the softmax and give nothing.
+    ``query`` is ``(heads, tokens, width)`` and ``key`` ``(key heads, keys, width)``, both rotated. ``mask_rows`` is
+    ``(recorded rows, last keys)``, additive; the keys before these are seen by every row. With ``softcap`` logits
+    become ``softcap * tanh(logits / softcap)``. ``sinks`` is ``(heads,)``: logits that take their share of the softmax.
     """
     recording.layers_seen.add(layer)
     device = query.device

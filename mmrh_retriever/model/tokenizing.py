@@ -66,9 +66,7 @@ class TextTokenizer:
         ]
 
     def chat_template(self) -> tuple[list[int], list[int]]:
-        """Ids before and behind the user's turn.
-
-        The template is rendered once, around a slot. Nothing is looked for in a finished prompt.
+        """Ids before and behind the user's turn, from the template rendered once, around a slot.
 
         Raises:
             UnsupportedModelError: the template can't hold a plain user turn.

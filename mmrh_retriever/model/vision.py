@@ -48,11 +48,9 @@ class Features:
 
 
 class Vision:
-    """One model's vision tower with a memory. Call :meth:`clear` after a change to the model's weights.
+    """One model's vision tower, with up to ``memory`` bytes of features kept; those used longest ago go first.
 
-    Args:
-        backbone: the model.
-        memory: bytes of features to keep; those used longest ago go first. 0 keeps none.
+    Call :meth:`clear` after a change to the model's weights.
 
     Raises:
         SettingsError: a negative memory.
@@ -84,9 +82,7 @@ class Vision:
     def model_inputs(self, segments: Sequence[PromptSegment], known: Sequence[Features | None] = ()) -> dict[str, Any]:
         """What a forward pass over segments is given beside their tokens: the features of the images that they hold.
 
-        Args:
-            segments: with an image each, or none.
-            known: features of some of the segments; the others' are found here.
+        ``known`` are features of some of the segments; the others' are found here.
         """
         held = [*known, *[None] * (len(segments) - len(known))]
         asked = [segment for segment, own in zip(segments, held, strict=True) if segment.inputs and own is None]
@@ -197,21 +193,16 @@ def _batches(
 
 
 def _joinable(one: PromptSegment, other: PromptSegment, along: int) -> bool:
-    if one.inputs.keys() != other.inputs.keys():
-        return False
+    def rests(segment: PromptSegment) -> dict[str, tuple[int, ...]]:
+        return {name: (*v.shape[:along], *v.shape[along + 1 :]) for name, v in segment.inputs.items()}
 
-    def rest(value: Tensor) -> tuple[int, ...]:
-        return (*value.shape[:along], *value.shape[along + 1 :])
-
-    return all(rest(one.inputs[key]) == rest(other.inputs[key]) for key in one.inputs)
+    return rests(one) == rests(other)
 
 
 def _split(features: Any, counts: Sequence[int]) -> list[Tensor]:
     """Each image's part, copied, so that it does not keep the others' memory.
 
-    Args:
-        features: one tensor per image, or ``(tiles, tokens, width)`` of all images.
-        counts: image tokens of each image.
+    ``features`` is one tensor per image, or ``(tiles, tokens, width)`` of all; ``counts`` are the images' tokens.
     """
     if not isinstance(features, Tensor):
         joined = torch.cat(list(features))

@@ -87,12 +87,7 @@ class EncodedPages:
         return ranked_regions(self.rank(question, with_tokens=True), aggregate=aggregate, top_n=top_n)
 
     def explain(self, question: str) -> Explanation:
-        """Ask once, and give the ranking, the pages' token scores, and the best page by token of the question.
-
-        Raises:
-            QuestionError: an empty question.
-            ContextOverflowError: a question too long.
-        """
+        """Ask once, and give the ranking, the pages' token scores, and the best page by token of the question."""
         segment = token_by_token(self.reranker.prompter.question_segment(question))
         scores = self._scores([segment], with_tokens=True)
         (ranking,) = scores.rankings()
@@ -105,11 +100,7 @@ class EncodedPages:
         )
 
     def question_attention(self, question: str, scored: ScoredPage) -> QuestionAttention:
-        """What each token of a question pays one of these pages, for heat maps by token.
-
-        Args:
-            question: text; only its tokens run.
-            scored: the page, from a ranking of these pages.
+        """What each token of a question pays one of these pages, taken from a ranking of them, for heat maps by token.
 
         Raises:
             PageError: a page that is not one of these, or that the model read as text.

@@ -21,13 +21,8 @@ from mmrh_retriever.ranking.scores import Scores
 def finalists(values: Tensor, windows: Sequence[Window], size: int, room: int) -> list[int]:
     """The pages that one question's final round takes, as indices in the caller's order.
 
-    All windows' best pages come first, then their second best, and so on; among equals the higher score.
-
-    Args:
-        values: ``(pages,)`` scores.
-        windows: the windows before.
-        size: pages at most.
-        room: tokens at most.
+    All windows' best pages come first, then their second best, and so on; among equals the higher score. ``values`` is
+    ``(pages,)``. At most ``size`` pages of ``room`` tokens in all are taken.
     """
     entries: list[tuple[int, float, int, int]] = []  # rank in its window, minus the score, index, tokens
     for window in windows:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from mmrh_retriever.errors import PageError
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import ranked_regions
@@ -70,27 +68,17 @@ def token_by_token(question: PromptSegment) -> PromptSegment:
 def question_attention(
     question: PromptSegment, scored: ScoredPage, rows: Tensor, grid: PatchGrid | None, tokenizer: Any
 ) -> QuestionAttention:
-    """What single tokens of a question pay one page.
+    """What single tokens of a question (as :func:`token_by_token` gave it) pay one page.
 
-    Args:
-        question: as :func:`token_by_token` gave it.
-        scored: the page.
-        rows: ``(question tokens, visual tokens)``, calibrated.
-        grid: which part of the page each visual token sees.
-        tokenizer: turns ids into texts.
+    ``rows`` is ``(question tokens, visual tokens)``, calibrated.
 
     Raises:
         PageError: the model didn't see the page's image.
     """
     if grid is None:
-        raise PageError(
+        raise scored.page.error(
             f"{scored.page.name} was read as text: none of its tokens sees a part of the page. Give the page an image "
-            "and the model a vision tower.",
-            source=scored.page.doc_id,
-            page=scored.page.index,
+            "and the model a vision tower."
         )
-    return QuestionAttention(scored, _texts(question.ids, question.scored, tokenizer), rows.numpy(), grid)
-
-
-def _texts(ids: Sequence[int], rows: Sequence[TokenSpan], tokenizer: Any) -> tuple[str, ...]:
-    return tuple(str(tokenizer.decode([ids[row.start]])) for row in rows)
+    texts = tuple(str(tokenizer.decode([question.ids[row.start]])) for row in question.scored)
+    return QuestionAttention(scored, texts, rows.numpy(), grid)

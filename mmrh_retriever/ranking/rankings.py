@@ -22,16 +22,10 @@ def score_windows(
     final_round: int,
     with_tokens: bool,
 ) -> Scores:
-    """Ask questions of windows, one window at a time.
+    """Ask questions of windows, one window at a time, and run a final round over several.
 
-    Args:
-        engine: runs the questions.
-        windows: the pages' windows. Each is asked when it comes; whoever gives them may drop its keys afterwards.
-        candidates: all pages.
-        questions: the questions.
-        null: the null question, ``None`` to leave scores uncalibrated.
-        final_round: pages that are compared once more where there are several windows; 0 for none.
-        with_tokens: also keep what the pages' visual tokens get.
+    Each window is asked when it comes; whoever gives them may drop its keys afterwards. Without a null question scores
+    are uncalibrated.
     """
     scores = Scores(questions, candidates, with_tokens=with_tokens)
     if not questions:

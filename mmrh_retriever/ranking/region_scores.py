@@ -69,17 +69,10 @@ def region_scores(
 
 
 def mass_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, int] | None = None) -> FloatArray:
-    """Token scores as one dense array over the page.
+    """Token scores as one dense array over the page: ``(rows, columns)`` float32, the mass on each cell.
 
-    Args:
-        token_scores: ``(visual tokens,)``.
-        grid: where the tokens lie.
-        shape: rows and columns wanted; the grid's own by default, in which case a plain grid's scores come out
-            as they are.
-
-    Returns:
-        ``(rows, columns)`` float32: the mass on each cell. Tokens give to the cells that they lie on by the shares
-        of their areas, and overlapping grids add up, so the whole array adds up to the tokens' sum.
+    The grid's own rows and columns unless a shape is given. Tokens give to the cells under them by the shares of their
+    areas, and overlapping grids add up, so the whole array adds up to the tokens' sum.
 
     Raises:
         ValueError: scores that do not fit the grid, or an empty shape.

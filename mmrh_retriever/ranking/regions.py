@@ -30,9 +30,7 @@ MAX_CROP_RATIO = 100
 
 
 def check_regions(pages: Sequence[Page], method: str) -> None:
-    """See, before a model runs, that the pages' regions can be ranked.
-
-    Pages without regions are fine beside others (a blank page has none).
+    """See, before a model runs, that the pages' regions can be ranked. Some pages may have none.
 
     Raises:
         PageError: no page has regions, or a region lies off its page.
@@ -57,12 +55,10 @@ def ranked_regions(
 ) -> list[ScoredRegion]:
     """The boxes of pages that were ranked with their token scores, best first over all pages.
 
-    Equals stand in the order of the pages and of the regions on them. For the aggregates see
-    :func:`~mmrh_retriever.ranking.region_scores.region_scores`.
+    Equals stand in the order of the pages and of the regions on them.
 
     Raises:
         PageError: a page with regions whose image the model didn't see.
-        SettingsError: ``top_n`` under 1.
     """
     found: list[tuple[float, Page, Region]] = []
     for scored in sorted(ranking, key=lambda scored: scored.position):
@@ -85,13 +81,7 @@ def ranked_regions(
 
 
 class Crops:
-    """The boxes of pages, each as a page of its own: ``pages``, in the order of the pages and their regions.
-
-    A crop is cut when its pixels are needed; a page is drawn once for the crops that follow each other.
-
-    Raises:
-        PageError: a region lies off its page.
-    """
+    """The boxes of pages, each as a page of its own, cut when needed; in the order of pages and regions."""
 
     def __init__(self, pages: Sequence[Page]) -> None:
         drawn = lru_cache(maxsize=1)(Page.pixels)  # the page drawn last

@@ -17,16 +17,9 @@ from mmrh_retriever.types import Candidate, ScoredPage
 class Scores:
     """Collects what questions pay the pages of several windows.
 
-    Args:
-        questions: each has one row of attention per ``scored`` span; its score is their mean.
-        candidates: all pages.
-        with_tokens: keep what the pages' visual tokens get, too.
-
-    Attributes:
-        values: ``(questions, pages)`` float64, NaN until a page was seen.
-        finals: ``(questions, pages)`` bool: the pages that a final round decided on.
-        rows: per question, by page index, what each of its rows pays the page's visual tokens,
-            ``(rows, visual tokens)``.
+    A question has one row of attention per ``scored`` span; its score is their mean. ``values`` is ``(questions,
+    pages)`` float64, NaN until a page was seen; ``finals`` marks the pages that a final round decided on. With tokens,
+    ``rows`` has per question and page index what each row pays the page's visual tokens, ``(rows, visual tokens)``.
     """
 
     def __init__(
@@ -44,13 +37,9 @@ class Scores:
     def add(
         self, window: Window, attention: Attention, null: Attention | None, *, finalists_of: Sequence[int] | None = None
     ) -> None:
-        """Take in what the questions paid one window.
+        """Take in what all questions, or those whose finalists the window holds, paid one window.
 
-        Args:
-            window: the window.
-            attention: one row per ``scored`` span of each question.
-            null: what the null question paid, which is subtracted; ``None`` leaves scores uncalibrated.
-            finalists_of: the questions asked, if the window holds their final round; all questions if ``None``.
+        ``null`` is what the null question paid, which is subtracted; ``None`` leaves scores uncalibrated.
         """
         asked = range(len(self.questions)) if finalists_of is None else finalists_of
         start = 0

@@ -8,10 +8,11 @@ Both have the same weights in memory; :func:`release_shared_models` lets go of t
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +25,29 @@ from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.settings import RerankSettings
 
 
-@dataclass(slots=True)
-class _Shared:
-    """A model that is or is being loaded."""
-
-    path: str
-    loading: Mapping[str, Any]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    model: tuple[PreTrainedModel, Processors] | None = None
-
-
 class _Shelf:
     """The models that are loaded, with a lock for each that is being loaded."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.shared: list[_Shared] = []
+        self.models: dict[str, tuple[PreTrainedModel, Processors]] = {}
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        self.lock, self.locks = threading.Lock(), defaultdict[str, threading.Lock](threading.Lock)
 
     def model(self, path: str, loading: Mapping[str, Any]) -> tuple[PreTrainedModel, Processors]:
-        folder = Path(path)
-        name = str(folder.resolve()) if folder.is_dir() else path
-        key = _plain(loading)
+        name = str(Path(path).resolve()) if Path(path).is_dir() else path
+        key = json.dumps([name, _plain(loading)], sort_keys=True, default=repr)
         with self.lock:
-            found = next((one for one in self.shared if one.path == name and _plain(one.loading) == key), None)
-            if found is None:
-                found = _Shared(name, loading)
-                self.shared.append(found)
-        with found.lock:  # others wait for this model only; a load that fails leaves nothing behind
-            if found.model is None:
-                found.model = load_model(path, **loading)
-            return found.model
+            own = self.locks[key]
+        with own:  # others wait for this model only; a load that fails leaves nothing behind
+            if key not in self.models:
+                self.models[key] = load_model(path, **loading)
+            return self.models[key]
 
     def clear(self) -> None:
         with self.lock:
-            self.shared = []
-
-    def renew_locks(self) -> None:
-        self.lock = threading.Lock()
-        for one in self.shared:
-            one.lock = threading.Lock()
+            self.models = {}
 
 
 _SHELF = _Shelf()
@@ -80,19 +65,8 @@ def shared_reranker(
     """A reranker on a model that is loaded once for the whole process.
 
     Calls whose settings load the same model share its weights, from any thread; heads and settings that rank may differ
-    from call to call. The first call loads, and calls from other threads wait for it.
-
-    Args:
-        model: hub id or folder; the model that ships with the package if ``None``.
-        heads: as for :class:`~mmrh_retriever.Reranker`.
-        settings: how the model is loaded and ranks.
-        changes: as for :meth:`~mmrh_retriever.Reranker.from_pretrained`.
-
-    Raises:
-        UnsupportedModelError: an unknown family, or a bundled model that is missing.
-        HeadSetError: heads that do not fit, or none published for the model.
-        SettingsError: a setting that is out of its range.
-        OSError: transformers' own, if files are missing.
+    from call to call. The first call loads, and calls from other threads wait for it. Arguments and errors are those of
+    :meth:`~mmrh_retriever.Reranker.from_pretrained`.
     """
     given = RerankSettings.of_pretrained(model, settings, changes)
     path, _ = model_path(given.model)

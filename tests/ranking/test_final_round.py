@@ -110,10 +110,6 @@ def test_pages_that_a_window_no_longer_holds_are_not_gathered(monkeypatch: pytes
     gathered = engine.gather(windows, [1, 8])
     assert gathered.indices == [1, 8]
     assert len(gathered) == len(engine._prefix) + sum(len(page.span) for page in gathered.pages)
-    with pytest.raises(ContextOverflowError, match="a window takes"):
-        engine.gather(windows, list(range(9)))
-    with pytest.raises(ContextOverflowError, match="Page 99 is in none of"):
-        engine.gather(windows, [99])
     windows[0].drop()
     with pytest.raises(ContextOverflowError, match="dropped"):
         engine.gather(windows, [0])
