@@ -4,8 +4,8 @@
     python examples/langchain_rag.py [FILE ...] [--question QUESTION] [--bm25]
 
 The pages run once through the small model that ships with mmrh-retriever; each question then costs its own tokens.
---bm25 looks at the pages alone that BM25 finds in the text layer. The chat model is a fake with
-one answer, so that everything runs offline; put yours in its place.
+With --bm25, the model sees only the pages that BM25 finds by their text layer. The chat model is a fake with one
+answer, so that everything runs offline; use your own instead.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for it in asked:
         result = chain.invoke(it["question"])
         print(it["question"])
-        for place, found in enumerate(result["found"], start=1):
-            where = f"{Path(found.metadata['source']).name}, page {found.metadata['page'] + 1}"
-            print(f"  {place}. {where}: {found.metadata['relevance_score']:+.4f}")
+        for rank, found in enumerate(result["found"], start=1):
+            page = f"{Path(found.metadata['source']).name}, page {found.metadata['page'] + 1}"
+            print(f"  {rank}. {page}: {found.metadata['relevance_score']:+.4f}")
         print(f"  {result['answer']}")
 
 

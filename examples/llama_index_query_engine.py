@@ -5,7 +5,7 @@
 
 First stage: every page is an image node whose text layer is embedded by MiniLM and kept in an embedded Qdrant. Second
 stage: MMRHRerank draws the pages that were found and reranks them by the small model that ships with mmrh-retriever.
-The LLM at the end is a mock, so that everything runs offline; put yours in its place.
+The LLM at the end is a mock, so that everything runs offline; use your own instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
 
 from mmrh_retriever import iter_pdf
-from mmrh_retriever.evaluation.rankers import EmbeddingScorer
+from mmrh_retriever.baselines import EmbeddingScorer
 
 HERE = Path(__file__).parent
 
@@ -52,7 +52,7 @@ class MiniLM(BaseEmbedding):
 
 
 def page_nodes(folder: Path) -> list[ImageNode]:
-    """A node for each page of each PDF: its text for the first stage, where its picture is for the second."""
+    """One node per page of each PDF: its text for the first stage, its file and page number for the second."""
     return [
         ImageNode(
             id_=f"00000000-0000-0000-{number:04d}-{page.index:012d}",  # Qdrant wants UUIDs
@@ -101,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answers = ask(chosen.folder, questions, model=chosen.model, heads=chosen.heads)
     for question, answer in zip(questions, answers, strict=True):
         print(question)
-        for place, found in enumerate(answer.source_nodes, start=1):
-            where = f"{Path(found.metadata['file_path']).name}, page {found.metadata['page']}"
-            print(f"  {place}. {where}: {found.score:+.4f} (text vector: {found.metadata['retrieval_score']:.3f})")
+        for rank, found in enumerate(answer.source_nodes, start=1):
+            page = f"{Path(found.metadata['file_path']).name}, page {found.metadata['page']}"
+            print(f"  {rank}. {page}: {found.score:+.4f} (text vector: {found.metadata['retrieval_score']:.3f})")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import mmrh_retriever
-from mmrh_retriever.ranking.shared_models import release_shared_models
 from tests import factories
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +54,7 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     yield module
-    release_shared_models()
+    mmrh_retriever.release_shared_models()
 
 
 both = pytest.mark.parametrize("example", sorted(NEEDS), indirect=True)

@@ -71,7 +71,7 @@ def clues_from_metadata(
         page_key: another key that holds the page's number; then only this one counts.
 
     Raises:
-        PageError: a page number that is not a number, or lies before the first page.
+        PageError: a page number that is not a number, or is before the first page.
     """
     image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
     if isinstance(image, str) and not is_picture_text(image):

@@ -7,12 +7,14 @@ the first address. Bytes and seconds are bounded. Proxies from the environment a
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 import ssl
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable
+from typing import Any
 
+import httpcore
 import httpx
 
 from mmrh_retriever.errors import PageError
@@ -23,10 +25,8 @@ CLOUD_SERVICE_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
 """Public addresses that lead to a cloud's own control services (Azure's WireServer)."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_HEADERS = {
-    "Accept": "image/*, application/pdf",
-    "Accept-Encoding": "identity",
-}  # nothing to unpack
+_HEADERS = [("Accept", "image/*, application/pdf"), ("Accept-Encoding", "identity")]
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def fetch(url: str, *, max_bytes: int, timeout: float) -> bytes:
@@ -40,36 +40,45 @@ def fetch(url: str, *, max_bytes: int, timeout: float) -> bytes:
     Raises:
         PageError: another scheme, an address that is not public, too many bytes, too slow, or no such thing.
     """
-    with ThreadPoolExecutor(1) as worker:  # the caller's own thread may run an event loop already
-        return worker.submit(asyncio.run, _fetch_in_time(url, max_bytes, timeout)).result()
+    network = _CheckedNetwork(time.monotonic() + timeout)
+    try:
+        with httpcore.ConnectionPool(ssl_context=ssl.create_default_context(), network_backend=network) as pool:
+            here = _parsed(url)
+            for _ in range(MAX_REDIRECTS + 1):
+                with pool.stream("GET", str(here), headers=_HEADERS) as answer:
+                    headers = httpx.Headers(answer.headers)
+                    if answer.status not in _REDIRECTS:
+                        return _body(answer, headers, url, max_bytes)
+                there = _parsed(headers.get("Location", ""), here)
+                if here.scheme == "https" and there.scheme == "http":
+                    raise PageError(f"{here} redirects from https to {there}. Give the final address.", source=url)
+                here = there
+    except httpcore.TimeoutException as error:
+        raise PageError(f"{url} takes too long. Raise url_timeout, or fetch it yourself.", source=url) from error
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        raise PageError(
+            f"{url} can't be fetched ({type(error).__name__}: {error}). Check the address and the network.", source=url
+        ) from error
+    raise PageError(f"{url} redirects more than {MAX_REDIRECTS} times. Give the final address.", source=url)
 
 
-def checked_address(url: httpx.URL) -> str:
-    """Look up the host of a URL, and refuse it unless every address of the host is public.
+def checked_address(host: str, port: int) -> str:
+    """Look a host up, and refuse it unless every address of it is public.
 
     Raises:
-        PageError: not http(s), credentials in it, an unknown host, or a host that is not public.
+        PageError: an unknown host, or one that is not public.
     """
-    if url.userinfo:
-        raise PageError(f"The address at {url.host} holds credentials, which are not sent. Remove them.")
-    port = url.port or (443 if url.scheme == "https" else 80)
-    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or port > 65535:
-        raise PageError(
-            f"{str(url)!r} is not fetched. Expected http:// or https:// with a host; files on disk are given by their "
-            "path.",
-            source=str(url),
-        )
     try:
-        found = socket.getaddrinfo(url.raw_host.decode("ascii"), port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise PageError(f"{url}: the host {url.host!r} was not found ({error}).", source=str(url)) from error
+        raise PageError(f"The host {host!r} was not found ({error}). Check the address.", source=host) from error
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not is_public(address):
             raise PageError(
-                f"{url} is not fetched: {url.host} is at {address}, which is not a public address. Fetch the page "
+                f"{host} is not fetched from: it is at {address}, which is not a public address. Fetch the page "
                 "yourself and give its bytes or path.",
-                source=str(url),
+                source=host,
             )
     return addresses[0]
 
@@ -89,64 +98,89 @@ def is_public(address: str) -> bool:
     return ip.is_global and not closed and not ip.is_unspecified and ip not in CLOUD_SERVICE_ADDRESSES
 
 
-class _PinnedTransport(httpx.AsyncHTTPTransport):
-    """Connects to the address that was checked, whatever the name resolves to now.
-
-    The request keeps its ``Host`` header, and TLS verifies the certificate for the host's name.
-    """
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        pinned = httpx.Request(
-            request.method,
-            request.url.copy_with(host=checked_address(request.url)),
-            headers=request.headers,
-            extensions={**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii")},
-        )
-        return await super().handle_async_request(pinned)
-
-
-async def _fetch_in_time(url: str, max_bytes: int, timeout: float) -> bytes:
-    """The body. One limit bounds everything, so that an answer can't drip in for ever."""
+def _parsed(address: str, base: httpx.URL | None = None) -> httpx.URL:
+    """An address that may be fetched; relative to ``base`` if there is one."""
     try:
-        return await asyncio.wait_for(_follow(url, max_bytes), timeout)
-    except asyncio.TimeoutError as error:
-        raise PageError(f"{url} takes too long. Raise url_timeout, or fetch it yourself.", source=url) from error
+        url = httpx.URL(address.strip()) if base is None else base.join(address.strip())
     except httpx.InvalidURL as error:
-        raise PageError(f"{url!r} is not a web address ({error}). Expected http:// or https://.", source=url) from error
-    except (httpx.HTTPError, OSError) as error:
+        raise PageError(f"{address!r} is not a web address ({error}). Expected http:// or https://.") from error
+    if url.userinfo:
+        raise PageError(f"The address at {url.host} holds credentials, which are not sent. Remove them.")
+    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or (url.port or 0) > 65535:
         raise PageError(
-            f"{url} can't be fetched ({type(error).__name__}: {error}). Check the address and the network.", source=url
-        ) from error
+            f"{address!r} is not fetched. Expected http:// or https:// with a host; files on disk are given by their "
+            "path.",
+            source=address,
+        )
+    return url
 
 
-async def _follow(url: str, max_bytes: int) -> bytes:
-    here, context = httpx.URL(url.strip()), ssl.create_default_context()
-    for _ in range(MAX_REDIRECTS + 1):
-        # One client per request: a connection that TLS verified for one name never serves another name.
-        transport = _PinnedTransport(verify=context, trust_env=False)
-        client = httpx.AsyncClient(transport=transport, headers=_HEADERS, timeout=None, trust_env=False)  # noqa: S113
-        async with client, client.stream("GET", here) as answer:
-            if answer.next_request is None:
-                return await _body(answer, url, max_bytes)
-            there = answer.next_request.url
-        if here.scheme == "https" and there.scheme == "http":
-            raise PageError(f"{here} redirects from https to {there}. Give the final address.", source=url)
-        here = there
-    raise PageError(f"{url} redirects more than {MAX_REDIRECTS} times. Give the final address.", source=url)
-
-
-async def _body(answer: httpx.Response, url: str, max_bytes: int) -> bytes:
-    if answer.status_code != 200:
-        raise PageError(f"{url} answered {answer.status_code} {answer.reason_phrase}. Expected 200.", source=url)
-    length = int(answer.headers.get("Content-Length", 0))
+def _body(answer: httpcore.Response, headers: httpx.Headers, url: str, max_bytes: int) -> bytes:
+    if answer.status != 200:
+        raise PageError(f"{url} answered {answer.status}. Expected status 200.", source=url)
+    length = int(headers.get("Content-Length", 0))
     if length > max_bytes:
         raise PageError(f"{url} has {length:,} bytes; max_bytes allows {max_bytes:,}. Raise it.", source=url)
     body = bytearray()
     try:
-        async for part in answer.aiter_raw():
+        for part in answer.iter_stream():
             body += part
             if len(body) > max_bytes:
                 raise PageError(f"{url} has more than the {max_bytes:,} bytes of max_bytes. Raise it.", source=url)
-    except httpx.RemoteProtocolError as error:
+    except httpcore.RemoteProtocolError as error:
         raise PageError(f"{url} broke off after {len(body):,} bytes ({error}). Try again.", source=url) from error
     return bytes(body)
+
+
+class _CheckedNetwork(httpcore.NetworkBackend):
+    """Connects to the address that was checked, whatever the name resolves to now. TLS still verifies the name.
+
+    ``end`` (on the monotonic clock) bounds everything together, so that an answer can't drip in for ever.
+    """
+
+    def __init__(self, end: float) -> None:
+        self.end = end
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        address = checked_address(host, port)
+        stream = httpcore.SyncBackend().connect_tcp(address, port, _left(self.end), local_address, socket_options)
+        return _TimedStream(stream, self.end)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection whose reads and writes all end at one time."""
+
+    def __init__(self, stream: httpcore.NetworkStream, end: float) -> None:
+        self.stream = stream
+        self.end = end
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self.stream.read(max_bytes, _left(self.end))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.stream.write(buffer, _left(self.end))
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _TimedStream(self.stream.start_tls(ssl_context, server_hostname, _left(self.end)), self.end)
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("the time is over")
+    return left

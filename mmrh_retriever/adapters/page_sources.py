@@ -116,7 +116,7 @@ class PageSource:
             ) from error
         if not inside:
             raise PageError(
-                f"{name} lies outside the allowed folder {self.allowed_root}. Move it there, or widen allowed_root.",
+                f"{name} is outside the allowed folder {self.allowed_root}. Move it there, or widen allowed_root.",
                 source=name,
             )
         if not plain:

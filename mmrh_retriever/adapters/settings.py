@@ -1,7 +1,7 @@
 """The settings that every adapter takes: the model and how it ranks, and how far documents are trusted.
 
-An adapter is a class of its framework and of :class:`AdapterSettings`. It says what each of the framework's documents
-knows of its page (:class:`~mmrh_retriever.adapters.PageClues`), and turns ranked items into the framework's results.
+An adapter is a class of its framework and of :class:`AdapterSettings`. It gives what each of the framework's documents
+says of its page (:class:`~mmrh_retriever.adapters.PageClues`), and turns ranked items into the framework's results.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ BROKEN = PageClues(image=b"no picture", doc_id="broken")
 
 
 def damaged() -> PageClues:
-    """A picture with a whole header whose pixels are cut off: found only when it is decoded."""
+    """A picture with a whole header and pixels that are cut off: found only when it is decoded."""
     stream = io.BytesIO()
     Image.effect_noise((200, 200), 90).save(stream, "PNG")
     return PageClues(image=stream.getvalue()[:4000], doc_id="damaged")

@@ -187,7 +187,6 @@ def test_pages_too_long_for_the_model(pdf: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["all", "bm25"])
-@pytest.mark.skipif(not hasattr(real(), "rank_regions"), reason="this core ranks pages only")
 def test_real_regions_of_files(pdf: Path, stage: Any) -> None:
     retriever = MMRHRetriever(files=[pdf], reranker=real(), with_regions=True, regions_per_page=1, first_stage=stage)
     found = retriever.invoke(QUESTION, k=2)

@@ -193,7 +193,6 @@ def test_regions_on_request(pdf: Path, reranker: StubReranker) -> None:
     assert found.get_content(MetadataMode.LLM) == given.get_content(MetadataMode.LLM)
 
 
-@pytest.mark.skipif(not hasattr(real(), "rank_regions"), reason="this core ranks pages only")
 def test_real_regions_are_those_of_the_core(pdf: Path) -> None:
     reranker = real()
     pages = read_pdf(pdf, layout=True)
