@@ -10,9 +10,8 @@ import pytest
 
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.files import read_text
-from mmrh_retriever.heads import published
+from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet, published
 from mmrh_retriever.heads.published import published_head_set, published_models, resolve_published
-from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.research.head_analysis import sparsity
 
 QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
