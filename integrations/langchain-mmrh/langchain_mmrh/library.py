@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.documents import Document
 from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, Reranker, ScoredRegion, read_pdf
 from mmrh_retriever.adapters import AdapterSettings, PageSource, RankedItem, with_some_regions
-from mmrh_retriever.baselines import bm25_scores
+from mmrh_retriever.bm25 import bm25_scores
 
 
 @dataclass(frozen=True, slots=True)
