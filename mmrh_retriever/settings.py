@@ -143,8 +143,8 @@ class RerankSettings(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             cause = first.get("ctx", {}).get("error")
-            told = str(cause) if cause is not None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise SettingsError(f"{told} (got {first['input']!r})") from error
+            problem = str(cause) if cause is not None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise SettingsError(f"{problem} (got {first['input']!r})") from error
 
     @classmethod
     def of_pretrained(

@@ -114,14 +114,14 @@ class EncodedPages:
         prompter = self.reranker.prompter
         segment = token_by_token(prompter.question_segment(question))
         window = next(window for window in self._windows if index in window.indices)
-        place = window.pages[window.indices.index(index)]
+        page = window.pages[window.indices.index(index)]
         with self._lock:
             self._ready(window)
             paid, null = self._engine.ask_with_null(window, [segment], self.reranker.null(), tokens=True)
         if paid.tokens is None:
             raise scored.page.error("The engine gave no attention on single tokens; it was asked for it.")
         tokens = paid.tokens if null is None or null.tokens is None else paid.tokens - null.tokens
-        return question_attention(segment, scored, tokens[:, list(place.visual)], place.grid, prompter.tokenizer)
+        return question_attention(segment, scored, tokens[:, list(page.visual)], page.grid, prompter.tokenizer)
 
     arank = in_thread(rank)
     arank_many = in_thread(rank_many)

@@ -12,7 +12,7 @@ from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import write_atomically
 
 _FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colours, distinct with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

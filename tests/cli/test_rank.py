@@ -144,9 +144,11 @@ def test_a_report_asks_the_question_once(
     mmrh: Mmrh, model: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages, regions, heat maps and the report all come from one asking; it was four of them before."""
-    asked: list[int] = []
+    asked: list[list[int]] = []
     plain = Engine.ask
-    monkeypatch.setattr(Engine, "ask", lambda *given, **more: asked.append(len(given[2])) or plain(*given, **more))
+    monkeypatch.setattr(
+        Engine, "ask", lambda *given, **more: asked.extend(one.ids for one in given[2]) or plain(*given, **more)
+    )
     document = tmp_path / "document.pdf"
     made = pymupdf.open()
     for text in ("revenue grew", "emissions fell"):
@@ -157,13 +159,14 @@ def test_a_report_asks_the_question_once(
         *("rank", document, QUESTION, "--model", model, "--report", report, "--heatmap", tmp_path / "maps", "--json")
     )
     assert done.code == 0, done.stderr
-    assert asked == [2]  # the question, and the null question with it
+    assert len(asked) == 2, "the null question and the question, once each"
+    assert asked[0] != asked[1]
     assert len(done.stdout.splitlines()) == len(list((tmp_path / "maps").iterdir())) == 2
     page = report.read_text()
     assert page.count("<img") > 4  # pages, thumbnails, and the question's tokens
     asked.clear()
     boxes = mmrh("rank", document, QUESTION, "--model", model, "--report", report, "--regions", "--json")
-    assert asked == [2]
+    assert len(asked) == 2
     assert {json.loads(line)["kind"] for line in boxes.stdout.splitlines()}
     alone = mmrh("rank", document, QUESTION, "--model", model, "--regions", "--json")
     scores = [[json.loads(line)["score"] for line in run.stdout.splitlines()] for run in (boxes, alone)]
