@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ class Passes:
         self.backbone = backbone
         self.vision = vision
         self.deepest = deepest
+        parameters = inspect.signature(backbone.base.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""
@@ -133,8 +136,8 @@ class Passes:
                 input_ids=torch.tensor([list(ids)], device=device),
                 position_ids=order.to(device),
                 attention_mask=mask,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
                 **(inputs or {}),
             )
             return output.last_hidden_state  # type: ignore[no-any-return]
