@@ -5,9 +5,10 @@
     pages = read_pdf("report.pdf")
     top = Reranker.from_pretrained().rank("How did revenue change?", pages, top_n=5)
 
-The names below are the public surface, and with them what these modules show: ``explain`` (heat maps, reports),
-``shared`` and ``page_sources`` and ``adapters`` (what adapters build on), ``head_analysis``, ``detection``, ``causal``,
-``evaluation``, ``metrics``, ``mmdocir`` and ``baselines``. Everything else may change.
+The names below are the public surface, and with them what these modules show: ``explain`` (heat maps, and the report in
+``explain.html_report``), ``adapters`` and ``page_sources`` (what adapters build on), ``bm25``, ``evaluation``,
+``metrics``, ``mmdocir`` and ``baselines``, ``detection``, ``causal``, ``probes`` and ``head_analysis``. Everything else
+may change. ``docs/architecture.md`` is a tour of the code.
 """
 
 from mmrh_retriever.encoding.page_store import PageStore
