@@ -27,10 +27,10 @@ from mmrh_retriever import Reranker
 from mmrh_retriever.evaluation.metrics import Measured, PageBox, layout_recall, summarise
 from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR
 from mmrh_retriever.model.fingerprints import encoding_fingerprint
+from mmrh_retriever.pdf.boxes import box_areas
 from mmrh_retriever.ranking.region_scores import (
     AGGREGATES,
     DEFAULT_AGGREGATE,
-    box_areas,
     region_fractions,
     region_scores,
 )

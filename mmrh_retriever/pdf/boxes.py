@@ -11,6 +11,7 @@ from scipy import ndimage
 from mmrh_retriever.types import Box
 
 Mask = npt.NDArray[np.bool_]
+Boxes = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
 
 
@@ -103,3 +104,27 @@ def extents(labels: Labels) -> list[Box]:
         (float(across.start), float(down.start), float(across.stop), float(down.stop))
         for down, across in ndimage.find_objects(labels)
     ]
+
+
+# Many boxes at once
+
+
+def as_boxes(boxes: npt.ArrayLike) -> Boxes:
+    """``(boxes, 4)`` float64, or a ValueError."""
+    found = np.asarray(boxes, dtype=np.float64)
+    if found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"Boxes are an array of shape (boxes, 4), got {found.shape}.")
+    return found
+
+
+def box_areas(boxes: npt.ArrayLike) -> Boxes:
+    """``(boxes,)``: the areas of ``(boxes, 4)`` boxes, in the square of their units."""
+    corners = np.asarray(boxes, dtype=np.float64)
+    return np.asarray((corners[:, 2:] - corners[:, :2]).prod(axis=1), dtype=np.float64)
+
+
+def overlap_areas(boxes: npt.ArrayLike, others: npt.ArrayLike) -> Boxes:
+    """``(boxes, others)``: the area that each box shares with each other one."""
+    ours, theirs = as_boxes(boxes)[:, None], as_boxes(others)[None]
+    sides = np.minimum(ours[..., 2:], theirs[..., 2:]) - np.maximum(ours[..., :2], theirs[..., :2])
+    return np.asarray(np.clip(sides, 0.0, None).prod(axis=-1), dtype=np.float64)

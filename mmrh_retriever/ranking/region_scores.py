@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mmrh_retriever.pdf.boxes import as_boxes, box_areas, overlap_areas
 from mmrh_retriever.types import FloatArray, Page, PatchGrid
 
 Aggregate = Literal["sum", "mean", "sqrt_area", "peak"]
@@ -50,7 +51,7 @@ def region_scores(
     scores = _scores_on(grid, token_scores)
     if aggregate not in AGGREGATES:
         raise ValueError(f"No aggregate is called {aggregate!r}. Expected one of {', '.join(AGGREGATES)}.")
-    cut = np.clip(_as_boxes(boxes), 0.0, 1.0)
+    cut = np.clip(as_boxes(boxes), 0.0, 1.0)
     areas = box_areas(cut)  # (boxes,)
     if (areas <= 0.0).any():
         number = int(np.flatnonzero(areas <= 0.0)[0])
@@ -58,7 +59,7 @@ def region_scores(
             f"The box {number} has no area on the page: {np.asarray(boxes)[number].tolist()}. Boxes are fractions of "
             "the page, x0 < x1 and y0 < y1, and reach into 0 to 1."
         )
-    shared = overlap_areas(grid, cut)  # (boxes, tokens)
+    shared = overlap_areas(cut, grid.boxes)  # (boxes, tokens)
     token_areas = box_areas(grid.boxes)  # (tokens,)
     if aggregate == "peak":
         cover = shared / np.minimum(areas[:, None], token_areas)
@@ -86,19 +87,6 @@ def mass_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, i
     down = _overlap(boxes[:, 1::2], np.linspace(0.0, 1.0, rows + 1))  # (tokens, rows)
     density = scores / box_areas(boxes)  # (tokens,)
     return (down.T @ (across * density[:, None])).astype(np.float32)
-
-
-def overlap_areas(grid: PatchGrid, boxes: npt.ArrayLike) -> Array:
-    """``(boxes, visual tokens)``: the area, as a fraction of the page's, that each box shares with each token."""
-    ours, theirs = _as_boxes(boxes)[:, None], grid.boxes.astype(np.float64)[None]
-    sides = np.minimum(ours[..., 2:], theirs[..., 2:]) - np.maximum(ours[..., :2], theirs[..., :2])
-    return np.asarray(np.clip(sides, 0.0, None).prod(axis=-1), dtype=np.float64)
-
-
-def box_areas(boxes: npt.ArrayLike) -> Array:
-    """``(boxes,)``: the areas of ``(boxes, 4)`` boxes, in the square of their units."""
-    corners = np.asarray(boxes, dtype=np.float64)
-    return np.asarray((corners[:, 2:] - corners[:, :2]).prod(axis=1), dtype=np.float64)
 
 
 def region_fractions(page: Page) -> Array:
@@ -135,13 +123,6 @@ def _scores_on(grid: PatchGrid, token_scores: FloatArray) -> Array:
             "score per token; take both from the same scored page."
         )
     return scores
-
-
-def _as_boxes(boxes: npt.ArrayLike) -> Array:
-    found = np.asarray(boxes, dtype=np.float64)
-    if found.ndim != 2 or found.shape[1] != 4:
-        raise ValueError(f"Boxes are an array of shape (boxes, 4), got {found.shape}.")
-    return found
 
 
 def _overlap(sides: Array, edges: Array) -> Array:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.ranking.region_scores import AGGREGATES, mass_array, overlap_areas, region_fractions, region_scores
+from mmrh_retriever.pdf.boxes import overlap_areas
+from mmrh_retriever.ranking.region_scores import AGGREGATES, mass_array, region_fractions, region_scores
 from mmrh_retriever.types import Page, PatchGrid, Region, grid_boxes
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -50,15 +51,15 @@ def partitions(draw):
 
 class TestOverlapAreas:
     def test_a_box_over_half_a_token_has_half_its_area(self):
-        found = overlap_areas(TWO_BY_TWO, np.array([[0.0, 0.0, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75]]))
+        found = overlap_areas(np.array([[0.0, 0.0, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75]]), TWO_BY_TWO.boxes)
         np.testing.assert_allclose(found, [[0.125, 0, 0, 0], [0.0625] * 4])
 
     def test_boxes_that_only_touch_share_nothing(self):
-        assert overlap_areas(TWO_BY_TWO, np.array([[0.5, 0.0, 1.0, 0.5]])).tolist() == [[0, 0.25, 0, 0]]
+        assert overlap_areas(np.array([[0.5, 0.0, 1.0, 0.5]]), TWO_BY_TWO.boxes).tolist() == [[0, 0.25, 0, 0]]
 
-    def test_a_place_that_two_grids_cover_counts_in_both(self):
+    def test_a_spot_that_two_grids_cover_counts_in_both(self):
         grid = tiles_and_overview((1, 2), side=1)  # left half, right half, whole
-        np.testing.assert_allclose(overlap_areas(grid, np.array([[0.0, 0.0, 0.5, 1.0]])), [[0.5, 0.0, 0.5]])
+        np.testing.assert_allclose(overlap_areas(np.array([[0.0, 0.0, 0.5, 1.0]]), grid.boxes), [[0.5, 0.0, 0.5]])
 
 
 class TestRegionScores:
