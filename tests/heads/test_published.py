@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.files import read_text
 from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet, published
-from mmrh_retriever.heads.published import published_head_set, published_models, resolve_published
+from mmrh_retriever.heads.published import ModelFacts, published_head_set, published_models, resolve_published
 from mmrh_retriever.research.head_analysis import sparsity
 
 QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
@@ -35,7 +36,7 @@ RELEASED = Path(__file__).parents[3] / "shared" / "published_heads"
 needs_release = pytest.mark.skipif(
     not RELEASED.is_dir(), reason=f"the released scores are not at {RELEASED}; the shipped file is tested without"
 )
-MODELS = {model.model_id: model for model in published_models()}
+MODELS = {model.facts.name: model for model in published_models()}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ class TestShippedFile:
         assert list(MODELS) == list(FIGURE_3)
         for model in MODELS.values():
             assert set(model.scores) == {(task, n) for task in published.PUBLISHED_TASKS for n in LENGTHS}
-            assert (model.scores.n_layers, model.scores.n_heads) == (model.n_layers, model.n_heads)
+            assert (model.scores.n_layers, model.scores.n_heads) == (model.facts.n_layers, model.facts.n_heads)
             assert "2605.27243" in model.scores.first.source
 
     def test_the_only_impossible_scores(self):
@@ -196,8 +197,12 @@ def table_of(model):
     return HeadScoresTable([HeadScores(np.zeros((4, 2), dtype=np.float32), model, "text", 8)])
 
 
+def facts_of(name, model_type, n_layers, n_heads, hidden_size):
+    return ModelFacts(name, model_type, n_layers, n_heads, hidden_size, tuple(range(n_layers)))
+
+
 TWINS = tuple(
-    published.PublishedModel(f"org/{name}", "vlm", 4, 2, hidden, table_of(f"org/{name}"))
+    published.PublishedModel(facts_of(f"org/{name}", "vlm", 4, 2, hidden), table_of(f"org/{name}"))
     for name, hidden in (("Twin-A", 64), ("Twin-B", 64), ("Twin-Wide", 128))
 )
 
@@ -206,8 +211,8 @@ class TestResolve:
     @pytest.mark.parametrize("name", [QWEN3_8B, "qwen/qwen3-vl-8b-instruct", "Qwen3-VL-8B-Instruct"])
     def test_id_and_name(self, name):
         match = resolve_published(name)
-        assert (match.model_id, match.how, match.exact, match.note) == (QWEN3_8B, "id", True, "")
-        assert resolve_published(name, "qwen3_vl_text", 36, 32, 4096).exact
+        assert (match.model_id, match.how, match.note) == (QWEN3_8B, "id", "")
+        assert resolve_published(facts_of(name, "qwen3_vl_text", 36, 32, 4096)).how == "id"
 
     @pytest.mark.parametrize(
         ("name", "model"),
@@ -221,44 +226,46 @@ class TestResolve:
     )
     def test_copies_by_name(self, name, model):
         match = resolve_published(name)
-        assert (match.model_id, match.how, match.exact) == (model, "name", False)
+        assert (match.model_id, match.how) == (model, "name")
         assert "bears its name" in match.note
         assert model in match.note
 
     def test_by_shape(self):
-        match = resolve_published("./my-finetune", "qwen3_vl", 36, 32, 4096)
-        assert (match.model_id, match.how, match.exact) == (QWEN3_8B, "shape", False)
+        match = resolve_published(facts_of("./my-finetune", "qwen3_vl", 36, 32, 4096))
+        assert (match.model_id, match.how) == (QWEN3_8B, "shape")
         assert "same family and size" in match.note
         assert "mmrh detect ./my-finetune" in match.note
 
     @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
     def test_every_published_shape_is_recognised(self, model):
-        match = resolve_published("folder", model.model_type, model.n_layers, model.n_heads)
+        match = resolve_published(replace(model.facts, name="folder"))
         assert match.model is model
 
     def test_shape_without_family_is_no_evidence(self):
-        with pytest.raises(HeadSetError, match=r"No heads are published for meta/Llama \(n_layers 36, n_heads 32\)"):
-            resolve_published("meta/Llama", None, 36, 32)
+        with pytest.raises(
+            HeadSetError, match=r"published for meta/Llama \(model_type x, 36 layers, 32 heads"
+        ):
+            resolve_published(facts_of("meta/Llama", "x", 36, 32, 4096))
         with pytest.raises(HeadSetError, match="No heads are published"):
-            resolve_published("Qwen/Qwen3-8B", "qwen3", 36, 32, 4096)
+            resolve_published(facts_of("Qwen/Qwen3-8B", "qwen3", 36, 32, 4096))
 
     def test_a_name_that_its_configuration_contradicts(self):
-        with pytest.raises(HeadSetError, match=r"named like Qwen/Qwen3-VL-8B-Instruct, but has.*n_layers 4"):
-            resolve_published("tiny/Qwen3-VL-8B-Instruct", "qwen3_vl", 4, 4, 64)
-        with pytest.raises(HeadSetError, match=r"hidden_size 64"):
-            resolve_published(QWEN3_8B, hidden_size=64)
+        with pytest.raises(HeadSetError, match=r"named like Qwen/Qwen3-VL-8B-Instruct, but has.* 4 layers"):
+            resolve_published(facts_of("tiny/Qwen3-VL-8B-Instruct", "qwen3_vl", 4, 4, 64))
+        with pytest.raises(HeadSetError, match=r"hidden size 64"):
+            resolve_published(facts_of(QWEN3_8B, "qwen3_vl", 36, 32, 64))
 
     def test_a_misleading_name_yields_to_the_configuration(self):
-        match = resolve_published("x/gemma-3-12b-it-to-Qwen3", "qwen3_vl", 36, 32)
+        match = resolve_published(facts_of("x/gemma-3-12b-it-to-Qwen3", "qwen3_vl", 36, 32, 4096))
         assert (match.model_id, match.how) == (QWEN3_8B, "shape")
 
     def test_equal_shapes_fall_back_to_the_name(self, monkeypatch):
         monkeypatch.setattr(published, "published_models", lambda: TWINS)
-        match = resolve_published("me/twin_b-4bit", "vlm", 4, 2)
+        match = resolve_published(facts_of("me/twin_b-4bit", "vlm", 4, 2, 64))
         assert (match.model_id, match.how) == ("org/Twin-B", "name")
         with pytest.raises(HeadSetError, match=r"fits org/Twin-A and org/Twin-B alike.*mmrh detect me/x"):
-            resolve_published("me/x", "vlm", 4, 2, 64)
-        assert resolve_published("me/x", "vlm", 4, 2, 128).model_id == "org/Twin-Wide"
+            resolve_published(facts_of("me/x", "vlm", 4, 2, 64))
+        assert resolve_published(facts_of("me/x", "vlm", 4, 2, 128)).model_id == "org/Twin-Wide"
 
     def test_two_names_in_one(self, monkeypatch):
         monkeypatch.setattr(published, "published_models", lambda: TWINS)
