@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,7 @@ class ReleasedScoresFile(FileModel):
     n_layers: Count
     n_heads: Count
     scores: Annotated[dict[str, Annotated[dict[str, Matrix], Field(min_length=1)]], Field(min_length=1)]
+    selectable_layers: ClassVar[None] = None  # the release does not name them
 
 
 class PublishedModelEntry(FileModel):
@@ -115,11 +116,7 @@ SCORES_FORMATS: dict[str | None, type[ScoresFile] | type[ReleasedScoresFile]] = 
 
 
 def read_as(path: Path, formats: Mapping[str | None, type[files.Model]], what: str) -> files.Model:
-    """Read a file of one of these formats; ``what`` is what the caller reads.
-
-    Raises:
-        DataError: missing, not JSON, or of another format.
-    """
+    """Read a file of one of these formats; ``what`` is what the caller reads, for messages."""
     text = files.read_text(path, what=what)
     declared = files.format_of(text, where=str(path), what=what)
     if declared not in formats:
@@ -133,11 +130,7 @@ def read_as(path: Path, formats: Mapping[str | None, type[files.Model]], what: s
 def as_matrix(
     rows: Sequence[Sequence[float | None]], model: ScoresFile | ReleasedScoresFile | PublishedModelEntry, what: str
 ) -> npt.NDArray[np.float64]:
-    """The rows of a file as a matrix, ``(n_layers, n_heads)``, with NaN for ``null``.
-
-    Raises:
-        HeadSetError: the rows do not have the model's size, which the same file declares; ``what`` names them.
-    """
+    """Rows as a matrix, ``(n_layers, n_heads)`` as the file declares, with NaN for ``null``."""
     widths = {len(row) for row in rows}
     if len(rows) != model.n_layers or widths != {model.n_heads}:
         raise HeadSetError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,21 +48,15 @@ class ModelFacts:
     global_layers: tuple[int, ...]
 
     def __str__(self) -> str:
-        return (
-            f"model_type {self.model_type}, {self.n_layers} layers, {self.n_heads} heads, hidden size "
-            f"{self.hidden_size}"
-        )
+        return f"{self.model_type}, {self.n_layers} layers, {self.n_heads} heads, hidden size {self.hidden_size}"
+
+    @property
+    def shape(self) -> tuple[str, int, int, int]:
+        """Family and size, by which a copy is recognised; ``model_type`` may have the text model's suffix."""
+        return self.model_type.removesuffix("_text"), self.n_layers, self.n_heads, self.hidden_size
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PublishedModel:
-    """A model with released scores of every task and length, and the facts by which its copies are recognised."""
-
-    facts: ModelFacts
-    scores: HeadScoresTable
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class PublishedMatch:
     """Which published model's heads suit a model, and on what evidence.
 
@@ -71,14 +65,9 @@ class PublishedMatch:
     is a sentence for the user, empty for ``"id"``.
     """
 
-    model: PublishedModel
+    model_id: str
     how: Literal["id", "name", "shape"]
     note: str = ""
-
-    @property
-    def model_id(self) -> str:
-        """The published model's id."""
-        return self.model.facts.name
 
 
 def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, model: ModelFacts) -> HeadSet:
@@ -87,10 +76,6 @@ def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, model: ModelFac
     ``"published"`` takes the set beside a local model's weights, else the paper's, united over its four tasks at
     128K tokens; ``"all"`` every head of every layer that sees the whole context; a path is read as a head set, or as
     scores of which the best 5 % are taken.
-
-    Raises:
-        HeadSetError: heads of another model, out of range, or none published.
-        DataError: a file that can't be read.
     """
     if isinstance(heads, HeadScoresTable):
         found = HeadSet.of_tasks(heads)
@@ -139,84 +124,64 @@ def load_head_set(path: str | Path, *, share: float | None = None, max_layer: in
 
 
 @functools.cache
-def published_models() -> tuple[PublishedModel, ...]:
+def published_models() -> Mapping[ModelFacts, HeadScoresTable]:
     """The models with released scores, in the order of the shipped file."""
     packaged = importlib.resources.files("mmrh_retriever").joinpath("data", _FILE)
     with importlib.resources.as_file(packaged) as path:
         return read_published(path)
 
 
-def read_published(path: Path) -> tuple[PublishedModel, ...]:
-    """Read a file in the shipped format.
-
-    Raises:
-        DataError: missing or malformed.
-        HeadSetError: scores that don't fit the size of their model.
-    """
+def read_published(path: Path) -> dict[ModelFacts, HeadScoresTable]:
+    """Read a file in the shipped format: models, and their scores of every task and length."""
     content = files.read_json(path, formats.PublishedFile, what="file of published heads")
-    found = []
+    found = {}
     for one in content.models:
         layers = tuple(range(one.n_layers)) if one.selectable_layers is None else one.selectable_layers
         facts = ModelFacts(one.model, one.model_type, one.n_layers, one.n_heads, one.hidden_size, layers)
         try:
-            scores = HeadScoresTable.from_released(
-                one, source=content.source, scale=content.scale, selectable_layers=one.selectable_layers
-            )
+            found[facts] = HeadScoresTable.from_released(one, source=content.source, scale=content.scale)
         except HeadSetError as error:
             raise HeadSetError(f"{one.model}: {error}") from error
-        found.append(PublishedModel(facts, scores))
-    return tuple(found)
+    return found
 
 
 def resolve_published(model: str | ModelFacts) -> PublishedMatch:
-    """Find the published model that a model is, or is a copy of.
+    """Find the published model that a model is, or is a copy of; where none fits, or several do, a HeadSetError.
 
     Of a bare id or path the name decides: the published id or name itself, in upper or lower case, comes first, then
     one that stands in it, as in ``"unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"`` or the path of a local folder. Facts of
-    the configuration, where they are given, have to agree (a ``model_type`` with or without ``_text``); the name
-    decides between several published models that they fit.
-
-    Raises:
-        HeadSetError: none fits, or several do; lists the published models and says how to detect heads.
+    the configuration, where they are given, have to agree; the name decides between several models that they fit.
     """
-    name = model if isinstance(model, str) else model.name
+    name, got = (model, "no configuration given") if isinstance(model, str) else (model.name, str(model))
     words = name_words(name)
-    models = published_models()
-    short = {one: name_words(one.facts.name.split("/")[-1]) for one in models}
-    exact = [one for one in models if words in (name_words(one.facts.name), short[one])]
-    named = exact or [one for one in models if short[one] in words]
-    fitting = named if isinstance(model, str) else [one for one in models if _shape(one.facts) == _shape(model)]
+    short = {one: name_words(one.name.split("/")[-1]) for one in published_models()}
+    exact = [one for one in short if words in (name_words(one.name), short[one])]
+    named = exact or [one for one in short if short[one] in words]
+    fitting = named if isinstance(model, str) else [one for one in short if one.shape == model.shape]
     preferred = [one for one in fitting if one in named] or fitting
-    published = ", ".join(one.facts.name for one in models)
-    detect = f"Published are {published}. Detect heads with `mmrh detect {name}`, or pass a head set."
-    got = "no configuration given" if isinstance(model, str) else str(model)
-    if len(preferred) > 1:
-        alike = " and ".join(one.facts.name for one in preferred)
-        raise HeadSetError(f"{name} ({got}) fits {alike} alike. {detect}")
-    if not preferred and named:
-        expected = named[0].facts
-        raise HeadSetError(f"{name} is named like {expected.name}, but has {got}; expected {expected}. {detect}")
-    if not preferred:
-        raise HeadSetError(f"No heads are published for {name} ({got}). {detect}")
-    (found,) = preferred
-    if found in exact:
-        return PublishedMatch(found, "id")
-    evidence = "bears its name" if found in named else "has the same family and size"
-    note = f"The heads of {found.facts.name} are used for {name}, which {evidence}. `mmrh detect {name}` finds its own."
-    return PublishedMatch(found, "name" if found in named else "shape", note)
-
-
-def _shape(facts: ModelFacts) -> tuple[str, int, int, int]:
-    return facts.model_type.removesuffix("_text"), facts.n_layers, facts.n_heads, facts.hidden_size
+    if len(preferred) == 1:
+        found = preferred[0]
+        if found in exact:
+            return PublishedMatch(found.name, "id")
+        evidence = "bears its name" if found in named else "has the same family and size"
+        note = f"The heads of {found.name} are used for {name}, which {evidence}. `mmrh detect {name}` finds its own."
+        return PublishedMatch(found.name, "name" if found in named else "shape", note)
+    if preferred:
+        problem = f"{name} ({got}) fits {' and '.join(one.name for one in preferred)} alike"
+    elif named:
+        problem = f"{name} is named like {named[0].name}, but is {got}; expected {named[0]}"
+    else:
+        problem = f"No heads are published for {name} ({got})"
+    raise HeadSetError(
+        f"{problem}. Published are {', '.join(one.name for one in short)}. Detect heads with `mmrh detect {name}`, or "
+        "pass a head set."
+    )
 
 
 def published_head_scores(model_id: str) -> HeadScoresTable:
-    """All released scores of one model, found by id or name (see :func:`resolve_published`).
-
-    Raises:
-        HeadSetError: nothing is published for it.
-    """
-    return resolve_published(model_id).model.scores
+    """All released scores of one model, found by id or name (see :func:`resolve_published`)."""
+    found = resolve_published(model_id).model_id
+    return next(scores for facts, scores in published_models().items() if facts.name == found)
 
 
 def published_head_set(

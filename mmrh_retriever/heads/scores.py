@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from mmrh_retriever.heads import file_formats as formats
 from mmrh_retriever.types import FloatArray
 
 _TOLERANCE = 1e-4  # how far past -1 or 1 rounding may carry a score that is bounded by them
+_MATRICES = ("values", "spread", "recall_at_1")
 _SHOWN_HEADS = 8
 _HEAD_TEXT = re.compile(r"([0-9]{1,6})-([0-9]{1,6})")
 
@@ -111,8 +112,7 @@ class HeadScores:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _matrix(self.values, "scores", low=-1.0, high=1.0))
         for name, high in (("spread", math.inf), ("recall_at_1", 1.0)):
-            extra = getattr(self, name)
-            if extra is None:
+            if (extra := getattr(self, name)) is None:
                 continue
             matrix = _matrix(extra, name, low=0.0, high=high)
             if matrix.shape != self.values.shape:
@@ -201,13 +201,13 @@ class HeadScores:
 class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
     """Scores of one model on several tasks and context lengths: ``(task, context length) -> HeadScores``.
 
-    Immutable; tasks in the order given, lengths ascending.
+    Immutable. ``tasks`` are in the order given, ``context_lengths`` (in tokens) ascending. ``invalid_heads`` have an
+    impossible score under at least one condition. ``first`` is the first condition's scores; its ``model_id``,
+    ``n_layers``, ``n_heads`` and ``selectable_layers`` are those of all, and of the table.
 
     Raises:
         HeadSetError: no scores, one condition twice, or scores of different models or sizes.
     """
-
-    __slots__ = ("_entries",)
 
     def __init__(self, entries: Iterable[HeadScores]) -> None:
         given = list(entries)
@@ -222,11 +222,18 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
                 )
             if scores.selectable_layers != first.selectable_layers:
                 raise HeadSetError("The conditions of a table must agree on the selectable layers.")
-        tasks = list(dict.fromkeys(scores.task for scores in given))
-        given.sort(key=lambda scores: (tasks.index(scores.task), scores.context_length))
-        self._entries = {(scores.task, scores.context_length): scores for scores in given}
+        self.tasks: Final = tuple(dict.fromkeys(scores.task for scores in given))
+        given.sort(key=lambda scores: (self.tasks.index(scores.task), scores.context_length))
+        self._entries: Final = {(scores.task, scores.context_length): scores for scores in given}
         if len(self._entries) < len(given):
             raise HeadSetError("A condition (task and context length) stands in the table twice.")
+        self.first: Final = given[0]
+        self.model_id: Final = first.model_id
+        self.n_layers: Final = first.n_layers
+        self.n_heads: Final = first.n_heads
+        self.selectable_layers: Final = first.selectable_layers
+        self.context_lengths: Final = tuple(sorted({scores.context_length for scores in given}))
+        self.invalid_heads: Final = tuple(sorted({head for scores in given for head in scores.invalid_heads}))
 
     def __getitem__(self, condition: tuple[str, int]) -> HeadScores:
         return self._entries[condition]
@@ -238,47 +245,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"HeadScoresTable({self.model_id}, {list(self._entries)})"
-
-    @property
-    def first(self) -> HeadScores:
-        """The scores of the first condition. Its model, size and selectable layers are those of all."""
-        return next(iter(self._entries.values()))
-
-    @property
-    def model_id(self) -> str:
-        """The model whose heads these are."""
-        return self.first.model_id
-
-    @property
-    def n_layers(self) -> int:
-        """Decoder layers of the model."""
-        return self.first.n_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per layer."""
-        return self.first.n_heads
-
-    @property
-    def selectable_layers(self) -> tuple[int, ...] | None:
-        """Layers whose heads may be selected, ``None`` for all."""
-        return self.first.selectable_layers
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order given."""
-        return tuple(dict.fromkeys(task for task, _ in self._entries))
-
-    @property
-    def context_lengths(self) -> tuple[int, ...]:
-        """The context lengths in tokens, ascending."""
-        return tuple(sorted({length for _, length in self._entries}))
-
-    @property
-    def invalid_heads(self) -> tuple[HeadId, ...]:
-        """Heads whose given score is impossible under at least one condition, by layer and head."""
-        return tuple(sorted({head for scores in self.values() for head in scores.invalid_heads}))
+        return f"HeadScoresTable({self.model_id}, {list(self)})"
 
     def at(self, task: str, context_length: int) -> HeadScores:
         """The scores of one condition.
@@ -316,18 +283,9 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
 
     @classmethod
     def from_released(
-        cls,
-        model: formats.ReleasedScoresFile | formats.PublishedModelEntry,
-        *,
-        source: str,
-        scale: int = 1,
-        selectable_layers: tuple[int, ...] | None = None,
+        cls, model: formats.ReleasedScoresFile | formats.PublishedModelEntry, *, source: str, scale: int = 1
     ) -> HeadScoresTable:
-        """The scores of a release: rows of values in units of ``1 / scale``.
-
-        Raises:
-            HeadSetError: rows that do not fit the model's size, or a context length that is none.
-        """
+        """The scores of a release, as its file gives them: rows of values in units of ``1 / scale``."""
         entries = []
         for task, lengths in model.scores.items():
             for length, rows in lengths.items():
@@ -337,7 +295,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
                 entries.append(
                     HeadScores.from_released(
                         matrix, model_id=model.model, task=task, context_length=int(length), source=source,
-                        selectable_layers=selectable_layers,
+                        selectable_layers=model.selectable_layers,
                     )
                 )  # fmt: skip
         return cls(entries)
@@ -361,20 +319,9 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
 
 
 def _scores_of(entry: formats.ScoresEntry, file: formats.ScoresFile) -> HeadScores:
-    def matrix(name: str) -> Any:
-        rows = getattr(entry, name)
-        what = f"{entry.task} at {entry.context_length}: {name}"
-        return None if rows is None else formats.as_matrix(rows, file, what)
-
-    return HeadScores(
-        matrix("values"),
-        file.model,
-        entry.task,
-        entry.context_length,
-        entry.source,
-        entry.n_examples,
-        spread=matrix("spread"),
-        recall_at_1=matrix("recall_at_1"),
-        invalid=tuple((HeadId.parse(head), score) for head, score in entry.invalid.items()),
-        selectable_layers=file.selectable_layers,
-    )
+    details = entry.model_dump(exclude={*_MATRICES, "invalid"})
+    for name in _MATRICES:
+        if (rows := getattr(entry, name)) is not None:
+            details[name] = formats.as_matrix(rows, file, f"{entry.task} at {entry.context_length}: {name}")
+    invalid = tuple((HeadId.parse(head), score) for head, score in entry.invalid.items())
+    return HeadScores(model_id=file.model, invalid=invalid, selectable_layers=file.selectable_layers, **details)

@@ -110,7 +110,10 @@ class HeadSet:
         total = scores.n_layers * scores.n_heads
         if share is not None and count is not None:
             raise HeadSetError(f"Give share or count, not both; got share={share} and count={count}.")
-        wanted = _share_of(total, PAPER_SHARE if share is None else share) if count is None else count
+        share = PAPER_SHARE if share is None else share
+        if not 0.0 < share <= 1.0:
+            raise HeadSetError(f"A share of heads lies above 0 and is at most 1, got {share}. 5 % is 0.05.")
+        wanted = math.ceil(share * total - 1e-9) if count is None else count  # 7 % of 100 is 7, though 0.07 * 100 > 7
         mask = scores.selectable(max_layer)  # (layers, heads)
         for head in exclude:
             mask[head] = False
@@ -183,19 +186,17 @@ class HeadSet:
     ) -> HeadSet:
         """The union of the tasks' best heads at one context length, as the paper forms its retrieval set.
 
-        All tasks of the table and its longest context by default. ``share``, ``count`` and ``max_layer`` hold
-        for each task (see :meth:`top`), so the union is larger. A head whose score is impossible under any
-        condition of the table (``table.invalid_heads``) is left out everywhere: its other scores come from
-        the same arithmetic.
+        All tasks of the table and its longest context by default. ``share``, ``count`` and ``max_layer`` hold for each
+        task (see :meth:`top`), so the union is larger. A head whose score is impossible under any condition of the
+        table (``table.invalid_heads``) is left out everywhere: its other scores come from the same arithmetic.
 
         Raises:
             HeadSetError: a condition that the table lacks, or too few heads to select from.
         """
         length = max(table.context_lengths) if context_length is None else context_length
-        chosen = table.tasks if tasks is None else tuple(tasks)
-        suspects = table.invalid_heads
+        scores = [table.at(task, length) for task in (table.tasks if tasks is None else tasks)]
         return cls.union(
-            [cls.top(table.at(task, length), share, count, max_layer=max_layer, exclude=suspects) for task in chosen]
+            [cls.top(one, share, count, max_layer=max_layer, exclude=table.invalid_heads) for one in scores]
         )
 
     @classmethod
@@ -248,10 +249,8 @@ class HeadSet:
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
         """Layer -> its heads in the set, both ascending."""
-        layers: dict[int, list[int]] = {}
-        for head in sorted(self.heads):
-            layers.setdefault(head.layer, []).append(head.head)
-        return {layer: tuple(heads) for layer, heads in layers.items()}
+        layers = itertools.groupby(sorted(self.heads), key=lambda head: head.layer)
+        return {layer: tuple(head.head for head in heads) for layer, heads in layers}
 
     def up_to_layer(self, max_layer: int) -> HeadSet:
         """The heads of this set in layers up to and including ``max_layer``; the set only shrinks.
@@ -291,8 +290,8 @@ class HeadSet:
     ) -> None:
         """Check that a model has these heads, and that they may be recorded.
 
-        ``selectable_layers`` are the layers with global attention, ``None`` for all. ``model_id``, if given,
-        must name the model of the set or a copy of it (see :func:`same_model`).
+        ``selectable_layers`` are the layers with global attention, ``None`` for all. ``model_id``, if given, must name
+        the model of the set or a copy of it (see :func:`same_model`).
 
         Raises:
             HeadSetError: another model, or heads that do not fit; the message names them.
@@ -327,11 +326,8 @@ class HeadSet:
     ) -> HeadSet:
         """As many random heads of the same model: the control of the paper's masking experiments.
 
-        Args:
-            n: how many; as many as this set has by default.
-            seed: the same seed draws the same heads.
-            layers: only heads of these layers; all by default.
-            disjoint: draw none of this set's own heads.
+        ``n`` heads, as many as this set has by default, from ``layers``, all by default, and with ``disjoint`` none
+        of this set's own. The same ``seed`` draws the same heads.
 
         Raises:
             HeadSetError: the set does not know its model's size, or too few heads are left to draw from.
@@ -384,13 +380,6 @@ def _check_range(heads: Iterable[HeadId], n_layers: int | None, n_heads: int | N
             f"Heads that the model does not have: {listed(outside)}. Expected layers 0 to {layers - 1} and query heads "
             f"0 to {width - 1}; use heads detected on this model."
         )
-
-
-def _share_of(total: int, share: float) -> int:
-    """``ceil(share * total)``, safe against rounding: 7 % of 100 is 7, though 0.07 * 100 > 7."""
-    if not 0.0 < share <= 1.0:
-        raise HeadSetError(f"A share of heads lies above 0 and is at most 1, got {share}. 5 % is 0.05.")
-    return math.ceil(share * total - 1e-9)
 
 
 def name_words(model_id: str) -> str:
