@@ -10,6 +10,9 @@ from scipy import ndimage
 
 from mmrh_retriever.types import Box
 
+Boxes = Sequence[Box]
+Size = tuple[float, float]
+"""Width and height."""
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
 
@@ -45,16 +48,13 @@ def overlap(one: Box, other: Box) -> Box:
 
 def inside(box: Box, other: Box) -> float:
     """The share of ``box`` that lies in ``other``."""
-    shared = overlap(box, other)
-    if shared[2] <= shared[0] or shared[3] <= shared[1]:
-        return 0.0
-    return area(shared) / max(area(box), 1e-9)
+    return area(overlap(box, other)) / max(area(box), 1e-9)
 
 
-def clip(box: Box, size: tuple[float, float]) -> Box | None:
+def clip(box: Box, size: Size) -> Box | None:
     """The part of a box that lies on a page of ``size`` (width, height), or ``None`` if nothing does."""
     part = overlap(box, (0.0, 0.0, *size))
-    return part if part[2] > part[0] and part[3] > part[1] else None
+    return part if area(part) > 0 else None
 
 
 def grown(box: Box, by: float) -> Box:
@@ -62,7 +62,7 @@ def grown(box: Box, by: float) -> Box:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
-def without_nested(boxes: Sequence[Box]) -> list[Box]:
+def without_nested(boxes: Boxes) -> list[Box]:
     """The boxes of which less than half lies in a larger one, largest first."""
     kept: list[Box] = []
     for box in sorted(boxes, key=area, reverse=True):
@@ -71,7 +71,7 @@ def without_nested(boxes: Sequence[Box]) -> list[Box]:
     return kept
 
 
-def clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
+def clusters(boxes: Boxes, gap: float) -> list[list[int]]:
     """Groups of boxes that lie within ``gap`` of each other, as indices into ``boxes``."""
     if not boxes:
         return []
