@@ -10,9 +10,6 @@ from scipy import ndimage
 
 from mmrh_retriever.types import Box
 
-Boxes = Sequence[Box]
-Size = tuple[float, float]
-"""Width and height."""
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int32]
 
@@ -51,7 +48,7 @@ def inside(box: Box, other: Box) -> float:
     return area(overlap(box, other)) / max(area(box), 1e-9)
 
 
-def clip(box: Box, size: Size) -> Box | None:
+def clip(box: Box, size: tuple[float, float]) -> Box | None:
     """The part of a box that lies on a page of ``size`` (width, height), or ``None`` if nothing does."""
     part = overlap(box, (0.0, 0.0, *size))
     return part if area(part) > 0 else None
@@ -62,7 +59,7 @@ def grown(box: Box, by: float) -> Box:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
-def without_nested(boxes: Boxes) -> list[Box]:
+def without_nested(boxes: Sequence[Box]) -> list[Box]:
     """The boxes of which less than half lies in a larger one, largest first."""
     kept: list[Box] = []
     for box in sorted(boxes, key=area, reverse=True):
@@ -71,23 +68,19 @@ def without_nested(boxes: Boxes) -> list[Box]:
     return kept
 
 
-def clusters(boxes: Boxes, gap: float) -> list[list[int]]:
+def clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
     """Groups of boxes that lie within ``gap`` of each other, as indices into ``boxes``."""
     if not boxes:
         return []
     cell = max(gap / 2, 1.0)
     x0, y0, x1, y1 = union(boxes)
     mask: Mask = np.zeros((int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3), dtype=bool)
-    corners = []  # of each box on the mask: (row, column) at the top left
-    for box in boxes:
-        left, top = int((box[0] - x0) / cell), int((box[1] - y0) / cell)
-        right, bottom = int((box[2] - x0) / cell) + 2, int((box[3] - y0) / cell) + 2
-        mask[top : bottom + 1, left : right + 1] = True
-        corners.append((top, left))
-    labels = label(mask)
+    corners = ((np.asarray(boxes) - (x0, y0, x0, y0)) / cell).astype(int)  # (boxes, 4) on the mask
+    for left, top, right, bottom in corners:
+        mask[top : bottom + 3, left : right + 3] = True
     groups: dict[int, list[int]] = {}
-    for index, corner in enumerate(corners):
-        groups.setdefault(int(labels[corner]), []).append(index)
+    for index, name in enumerate(label(mask)[corners[:, 1], corners[:, 0]]):
+        groups.setdefault(int(name), []).append(index)
     return list(groups.values())
 
 

@@ -10,27 +10,15 @@ import inspect
 import itertools
 import re
 import statistics
-from collections.abc import Sequence
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pymupdf
 from PIL import Image
 
-from mmrh_retriever.pdf.boxes import (
-    Boxes,
-    Size,
-    area,
-    clip,
-    clusters,
-    extents,
-    grown,
-    inside,
-    label,
-    union,
-    without_nested,
-)
+from mmrh_retriever.pdf.boxes import area, clip, clusters, extents, grown, inside, label, union, without_nested
 from mmrh_retriever.pdf.scans import ink_of, inked_boxes, spread
 from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order, turned
 from mmrh_retriever.types import Box, Region
@@ -53,6 +41,8 @@ _TABLE_OPTIONS = (
 
 
 Blocks = Sequence[TextBlock]
+Boxes = Sequence[Box]
+Size = tuple[float, float]
 
 
 @dataclass(slots=True)

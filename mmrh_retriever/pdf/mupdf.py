@@ -131,12 +131,8 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
     messages: list[str] = []
     with open_document(file, index) as document:
         pymupdf.TOOLS.reset_mupdf_warnings()
-        try:
+        with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        except PageError:
-            raise
-        except _MUPDF_ERRORS as error:
-            raise file.error(f"can't be read ({_described(error)}). {advice}", index) from error
         lines = list(dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines()))
     lines = [line for line in lines if not line.startswith("... repeated")]
     messages += lines[:_SHOWN_MESSAGES]
@@ -145,6 +141,17 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index
         )
+
+
+@contextlib.contextmanager
+def _page_errors(file: PdfFile, advice: str, page: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except PageError:
+        raise
+    except _MUPDF_ERRORS as error:
+        described = f"{type(error).__name__}: {error}".rstrip(".")
+        raise file.error(f"can't be read as a PDF ({described}). {advice}", page) from error
 
 
 def close_documents() -> None:
@@ -193,15 +200,10 @@ def _forget(key: int) -> None:
 
 def _opened(file: PdfFile) -> pymupdf.Document:
     pymupdf.TOOLS.reset_mupdf_warnings()
-    with contextlib.ExitStack() as closing:
-        try:
-            document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
-            closing.callback(document.close)
-            _check_document(document, file)
-        except PageError:
-            raise
-        except _MUPDF_ERRORS as error:
-            raise file.error(f"can't be read as a PDF ({_described(error)}). Download or save it again.") from error
+    with contextlib.ExitStack() as closing, _page_errors(file, "Download or save it again."):
+        document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
+        closing.callback(document.close)
+        _check_document(document, file)
         closing.pop_all()
     return document
 
@@ -228,7 +230,3 @@ def _has_end_mark(file: PdfFile) -> bool:
 
 def _means_damage(message: str) -> bool:
     return _DAMAGE.search(message) is not None and _HARMLESS.search(message) is None
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(".")

@@ -47,26 +47,25 @@ def read_pdf(
 
     Args:
         source: A path, or the bytes of a PDF.
-        pages: Which pages, each once, in the order first named: 0-based indices as an iterable of ``int``, or
-            a string as people write it, counting from 1: ``"1-3,7"``, ``"12-"`` to the end. All by default.
+        pages: Which pages, each once, in the order first named: 0-based indices, or a string as people write it,
+            counting from 1: ``"1-3,7"``, ``"12-"`` to the end. All by default.
         password: For encrypted files.
-        max_pixels: The pixel budget of a page: its image has at most this many pixels, and close to it, but
-            never more than 300 dpi.
+        max_pixels: An image has at most this many pixels, and close to it, but never more than 300 dpi.
         dpi: Draw at this resolution instead. Over ``MAX_RENDERED_PIXELS`` it is lowered.
         layout: Find text blocks, titles, tables, images and figures, and give them as ``Page.regions``.
         doc_id: The pages' ``doc_id``; the file's name by default, ``None`` for bytes.
-        strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's
-            messages then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
+        strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's messages
+            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
 
     Returns:
-        The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label,
-        ``size`` the width and height in points as displayed (rotated, cropped). ``metadata`` is ready for
-        JSON: ``path`` (absolute, for files), ``total_pages``, ``rotation`` in degrees, and, where there are
-        any, ``title`` and ``warnings``.
+        The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
+        the width and height in points as displayed (rotated, cropped). ``metadata`` is ready for JSON: ``path``
+        (absolute, for files), ``total_pages``, ``rotation`` in degrees, and, where there are any, ``title`` and
+        ``warnings``.
 
     Raises:
-        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too
-            small or too long to read.
+        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small or
+            too long to read.
         ValueError: ``max_pixels`` or ``dpi`` is not positive.
         TypeError: ``source`` or ``pages`` is of another type.
     """
@@ -130,19 +129,12 @@ def parse_page_range(text: str, *, total: int) -> list[int]:
     indices: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?)?\s*", part, re.ASCII)
-        problem = None
-        if match is None:
-            problem = "is not a page range"
-        else:
-            first = int(match[1])
-            last = int(match[3]) if match[3] else total if match[2] else first
-            if first < 1 or max(first, last) > total:
-                problem = f"names a page that is not there: there are {total}, counted from 1"
-            elif last < first:
-                problem = "runs backwards"
-        if problem:
+        first = int(match[1]) if match else 0
+        last = int(match[3] or total) if match and match[2] else first
+        if not 1 <= first <= last <= total:
             raise PageError(
-                f"pages={text!r} {problem}. Expected numbers and ranges between 1 and {total}, such as '1-3,7'."
+                f"pages={text!r} names no pages of this document at {part!r}. Expected numbers and ranges between 1 "
+                f"and {total}, such as '1-3,7'."
             )
         indices.update(dict.fromkeys(range(first - 1, last)))
     return list(indices)
