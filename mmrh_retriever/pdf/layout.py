@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
 import statistics
 from collections import Counter
@@ -75,13 +76,12 @@ def layout_regions(page: pymupdf.Page, blocks: Blocks) -> tuple[Region, ...]:
         _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table") for box in tables
     ]
     rest: list[TextBlock] = []
+    sizes: Counter[float] = Counter()
     for block in blocks:
         owner = next((item for item in found if inside(block.box, item.box) > _INSIDE), None)
         (rest if owner is None else owner.blocks).append(block)
-    sizes: Counter[float] = Counter()
-    for block in blocks:
         sizes[block.font_size] += len(block.text)
-    body = max(sizes, key=lambda points: sizes[points], default=0.0)  # most of the page's text has this size
+    body = sizes.most_common(1)[0][0]  # most of the page's text has this size
     for group in _paragraphs([part for block in rest for part in _split_at_gaps(block)]):
         kind = "title" if _is_title(group, body) else "text"
         found.append(_Found(union(block.box for block in group), kind, list(group)))
@@ -99,14 +99,10 @@ def image_regions(image: Image.Image, *, size: Size | None = None) -> tuple[Regi
 
 def _as_regions(found: Sequence[_Found], size: Size) -> tuple[Region, ...]:
     boxes = [(clip(item.box, size), item) for item in found]
-    kept = [
-        _Found(box, item.kind, item.blocks)
-        for box, item in boxes
-        if box and min(box[2] - box[0], box[3] - box[1]) >= 3.0
-    ]
-    stand_ins = [TextBlock(item.box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for item in kept]
+    kept = [(box, item) for box, item in boxes if box and min(box[2] - box[0], box[3] - box[1]) >= 3.0]
+    stand_ins = [TextBlock(box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for box, _ in kept]
     ordered = [kept[i] for i in reading_order(stand_ins)]
-    return tuple(Region(item.box, item.kind, page_text(item.blocks) or None) for item in ordered)
+    return tuple(Region(box, item.kind, page_text(item.blocks) or None) for box, item in ordered)
 
 
 # Text
@@ -220,11 +216,11 @@ def _aligned_tables(blocks: Blocks, known: Boxes) -> dict[Box, int]:
 def _lanes(boxes: Boxes, axis: int) -> list[list[Box]]:
     """Boxes grouped into rows (``axis`` 1) or columns (``axis`` 0) that do not overlap each other."""
     lanes: list[list[Box]] = []
-    end = float("-inf")
+    end = -math.inf
     for box in sorted(boxes, key=lambda box: box[axis]):
-        if not lanes or box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
+        if box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
             lanes.append([])
-            end = float("-inf")
+            end = -math.inf
         lanes[-1].append(box)
         end = max(end, box[axis + 2])
     return lanes
@@ -295,8 +291,8 @@ def _drawn_groups(items: Boxes, whole: float) -> list[list[Box]]:
 
 def _is_prose(block: TextBlock) -> bool:
     """Whether a block is running text, not a label or the cells of a row."""
-    lines = max(1, len(block.lines))
-    return len(block.text) > 25 * lines or (len(block.text) > 80 and len(block.text) > 15 * lines)
+    lines = len(block.lines)
+    return len(block.text) > min(25 * lines, max(80, 15 * lines))
 
 
 def _with_labels(box: Box, blocks: Blocks) -> Box:
