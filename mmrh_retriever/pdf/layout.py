@@ -42,7 +42,7 @@ _TABLE_OPTIONS = (
 
 
 Blocks = Sequence[TextBlock]
-Boxes = Sequence[Box]
+BoxList = Sequence[Box]
 Size = tuple[float, float]
 
 
@@ -183,14 +183,14 @@ def _ruled_tables(page: pymupdf.Page, blocks: Blocks, size: Size) -> dict[Box, i
     return tables
 
 
-def _is_picture(box: Box, cells: int, images: Boxes, drawings: Boxes) -> bool:
+def _is_picture(box: Box, cells: int, images: BoxList, drawings: BoxList) -> bool:
     """Whether so much is drawn in what looks like a table that it must be a map or a chart."""
     pictured = sum(area(image) for image in images if inside(image, box) > 0.5)
     strokes = sum(inside(drawing, box) > 0.5 for drawing in drawings)
     return pictured > 0.3 * area(box) or strokes > _MOST_STROKES * cells
 
 
-def _aligned_tables(blocks: Blocks, known: Boxes) -> dict[Box, int]:
+def _aligned_tables(blocks: Blocks, known: BoxList) -> dict[Box, int]:
     """Tables without drawn lines: short texts that stand in rows and columns; each with its number of cells."""
     cells = [
         (box, re.search(r"\d", text) is not None)
@@ -213,7 +213,7 @@ def _aligned_tables(blocks: Blocks, known: Boxes) -> dict[Box, int]:
     return tables
 
 
-def _lanes(boxes: Boxes, axis: int) -> list[list[Box]]:
+def _lanes(boxes: BoxList, axis: int) -> list[list[Box]]:
     """Boxes grouped into rows (``axis`` 1) or columns (``axis`` 0) that do not overlap each other."""
     lanes: list[list[Box]] = []
     end = -math.inf
@@ -241,7 +241,7 @@ def _drawn(page: pymupdf.Page, size: Size) -> tuple[list[Box], list[Box]]:
     return images, drawings
 
 
-def _figures(images: Boxes, drawings: Boxes, blocks: Blocks, tables: Boxes, size: Size) -> list[_Found]:
+def _figures(images: BoxList, drawings: BoxList, blocks: Blocks, tables: BoxList, size: Size) -> list[_Found]:
     whole = size[0] * size[1]
     items = [
         box
@@ -275,7 +275,7 @@ def _outermost(found: Sequence[_Found]) -> list[_Found]:
     return [item for item in found if item.box in kept]
 
 
-def _drawn_groups(items: Boxes, whole: float) -> list[list[Box]]:
+def _drawn_groups(items: BoxList, whole: float) -> list[list[Box]]:
     """Groups of drawn things that stand near each other; backgrounds of most of the page do not join others."""
     groups = []
     for group in clusters(items, _NEAR):
@@ -313,7 +313,7 @@ def _picture(page: pymupdf.Page) -> Image.Image:
     return Image.frombytes("L", (drawn.width, drawn.height), drawn.samples)
 
 
-def _pictures_in_background(page: pymupdf.Page, blocks: Blocks, known: Boxes, size: Size) -> list[_Found]:
+def _pictures_in_background(page: pymupdf.Page, blocks: Blocks, known: BoxList, size: Size) -> list[_Found]:
     """Pictures within an image under the whole page, apart from what is known to stand on it."""
     picture = _picture(page)
     scale = (picture.width / size[0], picture.height / size[1])
