@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from mmrh_retriever import files
 from mmrh_retriever.heads import file_formats
-from mmrh_retriever.heads.published import PublishedFile, PublishedModelEntry
 
 SCALE = 100_000
 NEGATIVE_STEP = 100  # in units of 1 / SCALE
@@ -60,18 +59,18 @@ def condensed(values: file_formats.Matrix) -> list[list[int]]:
     return rows
 
 
-def entry_of(path: Path) -> PublishedModelEntry:
+def entry_of(path: Path) -> file_formats.PublishedModelEntry:
     """One released file, condensed."""
     content = files.read_json(path, file_formats.ReleasedScoresFile, what="released scores file")
     facts = FACTS[content.model]
     global_layers = range(facts.global_every - 1, content.n_layers, facts.global_every)
-    return PublishedModelEntry(
+    return file_formats.PublishedModelEntry(
         model=content.model,
         model_type=facts.model_type,
         hidden_size=facts.hidden_size,
         n_layers=content.n_layers,
         n_heads=content.n_heads,
-        selectable_layers=None if facts.global_every == 1 else list(global_layers),
+        selectable_layers=None if facts.global_every == 1 else tuple(global_layers),
         scores={
             task: {length: condensed(values) for length, values in lengths.items()}
             for task, lengths in content.scores.items()
@@ -89,7 +88,7 @@ def main() -> int:
     missing = FACTS.keys() - entries.keys()
     if missing:
         parser.error(f"no scores in {arguments.released} for {', '.join(sorted(missing))}")
-    content = PublishedFile(
+    content = file_formats.PublishedFile(
         format="mmrh-published-heads",
         version=1,
         source=SOURCE,

@@ -20,7 +20,7 @@ from mmrh_retriever.cli.options import (
     rounded,
 )
 from mmrh_retriever.files import write_atomically, write_json
-from mmrh_retriever.model.loading import resolve_heads
+from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.research.causal import CausalSettings, causal_journal, causal_rows, keep_rows, save_rows
 from mmrh_retriever.research.causal_tables import causal_table, plot_causal, summarise_causal
 from mmrh_retriever.research.probes.long_documents import DOCUMENT_PROMPT, read_long_documents
@@ -102,7 +102,7 @@ def causal_command(
 ) -> None:
     """Accuracy with no heads masked, the selected ones masked, and as many random ones."""
     loaded = load_for_probes(model, loading)
-    selected = resolve_heads(heads, loaded.backbone)
+    selected = resolve_heads(heads, loaded.backbone.facts)
     how = masking.settings()
     prompt = None if probes.questions is None else DOCUMENT_PROMPT
     settings: dict[str, Any] = {

@@ -1,39 +1,50 @@
-"""The files of head scores and head sets: their schemas, and the conversions between rows in JSON and matrices."""
+"""The files of head scores and head sets: their schemas, and matrices as rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mmrh_retriever import files
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.files import FileModel, Finite
-from mmrh_retriever.types import FloatArray
-
-SCORES_FORMAT = "mmrh-head-scores"
-SET_FORMAT = "mmrh-head-set"
 
 Count = Annotated[int, Field(ge=1)]
-Matrix = list[list[Finite | None]]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _as_rows(matrix: Any) -> Any:
+    """An array for JSON: ``null`` for NaN, and the shortest decimals that give the same float32 back."""
+    if not isinstance(matrix, np.ndarray):
+        return matrix
+    return [[None if np.isnan(value) else float(str(value)) for value in row] for row in matrix]
+
+
+def _as_object(pairs: Any) -> Any:
+    """Pairs of head and score for JSON."""
+    return {str(head): score for head, score in pairs} if isinstance(pairs, tuple) else pairs
+
+
+Matrix = Annotated[list[list[Finite | None]], BeforeValidator(_as_rows)]
 """One row per layer, one column per query head; ``null`` where nothing was measured."""
 
 
 class ScoresEntry(FileModel):
     """One condition of a scores file: a task at one context length, in tokens."""
 
-    task: Annotated[str, Field(min_length=1)]
+    task: Name
     context_length: Count
     values: Matrix
     source: str = ""
     n_examples: Count | None = None
     spread: Matrix | None = None
     recall_at_1: Matrix | None = None
-    invalid: dict[str, Finite] = Field(default_factory=dict)
+    invalid: Annotated[dict[str, Finite], BeforeValidator(_as_object)] = Field(default_factory=dict)
 
 
 class ScoresFile(FileModel):
@@ -41,20 +52,44 @@ class ScoresFile(FileModel):
 
     format: Literal["mmrh-head-scores"]
     version: Literal[1]
-    model: Annotated[str, Field(min_length=1)]
+    model: Name
     n_layers: Count
     n_heads: Count
-    selectable_layers: list[int] | None = None
+    selectable_layers: tuple[int, ...] | None = None
     scores: Annotated[list[ScoresEntry], Field(min_length=1)]
 
 
 class ReleasedScoresFile(FileModel):
     """The scores file of the paper's release: ``scores[task][length]`` is a layers x heads matrix."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: Name
     n_layers: Count
     n_heads: Count
     scores: Annotated[dict[str, Annotated[dict[str, Matrix], Field(min_length=1)]], Field(min_length=1)]
+    selectable_layers: ClassVar[None] = None  # the release does not name them
+
+
+class PublishedModelEntry(FileModel):
+    """One model of the shipped file of released scores; these are whole numbers, in units of ``1 / scale``."""
+
+    model: Name
+    model_type: Name
+    hidden_size: Count
+    n_layers: Count
+    n_heads: Count
+    selectable_layers: tuple[int, ...] | None
+    scores: dict[str, dict[str, list[list[int]]]]
+
+
+class PublishedFile(FileModel):
+    """The shipped file of released scores."""
+
+    format: Literal["mmrh-published-heads"]
+    version: Literal[1]
+    source: Name
+    note: str
+    scale: Count
+    models: Annotated[list[PublishedModelEntry], Field(min_length=1)]
 
 
 class SetFile(FileModel):
@@ -62,68 +97,44 @@ class SetFile(FileModel):
 
     format: Literal["mmrh-head-set"]
     version: Literal[1]
-    heads: Annotated[list[str], Field(min_length=1)]
-    scores: list[Finite] | None = None
+    heads: Annotated[tuple[str, ...], Field(min_length=1)]
+    scores: tuple[Finite, ...] | None = None
     model: str | None = None
     n_layers: Count | None = None
     n_heads: Count | None = None
-    tasks: list[str] = Field(default_factory=list)
+    tasks: tuple[str, ...] = ()
     context_length: Count | None = None
     source: str = ""
 
-    def details(self) -> dict[str, Any]:
-        """Everything but the heads, by the names that :class:`~mmrh_retriever.heads.sets.HeadSet` has for it."""
-        return self.model_dump(exclude={"format", "version", "heads", "model"}) | {"model_id": self.model}
+
+SET_FORMAT = "mmrh-head-set"
+SET_FORMATS: dict[str | None, type[SetFile]] = {SET_FORMAT: SetFile}
+SCORES_FORMATS: dict[str | None, type[ScoresFile] | type[ReleasedScoresFile]] = {
+    "mmrh-head-scores": ScoresFile,
+    None: ReleasedScoresFile,
+}
 
 
-def read_set(path: Path) -> SetFile:
-    """Read a head set file.
-
-    Raises:
-        DataError: missing, not JSON, or not of this format.
-    """
-    text = files.read_text(path, what="head set")
-    if files.format_of(text, where=str(path), what="head set") != SET_FORMAT:
-        raise DataError(
-            f"{path}: not a head set file. Expected the format {SET_FORMAT!r}; a scores file is read "
-            "by HeadScoresTable.load() and gives a set by HeadSet.of_tasks()."
-        )
-    return files.parse_as(SetFile, text, where=str(path), what="head set")
-
-
-def read_scores(path: Path) -> ScoresFile | ReleasedScoresFile:
-    """Read a scores file: this package's own, or one of the paper's release.
-
-    Raises:
-        DataError: missing, not JSON, or of another format.
-    """
-    what = "file of head scores"
+def read_as(path: Path, formats: Mapping[str | None, type[files.Model]], what: str) -> files.Model:
+    """Read a file of one of these formats; ``what`` is what the caller reads, for messages."""
     text = files.read_text(path, what=what)
     declared = files.format_of(text, where=str(path), what=what)
-    if declared is None:
-        return files.parse_as(ReleasedScoresFile, text, where=str(path), what=what)
-    if declared != SCORES_FORMAT:
-        raise DataError(f"{path}: has the format {declared!r}. Expected {SCORES_FORMAT!r} or a released scores file.")
-    return files.parse_as(ScoresFile, text, where=str(path), what=what)
+    if declared not in formats:
+        raise DataError(
+            f"{path}: not a {what}: its format is {declared!r}. Expected {' or '.join(map(repr, formats))}. Read head "
+            "sets by HeadSet.load(), scores by HeadScoresTable.load(), and select from scores by HeadSet.of_tasks()."
+        )
+    return files.parse_as(formats[declared], text, where=str(path), what=what)
 
 
 def as_matrix(
-    rows: Sequence[Sequence[float | None]], n_layers: int, n_heads: int, what: str
+    rows: Sequence[Sequence[float | None]], model: ScoresFile | ReleasedScoresFile | PublishedModelEntry, what: str
 ) -> npt.NDArray[np.float64]:
-    """The rows of a file as a matrix, ``(n_layers, n_heads)``, with NaN for ``null``.
-
-    Raises:
-        HeadSetError: the rows do not have the model's size, which the same file declares; ``what`` names them.
-    """
+    """Rows as a matrix, ``(n_layers, n_heads)`` as the file declares, with NaN for ``null``."""
     widths = {len(row) for row in rows}
-    if len(rows) != n_layers or widths != {n_heads}:
+    if len(rows) != model.n_layers or widths != {model.n_heads}:
         raise HeadSetError(
-            f"{what} has {len(rows)} rows of {', '.join(map(str, sorted(widths)))} values. Expected {n_layers} "
-            f"layers x {n_heads} heads, as the file declares."
+            f"{what} has {len(rows)} rows of {', '.join(map(str, sorted(widths)))} values. Expected {model.n_layers} "
+            f"layers x {model.n_heads} heads, as the file declares."
         )
     return np.array(rows, dtype=np.float64)
-
-
-def as_rows(matrix: FloatArray) -> Matrix:
-    """A matrix for JSON: ``null`` for NaN, and the shortest decimals that give the same float32 back."""
-    return [[None if np.isnan(value) else float(str(value)) for value in row] for row in matrix]

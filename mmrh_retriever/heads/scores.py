@@ -1,4 +1,4 @@
-"""Attention heads: their names and their measured scores. Nothing here needs a model.
+"""Attention heads: their names and their measured scores.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,43 @@ import numpy.typing as npt
 from mmrh_retriever import files
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
-from mmrh_retriever.heads.head_id import HeadId, listed
 from mmrh_retriever.types import FloatArray
 
-__all__ = ["HeadId", "HeadScores", "HeadScoresTable"]
+_TOLERANCE = 1e-4  # how far past -1 or 1 rounding may carry a score that is bounded by them
+_MATRICES = ("values", "spread", "recall_at_1")
+_SHOWN_HEADS = 8
+_HEAD_TEXT = re.compile(r"([0-9]{1,6})-([0-9]{1,6})")
 
-SCORE_TOLERANCE = 1e-4
-"""How far past -1 or 1 rounding may carry a score that is bounded by them."""
+
+class HeadId(NamedTuple):
+    """One query head: its decoder layer and its index in that layer, both from 0. Text form: ``"21-10"``."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.head}"
+
+    @classmethod
+    def parse(cls, text: str) -> HeadId:
+        """Read ``"21-10"``: layer 21, query head 10.
+
+        Raises:
+            HeadSetError: anything else.
+        """
+        match = _HEAD_TEXT.fullmatch(text.strip())
+        if match is None:
+            raise HeadSetError(
+                f"{text!r} does not name a head. Expected 'layer-head', both counted from 0, such as '21-10'."
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+def listed(heads: Iterable[HeadId]) -> str:
+    """Heads for a message, cut short when there are many."""
+    names = [str(head) for head in heads]
+    more = f" and {len(names) - _SHOWN_HEADS} more" if len(names) > _SHOWN_HEADS else ""
+    return ", ".join(names[:_SHOWN_HEADS]) + more
 
 
 def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> FloatArray:
@@ -36,7 +67,7 @@ def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> Flo
         ) from error
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise HeadSetError(f"The {what} have shape {matrix.shape}. Expected (layers, query heads), both at least 1.")
-    wrong = np.isinf(matrix) | (matrix < low - SCORE_TOLERANCE) | (matrix > high + SCORE_TOLERANCE)
+    wrong = np.isinf(matrix) | (matrix < low - _TOLERANCE) | (matrix > high + _TOLERANCE)
     if wrong.any():
         layer, head = (int(i) for i in np.argwhere(wrong)[0])
         raise HeadSetError(
@@ -53,16 +84,15 @@ class HeadScores:
     """Detection scores of every head of one model on one task at one context length.
 
     ``values`` is ``(n_layers, n_heads)`` float32, the mean over the detection examples of the
-    null-calibrated retrieval score (definitions 1 to 3 of the paper): a difference of two attention
-    masses, so it lies in [-1, 1]. NaN stands where a head was not measured, or where the score is
-    impossible. The latter occurs in the paper's release: Qwen2.5-VL-7B has scores above 1 and below -1 in
-    layers 27 and 0, from attention probabilities formed in bfloat16. Such heads are never selected;
-    ``invalid`` keeps their scores as the file gave them.
+    null-calibrated retrieval score (definitions 1 to 3 of the paper): a difference of two attention masses, so it
+    lies in [-1, 1]. NaN stands where a head was not measured, or where the score is impossible, as some of the
+    release are: Qwen2.5-VL-7B has scores above 1 and below -1 in layers 27 and 0, from attention probabilities
+    formed in bfloat16. Such heads are never selected; ``invalid`` keeps their scores as the file gave them.
 
-    ``selectable_layers`` names the layers whose heads may be selected, ``None`` for all: a head with a
-    sliding window can't see distant evidence (definition 8). ``spread`` is each head's standard
-    deviation over the examples, ``recall_at_1`` the share of examples (0 to 1) in which the head alone
-    ranks the evidence first; both shaped like ``values``.
+    ``selectable_layers`` names the layers whose heads may be selected, ``None`` for all: a head with a sliding window
+    can't see distant evidence (definition 8). ``spread`` is each head's standard deviation over the examples,
+    ``recall_at_1`` the share of examples (0 to 1) in which the head alone ranks the evidence first; both are shaped
+    like ``values``.
 
     Raises:
         HeadSetError: shapes that differ, values out of range, infinite values.
@@ -82,8 +112,7 @@ class HeadScores:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _matrix(self.values, "scores", low=-1.0, high=1.0))
         for name, high in (("spread", math.inf), ("recall_at_1", 1.0)):
-            extra = getattr(self, name)
-            if extra is None:
+            if (extra := getattr(self, name)) is None:
                 continue
             matrix = _matrix(extra, name, low=0.0, high=high)
             if matrix.shape != self.values.shape:
@@ -118,18 +147,10 @@ class HeadScores:
         """
         # Impossible scores are accepted here and only here.
         matrix = np.array(_matrix(values, "released scores", low=-math.inf, high=math.inf))
-        impossible = np.abs(matrix) > 1.0 + SCORE_TOLERANCE
+        impossible = np.abs(matrix) > 1.0 + _TOLERANCE
         invalid = tuple((HeadId(int(i), int(j)), float(matrix[i, j])) for i, j in np.argwhere(impossible))
         matrix[impossible] = np.nan
-        return cls(
-            matrix,
-            model_id,
-            task,
-            context_length,
-            source=source,
-            invalid=invalid,
-            selectable_layers=selectable_layers,
-        )
+        return cls(matrix, model_id, task, context_length, source, invalid=invalid, selectable_layers=selectable_layers)
 
     @property
     def n_layers(self) -> int:
@@ -180,13 +201,13 @@ class HeadScores:
 class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
     """Scores of one model on several tasks and context lengths: ``(task, context length) -> HeadScores``.
 
-    Immutable; tasks in the order given, lengths ascending.
+    Immutable. ``tasks`` are in the order given, ``context_lengths`` (in tokens) ascending. ``invalid_heads`` have an
+    impossible score under at least one condition. ``first`` is the first condition's scores; its ``model_id``,
+    ``n_layers``, ``n_heads`` and ``selectable_layers`` are those of all, and of the table.
 
     Raises:
         HeadSetError: no scores, one condition twice, or scores of different models or sizes.
     """
-
-    __slots__ = ("_entries",)
 
     def __init__(self, entries: Iterable[HeadScores]) -> None:
         given = list(entries)
@@ -201,11 +222,18 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
                 )
             if scores.selectable_layers != first.selectable_layers:
                 raise HeadSetError("The conditions of a table must agree on the selectable layers.")
-        tasks = list(dict.fromkeys(scores.task for scores in given))
-        given.sort(key=lambda scores: (tasks.index(scores.task), scores.context_length))
-        self._entries = {(scores.task, scores.context_length): scores for scores in given}
+        self.tasks: Final = tuple(dict.fromkeys(scores.task for scores in given))
+        given.sort(key=lambda scores: (self.tasks.index(scores.task), scores.context_length))
+        self._entries: Final = {(scores.task, scores.context_length): scores for scores in given}
         if len(self._entries) < len(given):
             raise HeadSetError("A condition (task and context length) stands in the table twice.")
+        self.first: Final = given[0]
+        self.model_id: Final = first.model_id
+        self.n_layers: Final = first.n_layers
+        self.n_heads: Final = first.n_heads
+        self.selectable_layers: Final = first.selectable_layers
+        self.context_lengths: Final = tuple(sorted({scores.context_length for scores in given}))
+        self.invalid_heads: Final = tuple(sorted({head for scores in given for head in scores.invalid_heads}))
 
     def __getitem__(self, condition: tuple[str, int]) -> HeadScores:
         return self._entries[condition]
@@ -217,47 +245,7 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"HeadScoresTable({self.model_id}, {list(self._entries)})"
-
-    @property
-    def first(self) -> HeadScores:
-        """The scores of the first condition. Its model, size and selectable layers are those of all."""
-        return next(iter(self._entries.values()))
-
-    @property
-    def model_id(self) -> str:
-        """The model whose heads these are."""
-        return self.first.model_id
-
-    @property
-    def n_layers(self) -> int:
-        """Decoder layers of the model."""
-        return self.first.n_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per layer."""
-        return self.first.n_heads
-
-    @property
-    def selectable_layers(self) -> tuple[int, ...] | None:
-        """Layers whose heads may be selected, ``None`` for all."""
-        return self.first.selectable_layers
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order given."""
-        return tuple(dict.fromkeys(task for task, _ in self._entries))
-
-    @property
-    def context_lengths(self) -> tuple[int, ...]:
-        """The context lengths in tokens, ascending."""
-        return tuple(sorted({length for _, length in self._entries}))
-
-    @property
-    def invalid_heads(self) -> tuple[HeadId, ...]:
-        """Heads whose given score is impossible under at least one condition, by layer and head."""
-        return tuple(sorted({head for scores in self.values() for head in scores.invalid_heads}))
+        return f"HeadScoresTable({self.model_id}, {list(self)})"
 
     def at(self, task: str, context_length: int) -> HeadScores:
         """The scores of one condition.
@@ -285,73 +273,32 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
             HeadSetError: scores that don't fit the model's size, or are out of range.
         """
         path = Path(path)
-        content = formats.read_scores(path)
+        content = formats.read_as(path, formats.SCORES_FORMATS, "file of head scores")
         try:
-            if isinstance(content, formats.ScoresFile):
-                return cls._from_file(content)
-            return cls.from_released(
-                content.scores,
-                model_id=content.model,
-                n_layers=content.n_layers,
-                n_heads=content.n_heads,
-                source="released scores of arXiv 2605.27243",
-            )
+            if isinstance(content, formats.ReleasedScoresFile):
+                return cls.from_released(content, source="released scores of arXiv 2605.27243")
+            return cls(_scores_of(entry, content) for entry in content.scores)
         except HeadSetError as error:
             raise HeadSetError(f"{path}: {error}") from error
 
     @classmethod
     def from_released(
-        cls,
-        scores: Mapping[str, Mapping[str, Sequence[Sequence[float | None]]]],
-        *,
-        model_id: str,
-        n_layers: int,
-        n_heads: int,
-        source: str,
-        scale: int = 1,
-        selectable_layers: tuple[int, ...] | None = None,
+        cls, model: formats.ReleasedScoresFile | formats.PublishedModelEntry, *, source: str, scale: int = 1
     ) -> HeadScoresTable:
-        """The scores of a release, ``scores[task][context length]``: rows of values in units of ``1 / scale``.
-
-        Raises:
-            HeadSetError: rows that do not fit the model's size, or a context length that is none.
-        """
+        """The scores of a release, as its file gives them: rows of values in units of ``1 / scale``."""
         entries = []
-        for task, lengths in scores.items():
+        for task, lengths in model.scores.items():
             for length, rows in lengths.items():
                 if not re.fullmatch(r"[1-9][0-9]{0,8}", length):
                     raise HeadSetError(f"scores.{task} has the key {length!r}. Expected a context length in tokens.")
-                entry = HeadScores.from_released(
-                    formats.as_matrix(rows, n_layers, n_heads, f"scores.{task}.{length}") / scale,
-                    model_id=model_id,
-                    task=task,
-                    context_length=int(length),
-                    source=source,
-                    selectable_layers=selectable_layers,
-                )
-                entries.append(entry)
+                matrix = formats.as_matrix(rows, model, f"scores.{task}.{length}") / scale
+                entries.append(
+                    HeadScores.from_released(
+                        matrix, model_id=model.model, task=task, context_length=int(length), source=source,
+                        selectable_layers=model.selectable_layers,
+                    )
+                )  # fmt: skip
         return cls(entries)
-
-    @classmethod
-    def _from_file(cls, content: formats.ScoresFile) -> HeadScoresTable:
-        def matrix(values: formats.Matrix, what: str) -> FloatArray:
-            return formats.as_matrix(values, content.n_layers, content.n_heads, what).astype(np.float32)
-
-        return cls(
-            HeadScores(
-                matrix(entry.values, f"{entry.task} at {entry.context_length}: values"),
-                content.model,
-                entry.task,
-                entry.context_length,
-                source=entry.source,
-                n_examples=entry.n_examples,
-                spread=None if entry.spread is None else matrix(entry.spread, "spread"),
-                recall_at_1=None if entry.recall_at_1 is None else matrix(entry.recall_at_1, "recall_at_1"),
-                invalid=tuple((HeadId.parse(head), value) for head, value in entry.invalid.items()),
-                selectable_layers=None if content.selectable_layers is None else tuple(content.selectable_layers),
-            )
-            for entry in content.scores
-        )
 
     def save(self, path: str | Path) -> None:
         """Write all conditions as one JSON file, all or nothing; packed when the name ends in ``.gz``.
@@ -365,19 +312,16 @@ class HeadScoresTable(Mapping[tuple[str, int], HeadScores]):
             model=self.model_id,
             n_layers=self.n_layers,
             n_heads=self.n_heads,
-            selectable_layers=None if self.selectable_layers is None else list(self.selectable_layers),
-            scores=[
-                formats.ScoresEntry(
-                    task=scores.task,
-                    context_length=scores.context_length,
-                    values=formats.as_rows(scores.values),
-                    source=scores.source,
-                    n_examples=scores.n_examples,
-                    spread=None if scores.spread is None else formats.as_rows(scores.spread),
-                    recall_at_1=None if scores.recall_at_1 is None else formats.as_rows(scores.recall_at_1),
-                    invalid={str(head): value for head, value in scores.invalid},
-                )
-                for scores in self.values()
-            ],
+            selectable_layers=self.selectable_layers,
+            scores=[formats.ScoresEntry.model_validate(scores, from_attributes=True) for scores in self.values()],
         )
         files.write_json(Path(path), content, indent=None)
+
+
+def _scores_of(entry: formats.ScoresEntry, file: formats.ScoresFile) -> HeadScores:
+    details = entry.model_dump(exclude={*_MATRICES, "invalid"})
+    for name in _MATRICES:
+        if (rows := getattr(entry, name)) is not None:
+            details[name] = formats.as_matrix(rows, file, f"{entry.task} at {entry.context_length}: {name}")
+    invalid = tuple((HeadId.parse(head), score) for head, score in entry.invalid.items())
+    return HeadScores(model_id=file.model, invalid=invalid, selectable_layers=file.selectable_layers, **details)

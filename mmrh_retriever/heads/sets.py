@@ -1,4 +1,4 @@
-"""Sets of attention heads, chosen by their measured scores. Nothing here needs a model.
+"""Sets of attention heads: chosen by their measured scores, united, compared, or drawn at random as a control.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
 """
@@ -8,20 +8,23 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
 
 from mmrh_retriever import files
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
-from mmrh_retriever.heads.head_id import listed
-from mmrh_retriever.heads.model_names import same_model
-from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable
-from mmrh_retriever.heads.selection import PAPER_SHARE, best_heads, random_heads
+from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable, listed
 
-__all__ = ["PAPER_SHARE", "HeadId", "HeadScores", "HeadScoresTable", "HeadSet", "load_head_set"]
+__all__ = ["PAPER_SHARE", "HeadId", "HeadScores", "HeadScoresTable", "HeadSet"]
+
+PAPER_SHARE = 0.05
+"""The paper's share of all heads of a model that count as its retrieval heads."""
+_IN_FILES = ("scores", "n_layers", "n_heads", "tasks", "context_length", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +99,34 @@ class HeadSet:
     ) -> HeadSet:
         """The best heads by detection score (definition 3 of the paper).
 
-        ``share`` is of *all* heads of the model, rounded up: ``ceil(share * n_layers * n_heads)``, 5 % by
-        default; ``count`` gives the number itself. No head deeper than ``max_layer`` is taken, so that a
-        forward pass can stop there. Heads without a valid score are never taken, nor those in ``exclude``.
-        Equal scores go by layer, then head.
+        ``share`` is of *all* heads of the model, rounded up: ``ceil(share * n_layers * n_heads)``, 5 % by default;
+        ``count`` gives the number itself. No head deeper than ``max_layer`` is taken, so that a forward pass can stop
+        there. Heads without a valid score are never taken, nor those in ``exclude``. Equal scores go by layer, then
+        head.
 
         Raises:
             HeadSetError: fewer heads can be selected than are asked for.
         """
-        heads = best_heads(scores, share, count, max_layer, exclude)
+        total = scores.n_layers * scores.n_heads
+        if share is not None and count is not None:
+            raise HeadSetError(f"Give share or count, not both; got share={share} and count={count}.")
+        share = PAPER_SHARE if share is None else share
+        if not 0.0 < share <= 1.0:
+            raise HeadSetError(f"A share of heads lies above 0 and is at most 1, got {share}. 5 % is 0.05.")
+        wanted = math.ceil(share * total - 1e-9) if count is None else count  # 7 % of 100 is 7, though 0.07 * 100 > 7
+        mask = scores.selectable(max_layer)  # (layers, heads)
+        for head in exclude:
+            mask[head] = False
+        eligible = int(mask.sum())
+        if not 1 <= wanted <= eligible:
+            limit, advice = ("", "") if max_layer is None else (f" up to layer {max_layer}", ", or raise max_layer")
+            raise HeadSetError(
+                f"{wanted} heads asked of {scores.model_id}; {eligible} of its {total} heads have a valid score in a "
+                f"selectable layer{limit}. Ask for 1 to {eligible}{advice}."
+            )
+        worst_last = np.where(mask, -scores.values, np.inf).ravel()
+        order = np.argsort(worst_last, kind="stable")[:wanted]  # ties: layer, then head
+        heads = tuple(HeadId(*divmod(int(i), scores.n_heads)) for i in order)
         return cls(
             heads,
             scores=tuple(scores[head] for head in heads),
@@ -138,12 +160,14 @@ class HeadSet:
                 best[head] = max(best.get(head, -math.inf), value)
         heads = tuple(sorted(best, key=lambda head: (-best[head], head)))
         lengths = {one.context_length for one in sets}
+        known: dict[str, Any] = {
+            name: next((value for one in sets if (value := getattr(one, name)) is not None), None)
+            for name in ("model_id", "n_layers", "n_heads")
+        }
         return cls(
             heads,
             scores=tuple(best[head] for head in heads) if scored else None,
-            model_id=next((one.model_id for one in sets if one.model_id is not None), None),
-            n_layers=next((one.n_layers for one in sets if one.n_layers is not None), None),
-            n_heads=next((one.n_heads for one in sets if one.n_heads is not None), None),
+            **known,
             tasks=tuple(dict.fromkeys(task for one in sets for task in one.tasks)),
             context_length=lengths.pop() if len(lengths) == 1 else None,
             source="; ".join(dict.fromkeys(one.source for one in sets if one.source)),
@@ -162,19 +186,17 @@ class HeadSet:
     ) -> HeadSet:
         """The union of the tasks' best heads at one context length, as the paper forms its retrieval set.
 
-        All tasks of the table and its longest context by default. ``share``, ``count`` and ``max_layer`` hold
-        for each task (see :meth:`top`), so the union is larger. A head whose score is impossible under any
-        condition of the table (``table.invalid_heads``) is left out everywhere: its other scores come from
-        the same arithmetic.
+        All tasks of the table and its longest context by default. ``share``, ``count`` and ``max_layer`` hold for each
+        task (see :meth:`top`), so the union is larger. A head whose score is impossible under any condition of the
+        table (``table.invalid_heads``) is left out everywhere: its other scores come from the same arithmetic.
 
         Raises:
             HeadSetError: a condition that the table lacks, or too few heads to select from.
         """
         length = max(table.context_lengths) if context_length is None else context_length
-        chosen = table.tasks if tasks is None else tuple(tasks)
-        suspects = table.invalid_heads
+        scores = [table.at(task, length) for task in (table.tasks if tasks is None else tasks)]
         return cls.union(
-            [cls.top(table.at(task, length), share, count, max_layer=max_layer, exclude=suspects) for task in chosen]
+            [cls.top(one, share, count, max_layer=max_layer, exclude=table.invalid_heads) for one in scores]
         )
 
     @classmethod
@@ -186,9 +208,10 @@ class HeadSet:
             HeadSetError: heads or scores that are impossible.
         """
         path = Path(path)
-        content = formats.read_set(path)
+        content = formats.read_as(path, formats.SET_FORMATS, "head set")
         try:
-            return cls(tuple(map(HeadId.parse, content.heads)), **content.details())
+            heads = tuple(map(HeadId.parse, content.heads))
+            return cls(heads, model_id=content.model, **content.model_dump(include={*_IN_FILES}))
         except HeadSetError as error:
             raise HeadSetError(f"{path}: {error}") from error
 
@@ -198,18 +221,9 @@ class HeadSet:
         Raises:
             DataError: the folder is missing or can't be written.
         """
-        content = formats.SetFile(
-            format="mmrh-head-set",
-            version=1,
-            heads=[str(head) for head in self.heads],
-            scores=None if self.scores is None else list(self.scores),
-            model=self.model_id,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            tasks=list(self.tasks),
-            context_length=self.context_length,
-            source=self.source,
-        )
+        details: dict[str, Any] = {name: getattr(self, name) for name in _IN_FILES}
+        heads = tuple(map(str, self.heads))
+        content = formats.SetFile(format="mmrh-head-set", version=1, heads=heads, model=self.model_id, **details)
         files.write_json(Path(path), content, indent=None)
 
     def __len__(self) -> int:
@@ -235,10 +249,8 @@ class HeadSet:
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
         """Layer -> its heads in the set, both ascending."""
-        layers: dict[int, list[int]] = {}
-        for head in sorted(self.heads):
-            layers.setdefault(head.layer, []).append(head.head)
-        return {layer: tuple(heads) for layer, heads in layers.items()}
+        layers = itertools.groupby(sorted(self.heads), key=lambda head: head.layer)
+        return {layer: tuple(head.head for head in heads) for layer, heads in layers}
 
     def up_to_layer(self, max_layer: int) -> HeadSet:
         """The heads of this set in layers up to and including ``max_layer``; the set only shrinks.
@@ -278,8 +290,8 @@ class HeadSet:
     ) -> None:
         """Check that a model has these heads, and that they may be recorded.
 
-        ``selectable_layers`` are the layers with global attention, ``None`` for all. ``model_id``, if given,
-        must name the model of the set or a copy of it (see :func:`~mmrh_retriever.heads.model_names.same_model`).
+        ``selectable_layers`` are the layers with global attention, ``None`` for all. ``model_id``, if given, must name
+        the model of the set or a copy of it (see :func:`same_model`).
 
         Raises:
             HeadSetError: another model, or heads that do not fit; the message names them.
@@ -314,17 +326,13 @@ class HeadSet:
     ) -> HeadSet:
         """As many random heads of the same model: the control of the paper's masking experiments.
 
-        Args:
-            n: how many; as many as this set has by default.
-            seed: the same seed draws the same heads.
-            layers: only heads of these layers; all by default.
-            disjoint: draw none of this set's own heads.
+        ``n`` heads, as many as this set has by default, from ``layers``, all by default, and with ``disjoint`` none
+        of this set's own. The same ``seed`` draws the same heads.
 
         Raises:
             HeadSetError: the set does not know its model's size, or too few heads are left to draw from.
         """
-        drawn = random_heads(self._pool(layers, disjoint), {None: len(self) if n is None else n}, seed)
-        return replace(self, heads=drawn, scores=None, source=f"random control, seed {seed}")
+        return self._drawn({None: len(self) if n is None else n}, seed, layers, disjoint)
 
     def random_same_layers(self, seed: int = 0, *, disjoint: bool = True) -> HeadSet:
         """Random heads with as many in each layer as this set has: a control for depth.
@@ -333,16 +341,25 @@ class HeadSet:
             HeadSetError: as :meth:`random_like`. A layer has too few others if more than half of its heads are
                 in this set; pass ``disjoint=False`` then.
         """
-        wanted: dict[int | None, int] = {layer: len(heads) for layer, heads in self.by_layer().items()}
-        drawn = random_heads(self._pool(None, disjoint), wanted, seed)
-        return replace(self, heads=drawn, scores=None, source=f"random control, seed {seed}")
+        return self._drawn({layer: len(heads) for layer, heads in self.by_layer().items()}, seed, None, disjoint)
 
-    def _pool(self, layers: Iterable[int] | None, disjoint: bool) -> list[HeadId]:
-        """The heads from which a random control may be drawn."""
+    def _drawn(self, wanted: Mapping[Any, int], seed: int, layers: Iterable[int] | None, disjoint: bool) -> HeadSet:
+        """``wanted[layer]`` random heads of each layer, where ``None`` is any layer, in ascending order."""
         if self.n_layers is None or self.n_heads is None:
             raise HeadSetError("A random control needs the model's size: give the set n_layers and n_heads.")
         own = set(self.heads) if disjoint else set()
-        return [head for head in HeadSet.all_heads(self.n_layers, self.n_heads, layers) if head not in own]
+        pool = [head for head in HeadSet.all_heads(self.n_layers, self.n_heads, layers) if head not in own]
+        random = np.random.default_rng(seed)
+        drawn: list[HeadId] = []
+        for layer, count in wanted.items():
+            left = [head for head in pool if layer in (None, head.layer)]
+            if not 1 <= count <= len(left):
+                raise HeadSetError(
+                    f"{count} random heads asked of {'the model' if layer is None else f'layer {layer}'}, {len(left)} "
+                    f"to draw from. Ask for 1 to {len(left)}, or pass disjoint=False."
+                )
+            drawn += [left[int(i)] for i in random.choice(len(left), size=count, replace=False)]
+        return replace(self, heads=tuple(sorted(drawn)), scores=None, source=f"random control, seed {seed}")
 
     def _check_same_model(self, other: HeadSet, *, names_too: bool = True) -> None:
         mine, others = (self.n_layers, self.n_heads), (other.n_layers, other.n_heads)
@@ -356,36 +373,25 @@ class HeadSet:
 
 
 def _check_range(heads: Iterable[HeadId], n_layers: int | None, n_heads: int | None) -> None:
-    outside = [
-        head
-        for head in heads
-        if min(head) < 0
-        or (n_layers is not None and head.layer >= n_layers)
-        or (n_heads is not None and head.head >= n_heads)
-    ]
+    layers, width = (math.inf if count is None else count for count in (n_layers, n_heads))
+    outside = [head for head in heads if not (0 <= head.layer < layers and 0 <= head.head < width)]
     if outside:
         raise HeadSetError(
-            f"Heads that the model does not have: {listed(outside)}. Expected layers 0 to "
-            f"{'?' if n_layers is None else n_layers - 1} and query heads 0 to "
-            f"{'?' if n_heads is None else n_heads - 1}; use heads detected on this model."
+            f"Heads that the model does not have: {listed(outside)}. Expected layers 0 to {layers - 1} and query heads "
+            f"0 to {width - 1}; use heads detected on this model."
         )
 
 
-def load_head_set(path: str | Path, *, share: float | None = None, max_layer: int | None = None) -> HeadSet:
-    """Heads from a file of either kind: a head set as it is, a scores file by :meth:`HeadSet.of_tasks`.
+def name_words(model_id: str) -> str:
+    """A model id or path for comparison: lower case, words joined and enclosed by ``-``."""
+    return "-" + re.sub(r"[^a-z0-9]+", "-", model_id.lower()).strip("-") + "-"
 
-    ``share`` and ``max_layer`` select from a scores file. From a head set only layers up to ``max_layer`` are kept.
 
-    Raises:
-        DataError: the file can't be read as either.
-        HeadSetError: heads or scores that are impossible, or a limit that leaves none.
+def same_model(one: str, other: str) -> bool:
+    """Whether two ids name one model or copies of it.
+
+    The last part of one id stands, word by word, in the other: ``Qwen/Qwen3-VL-8B-Instruct`` and
+    ``unsloth/Qwen3-VL-8B-Instruct-bnb-4bit``, or a local folder of that name.
     """
-    path = Path(path)
-    what = "head set or file of head scores"
-    declared = files.format_of(files.read_text(path, what=what), where=str(path), what=what)
-    if declared != formats.SET_FORMAT:
-        return HeadSet.of_tasks(HeadScoresTable.load(path), share=share, max_layer=max_layer)
-    if share is not None:
-        raise HeadSetError(f"{path}: holds a head set, from which no share can be taken. Give a scores file.")
-    heads = HeadSet.load(path)
-    return heads if max_layer is None else heads.up_to_layer(max_layer)
+    short_one, short_other = (name_words(name.rstrip("/\\").replace("\\", "/").split("/")[-1]) for name in (one, other))
+    return short_one in name_words(other) or short_other in name_words(one)

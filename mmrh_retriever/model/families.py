@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.heads.published import ModelFacts
 from mmrh_retriever.model import image_tokens
 from mmrh_retriever.model.attention_seam import AttentionSeam
 from mmrh_retriever.model.image_tokens import ImageTokens
@@ -140,6 +141,12 @@ class Backbone:
     def name(self) -> str:
         """The model's id or folder, or its class if it has neither."""
         return str(getattr(self.config, "_name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the choice of heads must know."""
+        size = int(self.text_config.hidden_size)
+        return ModelFacts(self.name, self.config.model_type, self.layers, self.heads, size, self.global_layers)
 
     @property
     def axes(self) -> int:

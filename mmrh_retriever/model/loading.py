@@ -1,9 +1,8 @@
-"""Loading a model, its tokenizer, its image processor and its heads by name, through transformers' own loaders."""
+"""Loading a model, its tokenizer and its image processor by name, through transformers' own loaders."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,19 +21,14 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from mmrh_retriever.errors import DataError, HeadSetError, UnsupportedModelError
-from mmrh_retriever.heads.published import published_head_set, resolve_published
-from mmrh_retriever.heads.sets import HeadScoresTable, HeadSet, load_head_set
-from mmrh_retriever.model.families import Backbone, find_family
-
-logger = logging.getLogger(__name__)
+from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.heads.published import HEADS_FILE as HEADS_FILE
+from mmrh_retriever.model.families import find_family
 
 BUNDLED = "bundled"
 """The name of the small model inside the package."""
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
-HEADS_FILE = "mmrh_heads.json"
-"""A head set beside a local model's weights; ``heads="published"`` takes it before any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,53 +221,3 @@ def default_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, backbone: Backbone) -> HeadSet:
-    """The heads to score with, checked against the model.
-
-    ``"published"`` takes the set beside a local model's weights, else the one published for the model;
-    ``"all"`` every head of every layer that sees the whole context; a path is read as a head set, or as scores
-    of which the best 5 % are taken.
-
-    Raises:
-        HeadSetError: heads of another model, out of range, or none published.
-        DataError: a file that can't be read.
-    """
-    name = backbone.name
-    if isinstance(heads, HeadScoresTable):
-        found = HeadSet.of_tasks(heads)
-    elif isinstance(heads, HeadSet):
-        found = heads
-    elif str(heads) == "all":
-        return HeadSet.all_heads(backbone.layers, backbone.heads, backbone.global_layers, model_id=name)
-    elif str(heads) == "published":
-        found = _published(name, backbone)
-    elif isinstance(heads, (str, Path)):
-        if not Path(heads).is_file():
-            raise DataError(
-                f"heads={str(heads)!r} is neither 'published' nor 'all' nor a file. Give one of these, a HeadSet, or "
-                "the path of a file that `mmrh detect` wrote."
-            )
-        found = load_head_set(heads)
-    else:
-        raise HeadSetError(f"Expected heads as a HeadSet, a path, 'published' or 'all', got {type(heads).__name__}.")
-    found.validate_for(backbone.layers, backbone.heads, backbone.global_layers)
-    return found
-
-
-def _published(name: str, backbone: Backbone) -> HeadSet:
-    """The set beside a local model's weights, else the paper's, united over its four tasks at 128K tokens."""
-    beside = Path(name) / HEADS_FILE
-    if beside.is_file():
-        return HeadSet.load(beside)
-    match = resolve_published(
-        name,
-        model_type=backbone.config.model_type,
-        n_layers=backbone.layers,
-        n_heads=backbone.heads,
-        hidden_size=backbone.text_config.hidden_size,
-    )
-    if not match.exact:
-        logger.warning(match.note)
-    return published_head_set(match.model_id)

@@ -46,16 +46,13 @@ def overlap(one: Box, other: Box) -> Box:
 
 def inside(box: Box, other: Box) -> float:
     """The share of ``box`` that lies in ``other``."""
-    shared = overlap(box, other)
-    if shared[2] <= shared[0] or shared[3] <= shared[1]:
-        return 0.0
-    return area(shared) / max(area(box), 1e-9)
+    return area(overlap(box, other)) / max(area(box), 1e-9)
 
 
 def clip(box: Box, size: tuple[float, float]) -> Box | None:
     """The part of a box that lies on a page of ``size`` (width, height), or ``None`` if nothing does."""
     part = overlap(box, (0.0, 0.0, *size))
-    return part if part[2] > part[0] and part[3] > part[1] else None
+    return part if area(part) > 0 else None
 
 
 def grown(box: Box, by: float) -> Box:
@@ -79,16 +76,12 @@ def clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
     cell = max(gap / 2, 1.0)
     x0, y0, x1, y1 = union(boxes)
     mask: Mask = np.zeros((int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3), dtype=bool)
-    corners = []  # of each box on the mask: (row, column) at the top left
-    for box in boxes:
-        left, top = int((box[0] - x0) / cell), int((box[1] - y0) / cell)
-        right, bottom = int((box[2] - x0) / cell) + 2, int((box[3] - y0) / cell) + 2
-        mask[top : bottom + 1, left : right + 1] = True
-        corners.append((top, left))
-    labels = label(mask)
+    corners = ((np.asarray(boxes) - (x0, y0, x0, y0)) / cell).astype(int)  # (boxes, 4) on the mask
+    for left, top, right, bottom in corners:
+        mask[top : bottom + 3, left : right + 3] = True
     groups: dict[int, list[int]] = {}
-    for index, corner in enumerate(corners):
-        groups.setdefault(int(labels[corner]), []).append(index)
+    for index, name in enumerate(label(mask)[corners[:, 1], corners[:, 0]]):
+        groups.setdefault(int(name), []).append(index)
     return list(groups.values())
 
 

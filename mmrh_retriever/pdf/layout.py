@@ -6,12 +6,14 @@ its ink (:func:`image_regions`).
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
+import math
 import re
+import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pymupdf
@@ -39,14 +41,19 @@ _TABLE_OPTIONS = (
 )
 
 
+Blocks = Sequence[TextBlock]
+BoxList = Sequence[Box]
+Size = tuple[float, float]
+
+
 @dataclass(slots=True)
 class _Found:
     box: Box
     kind: str
-    blocks: list[TextBlock]
+    blocks: list[TextBlock] = field(default_factory=list)
 
 
-def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Region, ...]:
+def layout_regions(page: pymupdf.Page, blocks: Blocks) -> tuple[Region, ...]:
     """The layout of a PDF page whose text blocks are known.
 
     Boxes are in points of the displayed (rotated, cropped) page and lie within it. Kinds are ``text``,
@@ -59,69 +66,49 @@ def layout_regions(page: pymupdf.Page, blocks: Sequence[TextBlock]) -> tuple[Reg
     covered = max((area(box) for box in images), default=0.0) / (size[0] * size[1])
     if characters == 0 or (characters < _SCAN_CHARACTERS and covered > 0.5):
         return image_regions(_picture(page), size=size)
-    gridded = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else []
-    gridded += _aligned_tables(blocks, [box for box, _ in gridded])
-    cells = dict(gridded)
+    cells = _ruled_tables(page, blocks, size) if len(drawings) <= _MOST_DRAWINGS else {}
+    cells |= _aligned_tables(blocks, list(cells))
     tables = without_nested(list(cells))
     figures = _figures(images, drawings, blocks, tables, size)
     if any(area(box) >= _BACKGROUND * size[0] * size[1] for box in images):
         figures += _pictures_in_background(page, blocks, [*tables, *(figure.box for figure in figures)], size)
     found = figures + [
-        _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table", []) for box in tables
+        _Found(box, "figure" if _is_picture(box, cells[box], images, drawings) else "table") for box in tables
     ]
-    rest = []
+    rest: list[TextBlock] = []
+    sizes: Counter[float] = Counter()
     for block in blocks:
-        owner = next((f for f in found if inside(block.box, f.box) > _INSIDE), None)
-        if owner is not None:
-            owner.blocks.append(block)
-        else:
-            rest.append(block)
-    body = _body_size(blocks)
+        owner = next((item for item in found if inside(block.box, item.box) > _INSIDE), None)
+        (rest if owner is None else owner.blocks).append(block)
+        sizes[block.font_size] += len(block.text)
+    body = sizes.most_common(1)[0][0]  # most of the page's text has this size
     for group in _paragraphs([part for block in rest for part in _split_at_gaps(block)]):
         kind = "title" if _is_title(group, body) else "text"
         found.append(_Found(union(block.box for block in group), kind, list(group)))
     return _as_regions(found, size)
 
 
-def image_regions(image: Image.Image, *, size: tuple[float, float] | None = None) -> tuple[Region, ...]:
-    """The layout of a page that is only a picture, from its ink.
+def image_regions(image: Image.Image, *, size: Size | None = None) -> tuple[Region, ...]:
+    """The layout of a page that is only a picture, from its ink: regions in reading order and without text.
 
-    Args:
-        image: The page.
-        size: Width and height of the page in the units in which the boxes are wanted; the image's pixels by
-            default.
-
-    Returns:
-        Regions of the kinds ``text``, ``title``, ``table``, ``image`` and ``figure``, in reading order and
-        without text.
+    ``size`` is the page's width and height in the units in which the boxes are wanted, pixels by default.
     """
     size = size or (float(image.width), float(image.height))
-    found = [_Found(box, kind, []) for box, kind in inked_boxes(image, size)]
-    return _as_regions(found, size)
+    return _as_regions([_Found(box, kind) for box, kind in inked_boxes(image, size)], size)
 
 
-def _as_regions(found: Sequence[_Found], size: tuple[float, float]) -> tuple[Region, ...]:
-    kept = []
-    for item in found:
-        box = clip(item.box, size)
-        if box is not None and min(box[2] - box[0], box[3] - box[1]) >= 3.0:
-            kept.append(_Found(box, item.kind, item.blocks))
-    stand_ins = [TextBlock(item.box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for item in kept]
-    return tuple(Region(kept[i].box, kept[i].kind, page_text(kept[i].blocks) or None) for i in reading_order(stand_ins))
+def _as_regions(found: Sequence[_Found], size: Size) -> tuple[Region, ...]:
+    boxes = [(clip(item.box, size), item) for item in found]
+    kept = [(box, item) for box, item in boxes if box and min(box[2] - box[0], box[3] - box[1]) >= 3.0]
+    stand_ins = [TextBlock(box, (), "", 8.0, bold=False, upright=True, characters_per_line=99.0) for box, _ in kept]
+    ordered = [kept[i] for i in reading_order(stand_ins)]
+    return tuple(Region(box, item.kind, page_text(item.blocks) or None) for box, item in ordered)
 
 
 # Text
 
 
-def _body_size(blocks: Sequence[TextBlock]) -> float:
-    """The font size in which most of the page's text stands."""
-    sizes: dict[float, int] = {}
-    for block in blocks:
-        sizes[block.font_size] = sizes.get(block.font_size, 0) + len(block.text)
-    return max(sizes, key=lambda size: sizes[size], default=0.0)
-
-
-def _is_title(group: Sequence[TextBlock], body: float) -> bool:
+def _is_title(group: Blocks, body: float) -> bool:
     text = " ".join(block.text for block in group)
     letters = sum(character.isalpha() for character in text)
     if not 3 <= letters <= 150 or text.count("\n") > 2:
@@ -138,21 +125,19 @@ def _split_at_gaps(block: TextBlock) -> list[TextBlock]:
     gaps = [below[1] - above[3] for above, below in itertools.pairwise(rows)]
     if not gaps:
         return [block]
-    limit = sorted(gaps)[(len(gaps) - 1) // 2] + 0.4 * block.font_size
+    limit = statistics.median_low(gaps) + 0.4 * block.font_size
     cuts = [below[1] for gap, below in zip(gaps, rows[1:], strict=True) if gap > limit]
     parts: list[list[tuple[Box, str]]] = [[] for _ in range(len(cuts) + 1)]
     for box, text in block.lines:
         parts[sum((box[1] + box[3]) / 2 > cut for cut in cuts)].append((box, text))
     return [
-        dataclasses.replace(
-            block, box=union(box for box, _ in part), lines=tuple(part), text="\n".join(join_rows(part))
-        )
+        replace(block, box=union(box for box, _ in part), lines=tuple(part), text="\n".join(join_rows(part)))
         for part in parts
         if part
     ]
 
 
-def _paragraphs(blocks: Sequence[TextBlock]) -> list[list[TextBlock]]:
+def _paragraphs(blocks: Blocks) -> list[list[TextBlock]]:
     """Blocks in reading order, joined where one continues the other: same look, same column, no gap."""
     groups: list[list[TextBlock]] = []
     for block in blocks:
@@ -175,15 +160,14 @@ def _goes_on(last: TextBlock, block: TextBlock) -> bool:
 # Tables
 
 
-def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[float, float]) -> list[tuple[Box, int]]:
+def _ruled_tables(page: pymupdf.Page, blocks: Blocks, size: Size) -> dict[Box, int]:
     """Tables with drawn lines, as MuPDF finds them, without mere frames; each with its number of cells."""
     if hasattr(pymupdf, "no_recommend_layout"):
         pymupdf.no_recommend_layout()  # or an advertisement is printed
     turn, rotation = pymupdf.Matrix(page.rotation_matrix), page.rotation
-    centres = np.asarray(
-        [((x0 + x1) / 2, (y0 + y1) / 2) for block in blocks for (x0, y0, x1, y1), _ in block.lines]
-    ).reshape(-1, 2)
-    boxes = []
+    lines = np.asarray([box for block in blocks for box, _ in block.lines])  # (lines, 4)
+    centres = (lines[:, :2] + lines[:, 2:]) / 2
+    tables: dict[Box, int] = {}
     page.set_rotation(0)  # MuPDF's own way with turned pages rewrites their content
     try:
         for table in page.find_tables(**_TABLE_OPTIONS).tables:
@@ -193,20 +177,20 @@ def _ruled_tables(page: pymupdf.Page, blocks: Sequence[TextBlock], size: tuple[f
             cells = np.asarray([turned(cell, turn) for cell in table.cells if cell is not None])  # (cells, 4)
             within = ((centres[:, None] >= cells[None, :, :2]) & (centres[:, None] <= cells[None, :, 2:])).all(-1)
             if within.any(0).mean() >= 0.4 and within.any(0).sum() >= 4:
-                boxes.append((box, len(cells)))
+                tables[box] = len(cells)
     finally:
         page.set_rotation(rotation)
-    return boxes
+    return tables
 
 
-def _is_picture(box: Box, cells: int, images: Sequence[Box], drawings: Sequence[Box]) -> bool:
+def _is_picture(box: Box, cells: int, images: BoxList, drawings: BoxList) -> bool:
     """Whether so much is drawn in what looks like a table that it must be a map or a chart."""
     pictured = sum(area(image) for image in images if inside(image, box) > 0.5)
     strokes = sum(inside(drawing, box) > 0.5 for drawing in drawings)
     return pictured > 0.3 * area(box) or strokes > _MOST_STROKES * cells
 
 
-def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[tuple[Box, int]]:
+def _aligned_tables(blocks: Blocks, known: BoxList) -> dict[Box, int]:
     """Tables without drawn lines: short texts that stand in rows and columns; each with its number of cells."""
     cells = [
         (box, re.search(r"\d", text) is not None)
@@ -215,7 +199,7 @@ def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[t
         for box, text in block.lines
         if len(text) <= 40
     ]
-    tables = []
+    tables: dict[Box, int] = {}
     for group in clusters([(x0 - _CELL_GAP / 2, y0, x1 + _CELL_GAP / 2, y1) for (x0, y0, x1, y1), _ in cells], 10.0):
         members = [cells[i][0] for i in group]
         figures = sum(cells[i][1] for i in group) / len(group)
@@ -225,18 +209,18 @@ def _aligned_tables(blocks: Sequence[TextBlock], known: Sequence[Box]) -> list[t
         filled = sum(map(len, rows)) / max(1, len(rows) * len(columns))
         shaped = len(wide) >= 3 and len(wide) >= 0.5 * len(rows) and filled >= 0.5
         if shaped and len(columns) >= 2 and (figures >= 0.25 or len(columns) >= 4):
-            tables.append((union(members), len(members)))
+            tables[union(members)] = len(members)
     return tables
 
 
-def _lanes(boxes: Sequence[Box], axis: int) -> list[list[Box]]:
+def _lanes(boxes: BoxList, axis: int) -> list[list[Box]]:
     """Boxes grouped into rows (``axis`` 1) or columns (``axis`` 0) that do not overlap each other."""
     lanes: list[list[Box]] = []
-    end = float("-inf")
+    end = -math.inf
     for box in sorted(boxes, key=lambda box: box[axis]):
-        if not lanes or box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
+        if box[axis] > end - 0.35 * (box[axis + 2] - box[axis]):
             lanes.append([])
-            end = float("-inf")
+            end = -math.inf
         lanes[-1].append(box)
         end = max(end, box[axis + 2])
     return lanes
@@ -245,7 +229,7 @@ def _lanes(boxes: Sequence[Box], axis: int) -> list[list[Box]]:
 # Figures
 
 
-def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], list[Box]]:
+def _drawn(page: pymupdf.Page, size: Size) -> tuple[list[Box], list[Box]]:
     """Boxes of the images and of the vector drawings on the page."""
     turn = pymupdf.Matrix(page.rotation_matrix)
     images: list[Box] = []
@@ -257,13 +241,7 @@ def _drawn(page: pymupdf.Page, size: tuple[float, float]) -> tuple[list[Box], li
     return images, drawings
 
 
-def _figures(
-    images: Sequence[Box],
-    drawings: Sequence[Box],
-    blocks: Sequence[TextBlock],
-    tables: Sequence[Box],
-    size: tuple[float, float],
-) -> list[_Found]:
+def _figures(images: BoxList, drawings: BoxList, blocks: Blocks, tables: BoxList, size: Size) -> list[_Found]:
     whole = size[0] * size[1]
     items = [
         box
@@ -282,21 +260,22 @@ def _figures(
             continue  # a frame or background of running text
         shown = sum(area(member) for member in members if member in pictures)
         written = sum(area(block.box) for block in within)
+        panel = not shown and len(members) <= _PANEL_ITEMS and area(box) < 0.5 * whole
         if shown > 0.5 * area(box):
-            kind = "image"
-        elif (
-            not shown and len(members) <= _PANEL_ITEMS and area(box) < 0.5 * whole and written > _PANEL_TEXT * area(box)
-        ):
-            kind = "text"
+            figures.append(_Found(box, "image"))
+        elif panel and written > _PANEL_TEXT * area(box):
+            figures.append(_Found(box, "text"))
         else:
-            kind = "figure"
-            box = _with_labels(box, blocks)
-        figures.append(_Found(box, kind, []))
-    kept = set(without_nested([figure.box for figure in figures]))
-    return [figure for figure in figures if figure.box in kept]
+            figures.append(_Found(_with_labels(box, blocks), "figure"))
+    return _outermost(figures)
 
 
-def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
+def _outermost(found: Sequence[_Found]) -> list[_Found]:
+    kept = set(without_nested([item.box for item in found]))
+    return [item for item in found if item.box in kept]
+
+
+def _drawn_groups(items: BoxList, whole: float) -> list[list[Box]]:
     """Groups of drawn things that stand near each other; backgrounds of most of the page do not join others."""
     groups = []
     for group in clusters(items, _NEAR):
@@ -312,11 +291,11 @@ def _drawn_groups(items: Sequence[Box], whole: float) -> list[list[Box]]:
 
 def _is_prose(block: TextBlock) -> bool:
     """Whether a block is running text, not a label or the cells of a row."""
-    lines = max(1, len(block.lines))
-    return len(block.text) > 25 * lines or (len(block.text) > 80 and len(block.text) > 15 * lines)
+    lines = len(block.lines)
+    return len(block.text) > min(25 * lines, max(80, 15 * lines))
 
 
-def _with_labels(box: Box, blocks: Sequence[TextBlock]) -> Box:
+def _with_labels(box: Box, blocks: Blocks) -> Box:
     """A figure's box, widened to the short texts right beside it, such as marks of an axis and names of bars."""
     for _ in range(2):
         near = grown(box, _LABEL_DISTANCE)
@@ -334,23 +313,19 @@ def _picture(page: pymupdf.Page) -> Image.Image:
     return Image.frombytes("L", (drawn.width, drawn.height), drawn.samples)
 
 
-def _pictures_in_background(
-    page: pymupdf.Page, blocks: Sequence[TextBlock], known: Sequence[Box], size: tuple[float, float]
-) -> list[_Found]:
+def _pictures_in_background(page: pymupdf.Page, blocks: Blocks, known: BoxList, size: Size) -> list[_Found]:
     """Pictures within an image under the whole page, apart from what is known to stand on it."""
     picture = _picture(page)
     scale = (picture.width / size[0], picture.height / size[1])
     ink = ink_of(picture)
     for box in (*known, *(block.box for block in blocks)):
         x0, y0, x1, y1 = grown(box, 3.0)
-        ink[
-            max(0, int(y0 * scale[1])) : int(y1 * scale[1]) + 1, max(0, int(x0 * scale[0])) : int(x1 * scale[0]) + 1
-        ] = False
+        left, top = max(0, int(x0 * scale[0])), max(0, int(y0 * scale[1]))
+        ink[top : int(y1 * scale[1]) + 1, left : int(x1 * scale[0]) + 1] = False
     found = []
     for box in extents(label(spread(ink, right=12, down=12))):
         there = (box[0] / scale[0], box[1] / scale[1], box[2] / scale[0], box[3] / scale[1])
         prose = any(inside(block.box, there) > _INSIDE and _is_prose(block) for block in blocks)
         if min(there[2] - there[0], there[3] - there[1]) >= _SMALLEST_FIGURE and not prose:
-            found.append(_Found(there, "image", []))
-    kept = set(without_nested([item.box for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]]))
-    return [item for item in found if item.box in kept]
+            found.append(_Found(there, "image"))
+    return _outermost([item for item in found if area(item.box) < _BACKGROUND * size[0] * size[1]])

@@ -6,7 +6,6 @@ MuPDF is not thread-safe, so whoever uses a page holds the lock (:func:`open_pag
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -111,15 +110,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Document]:
-    """The open document, with MuPDF to ourselves and its messages kept off the terminal.
-
-    Args:
-        file: the file.
-        page: the 0-based index of the page it is opened for, for messages.
-
-    Raises:
-        PageError: the file is gone, changed, encrypted, cut short or not readable.
-    """
+    """The open document, with MuPDF to ourselves and its messages kept off the terminal; for ``page``, if given."""
     with _LOCK:
         tools = pymupdf.TOOLS
         shown = tools.mupdf_display_errors(), tools.mupdf_display_warnings()
@@ -135,30 +126,32 @@ def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Do
 
 @contextlib.contextmanager
 def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[str]]]:
-    """A page, and a list that holds MuPDF's messages about it once the context is left.
-
-    Raises:
-        PageError: as :func:`open_document`; or the page can't be read, or is damaged and the file ``strict``.
-    """
+    """A page, and a list that holds MuPDF's messages about it once the context is left."""
     advice = "Repair the file (mutool clean, or print it to a new PDF), or leave the page out with pages=."
     messages: list[str] = []
     with open_document(file, index) as document:
         pymupdf.TOOLS.reset_mupdf_warnings()
-        try:
+        with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        except PageError:
-            raise
-        except _MUPDF_ERRORS as error:
-            raise file.error(f"can't be read ({_described(error)}). {advice}", index) from error
-        lines = dict.fromkeys(
-            line for line in pymupdf.TOOLS.mupdf_warnings().splitlines() if not line.startswith("... repeated")
-        )
-    messages.extend(itertools.islice(lines, _SHOWN_MESSAGES))
+        lines = list(dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines()))
+    lines = [line for line in lines if not line.startswith("... repeated")]
+    messages += lines[:_SHOWN_MESSAGES]
     damage = [line for line in lines if _means_damage(line)]
     if damage and file.strict:
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index
         )
+
+
+@contextlib.contextmanager
+def _page_errors(file: PdfFile, advice: str, page: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except PageError:
+        raise
+    except _MUPDF_ERRORS as error:
+        described = f"{type(error).__name__}: {error}".rstrip(".")
+        raise file.error(f"can't be read as a PDF ({described}). {advice}", page) from error
 
 
 def close_documents() -> None:
@@ -170,29 +163,20 @@ def close_documents() -> None:
 
 
 def stamp_of(file: PdfFile, page: int | None = None) -> tuple[int, int, int] | None:
-    """A file's change time, size and inode as they are now; ``None`` for bytes.
-
-    Raises:
-        PageError: the file is gone or can't be looked at.
-    """
+    """A file's change time, size and inode as they are now; ``None`` for bytes."""
     if file.path is None:
         return None
     try:
         status = file.path.stat()
-    except FileNotFoundError as error:
-        raise PageError(f"{file.path}: no such file. Check the path.", source=file.source, page=page) from error
     except OSError as error:
-        raise file.error(f"can't be opened: {error.strerror}. Check its permissions.", page) from error
+        problem = f"{file.path}: {(error.strerror or str(error)).lower()}. Check the path and its permissions."
+        raise PageError(problem, source=file.source, page=page) from error
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _document(file: PdfFile, page: int | None) -> pymupdf.Document:
     if stamp_of(file, page) != file.stamp:
-        raise PageError(
-            f"{file.path} has changed on disk since its pages were read. Read it again.",
-            source=file.source,
-            page=page,
-        )
+        raise file.error("has changed on disk since its pages were read. Read it again.", page)
     document = _OPEN.get(id(file))
     if document is None:
         document = _opened(file)
@@ -208,8 +192,7 @@ def _forget(key: int) -> None:
     """The last page of a file is gone: close the file, unless MuPDF is busy (then it is pushed out later)."""
     if _LOCK.acquire(blocking=False):
         try:
-            document = _OPEN.pop(key, None)
-            if document is not None:
+            if (document := _OPEN.pop(key, None)) is not None:
                 document.close()
         finally:
             _LOCK.release()
@@ -217,15 +200,10 @@ def _forget(key: int) -> None:
 
 def _opened(file: PdfFile) -> pymupdf.Document:
     pymupdf.TOOLS.reset_mupdf_warnings()
-    with contextlib.ExitStack() as closing:
-        try:
-            document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
-            closing.callback(document.close)
-            _check_document(document, file)
-        except PageError:
-            raise
-        except _MUPDF_ERRORS as error:
-            raise file.error(f"can't be read as a PDF ({_described(error)}). Download or save it again.") from error
+    with contextlib.ExitStack() as closing, _page_errors(file, "Download or save it again."):
+        document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
+        closing.callback(document.close)
+        _check_document(document, file)
         closing.pop_all()
     return document
 
@@ -235,15 +213,11 @@ def _check_document(document: pymupdf.Document, file: PdfFile) -> None:
         if file.password is None:
             raise file.error("is encrypted. Give its password: read_pdf(..., password=...).")
         if not document.authenticate(file.password):
-            raise file.error(
-                "is encrypted, and the password given does not open it. Expected its user or owner password."
-            )
+            raise file.error("is encrypted, and the password does not open it. Expected its user or owner password.")
     if document.page_count < 1:
         raise file.error("has no pages. Expected at least one; save it again from its source.")
     if file.strict and document.is_repaired and not _has_end_mark(file):
-        raise file.error(
-            "is cut short: its end is missing. Download it again, or read what is there with strict=False."
-        )
+        raise file.error("is cut short: its end is missing. Download it again, or read the rest with strict=False.")
 
 
 def _has_end_mark(file: PdfFile) -> bool:
@@ -256,7 +230,3 @@ def _has_end_mark(file: PdfFile) -> bool:
 
 def _means_damage(message: str) -> bool:
     return _DAMAGE.search(message) is not None and _HARMLESS.search(message) is None
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(".")

@@ -7,7 +7,6 @@ Reading a file opens it, takes every page's text, size and label, and gives page
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import re
@@ -15,10 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.images import MAX_ASPECT_RATIO
+from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
 from mmrh_retriever.pdf.layout import layout_regions
 from mmrh_retriever.pdf.mupdf import PdfFile, PdfPageImage, open_document, open_page, stamp_of
 from mmrh_retriever.pdf.text import page_text, text_blocks
@@ -50,41 +47,34 @@ def read_pdf(
 
     Args:
         source: A path, or the bytes of a PDF.
-        pages: Which pages, each once, in the order first named: 0-based indices as an iterable of ``int``, or
-            a string as people write it, counting from 1: ``"1-3,7"``, ``"12-"`` to the end. All by default.
+        pages: Which pages, each once, in the order first named: 0-based indices, or a string as people write it,
+            counting from 1: ``"1-3,7"``, ``"12-"`` to the end. All by default.
         password: For encrypted files.
-        max_pixels: The pixel budget of a page: its image has at most this many pixels, and close to it, but
-            never more than 300 dpi.
+        max_pixels: An image has at most this many pixels, and close to it, but never more than 300 dpi.
         dpi: Draw at this resolution instead. Over ``MAX_RENDERED_PIXELS`` it is lowered.
         layout: Find text blocks, titles, tables, images and figures, and give them as ``Page.regions``.
         doc_id: The pages' ``doc_id``; the file's name by default, ``None`` for bytes.
-        strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's
-            messages then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
+        strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's messages
+            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
 
     Returns:
-        The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label,
-        ``size`` the width and height in points as displayed (rotated, cropped). ``metadata`` is ready for
-        JSON: ``path`` (absolute, for files), ``total_pages``, ``rotation`` in degrees, and, where there are
-        any, ``title`` and ``warnings``.
+        The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
+        the width and height in points as displayed (rotated, cropped). ``metadata`` is ready for JSON: ``path``
+        (absolute, for files), ``total_pages``, ``rotation`` in degrees, and, where there are any, ``title`` and
+        ``warnings``.
 
     Raises:
-        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too
-            small or too long to read.
+        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small or
+            too long to read.
         ValueError: ``max_pixels`` or ``dpi`` is not positive.
         TypeError: ``source`` or ``pages`` is of another type.
     """
     return list(
         iter_pdf(
-            source,
-            pages=pages,
-            password=password,
-            max_pixels=max_pixels,
-            dpi=dpi,
-            layout=layout,
-            doc_id=doc_id,
+            source, pages=pages, password=password, max_pixels=max_pixels, dpi=dpi, layout=layout, doc_id=doc_id,
             strict=strict,
         )
-    )
+    )  # fmt: skip
 
 
 def iter_pdf(
@@ -114,15 +104,20 @@ def iter_pdf(
     if doc_id is None and file.path is not None:
         doc_id = file.path.name
     shared: dict[str, Any] = {"path": str(file.path)} if file.path is not None else {}
-    shared["total_pages"] = total
-    if title:
-        shared["title"] = title
+    shared |= {"total_pages": total} | ({"title": title} if title else {})
 
-    def stream() -> Iterator[Page]:
-        for index in chosen:
-            yield _read_page(file, index, max_pixels, dpi, layout, doc_id, shared)
+    def read(index: int) -> Page:
+        with open_page(file, index) as (page, warnings):
+            size = (float(page.rect.width), float(page.rect.height))
+            _check_size(size, file, index)
+            blocks = text_blocks(page)
+            label, rotation = page.get_label() or None, int(page.rotation)
+            regions = layout_regions(page, blocks) if layout else ()
+        metadata = {**shared, "rotation": rotation} | ({"warnings": warnings} if warnings else {})
+        image = PdfPageImage(file, index, *_pixel_size(size, max_pixels, dpi))
+        return Page(image, page_text(blocks) or None, doc_id, index, size, label, regions, metadata)
 
-    return stream()
+    return map(read, chosen)
 
 
 def parse_page_range(text: str, *, total: int) -> list[int]:
@@ -134,25 +129,15 @@ def parse_page_range(text: str, *, total: int) -> list[int]:
     indices: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?)?\s*", part, re.ASCII)
-        problem = None
-        if match is None:
-            problem = "is not a page range"
-        else:
-            first = int(match[1])
-            last = int(match[3]) if match[3] else total if match[2] else first
-            if first < 1 or max(first, last) > total:
-                problem = f"names a page that is not there: there are {total}, counted from 1"
-            elif last < first:
-                problem = "runs backwards"
-        if problem:
+        first = int(match[1]) if match else 0
+        last = int(match[3] or total) if match and match[2] else first
+        if not 1 <= first <= last <= total:
             raise PageError(
-                f"pages={text!r} {problem}. Expected numbers and ranges between 1 and {total}, such as '1-3,7'."
+                f"pages={text!r} names no pages of this document at {part!r}. Expected numbers and ranges between 1 "
+                f"and {total}, such as '1-3,7'."
             )
         indices.update(dict.fromkeys(range(first - 1, last)))
     return list(indices)
-
-
-# Files
 
 
 def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool) -> PdfFile:
@@ -181,11 +166,10 @@ def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id
 
 def _what_it_is(beginning: bytes, source: str | os.PathLike[str] | bytes) -> str:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source)) as image:
-            kind = image.format
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with open_image(source if isinstance(source, bytes) else Path(source)) as image:
+            return f"is a {image.format} image, not a PDF. Give it as Page(image=...)."
+    except PageError:
         return f"is not a PDF: it has no %PDF mark and begins with {beginning[:24]!r}. Expected a PDF file."
-    return f"is a {kind} image, not a PDF. Give it as Page(image=...)."
 
 
 def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) -> list[int]:
@@ -197,76 +181,31 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
         except PageError as error:
             raise PageError(f"{file.name}: {error}", source=file.source) from error
     chosen = list(dict.fromkeys(pages))
-    for index in chosen:
-        if not isinstance(index, int):
-            raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {index!r}.")
+    if not all(isinstance(index, int) for index in chosen):
+        raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {chosen!r}.")
     wrong = [index for index in chosen if not 0 <= index < total]
     if wrong or not chosen:
         got = f"no page {', '.join(map(str, wrong[:5]))}" if wrong else "nothing to read in an empty list of pages"
-        raise PageError(
-            f"{file.name} has {total} pages: {got}. Expected indices from 0 to {total - 1} "
-            "(a string such as '1-3,7' counts from 1).",
-            source=file.source,
+        raise file.error(
+            f"has {total} pages: {got}. Expected indices from 0 to {total - 1} (a string like '1-3,7' counts from 1)."
         )
     return chosen
 
 
-# Pages
-
-
-def _read_page(
-    file: PdfFile,
-    index: int,
-    max_pixels: int,
-    dpi: float | None,
-    layout: bool,
-    doc_id: str | None,
-    shared: dict[str, Any],
-) -> Page:
-    with open_page(file, index) as (page, warnings):
-        size = (float(page.rect.width), float(page.rect.height))
-        _check_size(size, file, index)
-        blocks = text_blocks(page)
-        label = page.get_label() or None
-        rotation = int(page.rotation)
-        regions = layout_regions(page, blocks) if layout else ()
-    metadata = {**shared, "rotation": rotation}
-    if warnings:
-        metadata["warnings"] = warnings
-    width, height = _pixel_size(size, max_pixels, dpi)
-    return Page(
-        image=PdfPageImage(file, index, width, height),
-        text=page_text(blocks) or None,
-        doc_id=doc_id,
-        index=index,
-        size=size,
-        label=label,
-        regions=regions,
-        metadata=metadata,
-    )
-
-
 def _check_size(size: tuple[float, float], file: PdfFile, index: int) -> None:
-    got = f"is {size[0]:g} x {size[1]:g} pt"
     if min(size) < MIN_PAGE_POINTS:
-        raise file.error(
-            f"{got}: no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side; leave the "
-            "page out with pages=.",
-            index,
-        )
-    if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise file.error(
-            f"{got}: too long a strip to read. Expected at most {MAX_ASPECT_RATIO:g} to 1; cut it into pages, or "
-            "leave it out with pages=.",
-            index,
-        )
+        problem = f"no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side"
+    elif max(size) > MAX_ASPECT_RATIO * min(size):
+        problem = f"too long a strip to read. Expected at most {MAX_ASPECT_RATIO:g} to 1 (cut it into pages)"
+    else:
+        return
+    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", index)
 
 
 def _pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:
     """Width and height in pixels for a page of ``size`` points."""
-    wanted = dpi if dpi is not None else MAX_BUDGET_DPI
+    zoom = (MAX_BUDGET_DPI if dpi is None else dpi) / 72
     budget = MAX_RENDERED_PIXELS if dpi is not None else min(max_pixels, MAX_RENDERED_PIXELS)
-    zoom = wanted / 72
     if math.ceil(size[0] * zoom) * math.ceil(size[1] * zoom) > budget:
         zoom = min(zoom, math.sqrt(budget / (size[0] * size[1])))
     width, height = (max(1, math.floor(side * zoom + 1e-6)) for side in size)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,29 +40,24 @@ def text_blocks(page: pymupdf.Page) -> list[TextBlock]:
     # Ligatures are expanded, what lies outside the crop box is left out.
     flags = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_MEDIABOX_CLIP | pymupdf.TEXT_CID_FOR_UNKNOWN_UNICODE
     turn = page.rotation_matrix
-    found = [
-        block
-        for raw in page.get_text("dict", flags=flags)["blocks"]
-        if (block := _text_block(raw["lines"], turn)) is not None
-    ]
+    raw = page.get_text("dict", flags=flags)["blocks"]
+    found = [block for part in raw if (block := _text_block(part["lines"], turn)) is not None]
     return [found[i] for i in reading_order(found)]
 
 
 def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBlock | None:
     rows: list[tuple[Box, str]] = []
-    sizes: dict[float, int] = {}
-    bold = total = upright = 0
+    sizes: Counter[float] = Counter()
+    bold = upright = 0
     for line in lines:
         text = "".join(span["text"] for span in line["spans"]).strip()
         if not text:
             continue
-        direction = pymupdf.Point(line["dir"]) * pymupdf.Matrix(turn.a, turn.b, turn.c, turn.d, 0, 0)
         for span in line["spans"]:
             length = len(span["text"].strip())
-            size = round(span["size"], 1)
-            sizes[size] = sizes.get(size, 0) + length
+            sizes[round(span["size"], 1)] += length
             bold += length * bool(span["flags"] & pymupdf.TEXT_FONT_BOLD)
-            total += length
+        direction = pymupdf.Point(line["dir"]) * pymupdf.Matrix(turn.a, turn.b, turn.c, turn.d, 0, 0)
         upright += len(text) * (abs(direction.x) >= abs(direction.y))
         rows.append((turned(line["bbox"], turn), text))
     if not rows:
@@ -70,8 +68,8 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
         box=union(box for box, _ in rows),
         lines=tuple(rows),
         text="\n".join(joined),
-        font_size=max(sizes, key=lambda size: sizes[size]),
-        bold=2 * bold > total,
+        font_size=sizes.most_common(1)[0][0],
+        bold=2 * bold > sizes.total(),
         upright=is_upright,
         characters_per_line=sum(map(len, joined)) / len(joined),
     )
@@ -97,14 +95,10 @@ def join_rows(lines: Sequence[tuple[Box, str]]) -> list[str]:
 
 def page_text(blocks: Sequence[TextBlock]) -> str:
     """The text of ``blocks`` in the order given; single lines beside each other become one."""
-    text = ""
-    last: TextBlock | None = None
-    for block in blocks:
-        if last is not None:
-            beside = "\n" not in last.text + block.text and _beside(last.box, block.box)
-            text += " " if beside else "\n"
-        text += block.text
-        last = block
+    text = blocks[0].text if blocks else ""
+    for last, block in itertools.pairwise(blocks):
+        beside = "\n" not in last.text + block.text and _beside(last.box, block.box)
+        text += (" " if beside else "\n") + block.text
     return text
 
 
@@ -122,7 +116,7 @@ def reading_order(blocks: Sequence[TextBlock]) -> list[int]:
     """
     upright = [i for i, block in enumerate(blocks) if block.upright]
     turned = [i for i, block in enumerate(blocks) if not block.upright]
-    return _ordered(upright, blocks) + sorted(turned, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
+    return _ordered(upright, blocks) + sorted(turned, key=lambda i: blocks[i].box[:2])
 
 
 def _ordered(chosen: list[int], blocks: Sequence[TextBlock]) -> list[int]:
@@ -139,10 +133,8 @@ def _ordered(chosen: list[int], blocks: Sequence[TextBlock]) -> list[int]:
         # As many bands as stand in the same columns are read together, not paragraph beside paragraph.
         taken = next((n for n in range(len(bands), 1, -1) if _columns([i for b in bands[:n] for i in b], blocks)), 1)
         group = [i for band in bands[:taken] for i in band]
-        if taken > 1 or _columns(group, blocks):
-            order += _ordered(group, blocks)
-        else:
-            order += sorted(group, key=lambda i: (blocks[i].box[0], blocks[i].box[1]))
+        in_columns = taken > 1 or _columns(group, blocks)
+        order += _ordered(group, blocks) if in_columns else sorted(group, key=lambda i: blocks[i].box[:2])
         bands = bands[taken:]
     return order
 
@@ -152,11 +144,8 @@ def _columns(chosen: Sequence[int], blocks: Sequence[TextBlock]) -> list[list[in
     columns = _split(chosen, blocks, axis=0)
     if len(columns) < 2:
         return None
-    for column in columns:
-        lines = sorted((blocks[i].characters_per_line for i in column), reverse=True)
-        if lines[(len(lines) - 1) // 2] < _PROSE_CHARACTERS:
-            return None
-    return columns
+    middle = (statistics.median_high(blocks[i].characters_per_line for i in column) for column in columns)
+    return columns if min(middle) >= _PROSE_CHARACTERS else None
 
 
 def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> list[list[int]]:

@@ -14,12 +14,13 @@ from mmrh_retriever.encoding.engine import TAIL_ROOM, Engine
 from mmrh_retriever.encoding.page_store import ModelPages, PageStore
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import ContextOverflowError
+from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_check import check_attention
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import encoding_fingerprint
-from mmrh_retriever.model.loading import Processors, load_model, model_path, resolve_heads
+from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
@@ -73,7 +74,7 @@ class Reranker:
         self.backbone = Backbone.of(model)
         self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, given.options)
         self.settings = self._resolved(given)
-        self.heads = resolve_heads(heads, self.backbone)
+        self.heads = resolve_heads(heads, self.backbone.facts)
         self.vision = Vision(self.backbone, vision_memory)
         self._keep_in(store)
         if check:
@@ -111,7 +112,7 @@ class Reranker:
     def with_heads(self, heads: str | Path | HeadSet | HeadScoresTable) -> Reranker:
         """A reranker on the same model with other heads; vision features and store are shared."""
         other = copy.copy(self)
-        other.heads = resolve_heads(heads, self.backbone)
+        other.heads = resolve_heads(heads, self.backbone.facts)
         return other
 
     def with_store(self, store: PageStore | None) -> Reranker:

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.files import FileModel, write_atomically
+from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_seam import AblationPhase
-from mmrh_retriever.model.loading import resolve_heads
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
 from mmrh_retriever.research.answers import chosen, measure
@@ -169,7 +169,7 @@ def causal_rows(
     how = replace(settings or CausalSettings(), **changes)
     reranker = Reranker(model, processor, heads="all")
     backbone = reranker.backbone
-    selected = resolve_heads(heads, backbone)
+    selected = resolve_heads(heads, backbone.facts)
     if selected.n_layers is None or selected.n_heads is None:
         selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
     conditions = _conditions(selected, backbone.global_layers, how)

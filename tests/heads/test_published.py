@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.files import read_text
 from mmrh_retriever.heads import HeadId, HeadScores, HeadScoresTable, HeadSet, published
-from mmrh_retriever.heads.published import published_head_set, published_models, resolve_published
+from mmrh_retriever.heads.published import ModelFacts, published_head_set, published_models, resolve_published
 from mmrh_retriever.research.head_analysis import sparsity
 
 QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
@@ -35,7 +36,7 @@ RELEASED = Path(__file__).parents[3] / "shared" / "published_heads"
 needs_release = pytest.mark.skipif(
     not RELEASED.is_dir(), reason=f"the released scores are not at {RELEASED}; the shipped file is tested without"
 )
-MODELS = {model.model_id: model for model in published_models()}
+MODELS = {facts.name: scores for facts, scores in published_models().items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def mean_sparsity(table, task):
 
 @pytest.mark.parametrize(("model", "task", "value"), CELLS)
 def test_figure_3_from_the_shipped_file(model, task, value):
-    assert mean_sparsity(MODELS[model].scores, task) == pytest.approx(value, abs=0.15)
+    assert mean_sparsity(MODELS[model], task) == pytest.approx(value, abs=0.15)
 
 
 @needs_release
@@ -63,7 +64,7 @@ def test_figure_3_from_the_release(released_tables, model, task, value):
 def test_shipped_scores_are_the_released_ones(released_tables):
     assert released_tables.keys() == MODELS.keys()
     for model_id, released in released_tables.items():
-        shipped = MODELS[model_id].scores
+        shipped = MODELS[model_id]
         assert list(shipped) == list(released)
         for condition, scores in released.items():
             ours, theirs = shipped[condition].as_given(), scores.as_given()
@@ -87,17 +88,17 @@ def test_condensing_reproduces_the_shipped_bytes(tmp_path, monkeypatch, capsys):
 class TestShippedFile:
     def test_every_model_has_every_condition(self):
         assert list(MODELS) == list(FIGURE_3)
-        for model in MODELS.values():
-            assert set(model.scores) == {(task, n) for task in published.PUBLISHED_TASKS for n in LENGTHS}
-            assert (model.scores.n_layers, model.scores.n_heads) == (model.n_layers, model.n_heads)
-            assert "2605.27243" in model.scores.first.source
+        for facts, scores in published_models().items():
+            assert set(scores) == {(task, n) for task in published.PUBLISHED_TASKS for n in LENGTHS}
+            assert (scores.n_layers, scores.n_heads) == (facts.n_layers, facts.n_heads)
+            assert "2605.27243" in scores.first.source
 
     def test_the_only_impossible_scores(self):
-        broken = {name: model.scores.invalid_heads for name, model in MODELS.items() if model.scores.invalid_heads}
+        broken = {name: scores.invalid_heads for name, scores in MODELS.items() if scores.invalid_heads}
         assert list(broken) == ["Qwen/Qwen2.5-VL-7B-Instruct"]
         heads = broken["Qwen/Qwen2.5-VL-7B-Instruct"]
         assert heads == (HeadId(0, 10), *(HeadId(27, head) for head in (7, 10, 11, 12, 13)))
-        scores = MODELS["Qwen/Qwen2.5-VL-7B-Instruct"].scores.at("rendered_text", 16384)
+        scores = MODELS["Qwen/Qwen2.5-VL-7B-Instruct"].at("rendered_text", 16384)
         assert np.isnan(scores[HeadId(27, 7)])
         assert dict(scores.invalid)[HeadId(27, 7)] == pytest.approx(2.28125)
         assert scores.as_given().max() == pytest.approx(2.28125)
@@ -107,9 +108,9 @@ class TestShippedFile:
         assert packaged.stat().st_size < 400_000
 
     def test_gemma_selects_global_layers_only(self):
-        assert MODELS["google/gemma-3-12b-it"].scores.selectable_layers == (5, 11, 17, 23, 29, 35, 41, 47)
-        assert len(MODELS["google/gemma-3-27b-it"].scores.selectable_layers) == 10
-        assert MODELS[QWEN3_8B].scores.selectable_layers is None
+        assert MODELS["google/gemma-3-12b-it"].selectable_layers == (5, 11, 17, 23, 29, 35, 41, 47)
+        assert len(MODELS["google/gemma-3-27b-it"].selectable_layers) == 10
+        assert MODELS[QWEN3_8B].selectable_layers is None
 
     def test_malformed_file(self, tmp_path):
         entry = {
@@ -124,8 +125,8 @@ class TestShippedFile:
         content = {"format": "mmrh-published-heads", "version": 1, "source": "s", "note": "", "scale": 100}
         path = tmp_path / "heads.json"
         path.write_text(json.dumps(content | {"models": [entry]}))
-        (model,) = published.read_published(path)
-        assert model.scores["text", 8].values.tolist() == [[0.5, 1.0]]
+        (scores,) = published.read_published(path).values()
+        assert scores["text", 8].values.tolist() == [[0.5, 1.0]]
         path.write_text(json.dumps(content | {"models": [entry | {"n_layers": 2}]}))
         with pytest.raises(HeadSetError, match=r"m: scores\.text\.8 has 1 rows.*Expected 2 layers"):
             published.read_published(path)
@@ -146,7 +147,7 @@ class TestPublishedHeadSet:
 
     def test_order_is_by_the_best_task(self):
         heads = published_head_set(QWEN3_8B)
-        table = MODELS[QWEN3_8B].scores
+        table = MODELS[QWEN3_8B]
         chosen = {task: HeadSet.top(table.at(task, 131072)) for task in table.tasks}
         best = [max(table.at(task, 131072)[head] for task in table.tasks if head in chosen[task]) for head in heads]
         assert best == sorted(best, reverse=True)
@@ -165,7 +166,7 @@ class TestPublishedHeadSet:
     def test_other_models(self, model, count):
         heads = published_head_set(model)
         assert len(heads) == count
-        table = MODELS[model].scores
+        table = MODELS[model]
         assert not set(heads) & set(table.invalid_heads)
         heads.validate_for(table.n_layers, table.n_heads, table.selectable_layers, model)
 
@@ -196,18 +197,22 @@ def table_of(model):
     return HeadScoresTable([HeadScores(np.zeros((4, 2), dtype=np.float32), model, "text", 8)])
 
 
-TWINS = tuple(
-    published.PublishedModel(f"org/{name}", "vlm", 4, 2, hidden, table_of(f"org/{name}"))
+def facts_of(name, model_type, n_layers, n_heads, hidden_size):
+    return ModelFacts(name, model_type, n_layers, n_heads, hidden_size, tuple(range(n_layers)))
+
+
+TWINS = {
+    facts_of(f"org/{name}", "vlm", 4, 2, hidden): table_of(f"org/{name}")
     for name, hidden in (("Twin-A", 64), ("Twin-B", 64), ("Twin-Wide", 128))
-)
+}
 
 
 class TestResolve:
     @pytest.mark.parametrize("name", [QWEN3_8B, "qwen/qwen3-vl-8b-instruct", "Qwen3-VL-8B-Instruct"])
     def test_id_and_name(self, name):
         match = resolve_published(name)
-        assert (match.model_id, match.how, match.exact, match.note) == (QWEN3_8B, "id", True, "")
-        assert resolve_published(name, "qwen3_vl_text", 36, 32, 4096).exact
+        assert (match.model_id, match.how, match.note) == (QWEN3_8B, "id", "")
+        assert resolve_published(facts_of(name, "qwen3_vl_text", 36, 32, 4096)).how == "id"
 
     @pytest.mark.parametrize(
         ("name", "model"),
@@ -221,44 +226,43 @@ class TestResolve:
     )
     def test_copies_by_name(self, name, model):
         match = resolve_published(name)
-        assert (match.model_id, match.how, match.exact) == (model, "name", False)
+        assert (match.model_id, match.how) == (model, "name")
         assert "bears its name" in match.note
         assert model in match.note
 
     def test_by_shape(self):
-        match = resolve_published("./my-finetune", "qwen3_vl", 36, 32, 4096)
-        assert (match.model_id, match.how, match.exact) == (QWEN3_8B, "shape", False)
+        match = resolve_published(facts_of("./my-finetune", "qwen3_vl", 36, 32, 4096))
+        assert (match.model_id, match.how) == (QWEN3_8B, "shape")
         assert "same family and size" in match.note
         assert "mmrh detect ./my-finetune" in match.note
 
-    @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-    def test_every_published_shape_is_recognised(self, model):
-        match = resolve_published("folder", model.model_type, model.n_layers, model.n_heads)
-        assert match.model is model
+    @pytest.mark.parametrize("facts", published_models(), ids=MODELS)
+    def test_every_published_shape_is_recognised(self, facts):
+        assert resolve_published(replace(facts, name="folder")).model_id == facts.name
 
     def test_shape_without_family_is_no_evidence(self):
-        with pytest.raises(HeadSetError, match=r"No heads are published for meta/Llama \(n_layers 36, n_heads 32\)"):
-            resolve_published("meta/Llama", None, 36, 32)
+        with pytest.raises(HeadSetError, match=r"published for meta/Llama \(x, 36 layers, 32 heads"):
+            resolve_published(facts_of("meta/Llama", "x", 36, 32, 4096))
         with pytest.raises(HeadSetError, match="No heads are published"):
-            resolve_published("Qwen/Qwen3-8B", "qwen3", 36, 32, 4096)
+            resolve_published(facts_of("Qwen/Qwen3-8B", "qwen3", 36, 32, 4096))
 
     def test_a_name_that_its_configuration_contradicts(self):
-        with pytest.raises(HeadSetError, match=r"named like Qwen/Qwen3-VL-8B-Instruct, but has.*n_layers 4"):
-            resolve_published("tiny/Qwen3-VL-8B-Instruct", "qwen3_vl", 4, 4, 64)
-        with pytest.raises(HeadSetError, match=r"hidden_size 64"):
-            resolve_published(QWEN3_8B, hidden_size=64)
+        with pytest.raises(HeadSetError, match=r"named like Qwen/Qwen3-VL-8B-Instruct, but is.* 4 layers"):
+            resolve_published(facts_of("tiny/Qwen3-VL-8B-Instruct", "qwen3_vl", 4, 4, 64))
+        with pytest.raises(HeadSetError, match=r"hidden size 64"):
+            resolve_published(facts_of(QWEN3_8B, "qwen3_vl", 36, 32, 64))
 
     def test_a_misleading_name_yields_to_the_configuration(self):
-        match = resolve_published("x/gemma-3-12b-it-to-Qwen3", "qwen3_vl", 36, 32)
+        match = resolve_published(facts_of("x/gemma-3-12b-it-to-Qwen3", "qwen3_vl", 36, 32, 4096))
         assert (match.model_id, match.how) == (QWEN3_8B, "shape")
 
     def test_equal_shapes_fall_back_to_the_name(self, monkeypatch):
         monkeypatch.setattr(published, "published_models", lambda: TWINS)
-        match = resolve_published("me/twin_b-4bit", "vlm", 4, 2)
+        match = resolve_published(facts_of("me/twin_b-4bit", "vlm", 4, 2, 64))
         assert (match.model_id, match.how) == ("org/Twin-B", "name")
         with pytest.raises(HeadSetError, match=r"fits org/Twin-A and org/Twin-B alike.*mmrh detect me/x"):
-            resolve_published("me/x", "vlm", 4, 2, 64)
-        assert resolve_published("me/x", "vlm", 4, 2, 128).model_id == "org/Twin-Wide"
+            resolve_published(facts_of("me/x", "vlm", 4, 2, 64))
+        assert resolve_published(facts_of("me/x", "vlm", 4, 2, 128)).model_id == "org/Twin-Wide"
 
     def test_two_names_in_one(self, monkeypatch):
         monkeypatch.setattr(published, "published_models", lambda: TWINS)

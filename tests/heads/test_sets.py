@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.heads import HeadId, HeadScoresTable, HeadSet, load_head_set
-from mmrh_retriever.heads.model_names import same_model
+from mmrh_retriever.heads.sets import same_model
 from tests.heads.made_scores import GRID, names, score_matrices, scores_of
 
 
