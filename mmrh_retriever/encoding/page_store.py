@@ -65,9 +65,8 @@ class PageStore:
     pages of other documents. Otherwise a page is found again behind the same pages only.
 
     Args:
-        memory: bytes of keys and values to hold in memory; the pages used longest ago go first. They are plain CPU
-            memory, beside what :class:`EncodedPages` holds.
-        folder: if given, every page is also written there, for later processes; one folder a model.
+        memory: bytes of keys and values to hold in plain CPU memory; the pages used longest ago go first.
+        folder: if given, every page is also written there, for later processes; one folder per model.
         disk: bytes of files that the folder may hold; the pages used longest ago are deleted. No other file is touched.
 
     Raises:

@@ -215,16 +215,13 @@ class Reranker:
             question: text.
             pages: as for :meth:`rank`; at least one has regions.
             top_n: how many regions to give; all of them if ``None``.
-            aggregate: how the visual tokens under a box become its score, see
-                :func:`mmrh_retriever.ranking.region_scores.region_scores`. Crops don't need it.
-            method: ``"page"`` takes the scores from the page pass. ``"crops"`` runs each box as an image of its own,
+            aggregate: how the visual tokens under a box become its score (``ranking.region_scores``), unless cropped.
+            method: ``"page"`` takes the scores from the page pass; ``"crops"`` runs each box as an image of its own,
                 as Li et al. 2026 do, which costs a pass over all boxes.
             progress: show a bar on stderr, if that is a terminal.
 
         Raises:
-            QuestionError: an empty question.
             PageError: no page has regions, a region lies off its page, or a page can't be read.
-            ContextOverflowError: a page or question too long.
         """
         return self.rank_regions_many(
             [question], pages, top_n=top_n, aggregate=aggregate, method=method, progress=progress
@@ -263,11 +260,8 @@ class Reranker:
     ) -> EncodedPages:
         """Run the pages once and keep what questions need of them.
 
-        Args:
-            pages: as for :meth:`rank`.
-            memory_budget: bytes of keys and values to hold. Beyond it the windows used longest ago are dropped, and
-                run again when they are asked; scores do not change.
-            progress: show a bar on stderr, if that is a terminal.
+        ``memory_budget`` counts bytes of keys and values. Beyond it the windows used longest ago are dropped, and run
+        again when they are asked; scores do not change.
 
         Raises:
             PageError: no pages, or one that can't be read.
