@@ -7,6 +7,7 @@ are in :mod:`mmrh_retriever.research.head_plots`.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from mmrh_retriever.files import format_of, read_text
 from mmrh_retriever.heads.file_formats import SET_FORMAT
 from mmrh_retriever.heads.published import published_head_scores
-from mmrh_retriever.heads.sets import PAPER_SHARE, HeadScoresTable, HeadSet
+from mmrh_retriever.heads.sets import PAPER_SHARE, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.model.loading import BUNDLED, BUNDLED_FOLDER, HEADS_FILE
 from mmrh_retriever.research.head_analysis import (
     OverlapMatrix,
@@ -73,7 +74,7 @@ def head_set_summary(heads: HeadSet) -> dict[str, Any]:
         "context_length": heads.context_length,
         "size": len(heads),
         "deepest_layer": heads.deepest_layer,
-        "by_layer": [int(count) for count in layer_spread(heads)] if heads.n_layers is not None else None,
+        "by_layer": None if heads.n_layers is None else layer_spread(heads).tolist(),
         "heads": [str(head) for head in heads],
         "scores": None if heads.scores is None else [round(score, _DECIMALS) for score in heads.scores],
     }
@@ -124,7 +125,12 @@ def head_summary(
         HeadSetError: too few heads can be selected, or ``compare`` has another head grid.
     """
     lengths = table.context_lengths
-    unions = {length: _union_at(table, length, share) for length in lengths}
+    best = {(task, length): HeadSet.of_tasks(table, [task], length, share=share) for task, length in table}
+    comparison = None
+    if compare is not None:
+        overlaps = model_overlap(table, compare, share)
+        shared = _by_task({condition: round(value, _DECIMALS) for condition, value in overlaps.items()})
+        comparison = {"model": compare.model_id, "overlap": shared}
     return {
         "model": table.model_id,
         "source": table.first.source,
@@ -135,40 +141,29 @@ def head_summary(
         "tasks": list(table.tasks),
         "context_lengths": list(lengths),
         "share": share,
-        "heads_per_task": len(HeadSet.top(table.first, share, exclude=table.invalid_heads)),
-        "sparsity": _sparsities(table, as_given=False),
-        "sparsity_as_given": _sparsities(table, as_given=True),
+        "heads_per_task": len(next(iter(best.values()))),
+        "sparsity": _sparsities({condition: scores.values for condition, scores in table.items()}),
+        "sparsity_as_given": _sparsities({condition: scores.as_given() for condition, scores in table.items()}),
         "chance_overlap": round(chance_overlap(table, share), _DECIMALS),
         "task_overlap": {str(length): _matrix(task_overlap(table, length, share)) for length in lengths},
         "length_overlap": {task: _matrix(length_overlap(table, task, share)) for task in table.tasks},
-        "union": {
-            str(length): {
-                "size": len(heads),
-                "deepest_layer": heads.deepest_layer,
-                "by_layer": [int(count) for count in layer_spread(heads)],
-            }
-            for length, heads in unions.items()
-        },
-        "top_heads": _top_heads(table, share, top_n),
-        "comparison": None if compare is None else _comparison(table, compare, share),
+        "union": {str(length): _union(table, length, share) for length in lengths},
+        "top_heads": _by_task({one: _best(scores, best[one][:top_n]) for one, scores in table.items()}),
+        "comparison": comparison,
     }
 
 
-def _union_at(table: HeadScoresTable, length: int, share: float) -> HeadSet:
-    tasks = [task for task, scored in table if scored == length]
-    return HeadSet.of_tasks(table, tasks, length, share=share)
+def _by_task(values: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
+    """Values per task and length, as JSON has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for (task, length), value in values.items():
+        found.setdefault(task, {})[str(length)] = value
+    return found
 
 
-def _share_or_none(values: FloatArray) -> float | None:
-    """Sparsity, or ``None`` for scores among which none is positive."""
-    return round(sparsity(values), _DECIMALS) if (values > 0).any() else None
-
-
-def _sparsities(table: HeadScoresTable, *, as_given: bool) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
-    for (task, length), scores in table.items():
-        values = scores.as_given() if as_given else scores.values
-        found.setdefault(task, {})[str(length)] = _share_or_none(values)
+def _sparsities(values: Mapping[tuple[str, int], FloatArray]) -> dict[str, dict[str, float | None]]:
+    shares = {one: round(sparsity(own), _DECIMALS) if (own > 0).any() else None for one, own in values.items()}
+    found = _by_task(shares)
     for row in found.values():
         known = [value for value in row.values() if value is not None]
         row["mean"] = round(float(np.mean(known)), _DECIMALS) if known else None
@@ -178,34 +173,32 @@ def _sparsities(table: HeadScoresTable, *, as_given: bool) -> dict[str, dict[str
 def _matrix(overlaps: OverlapMatrix) -> dict[str, Any]:
     return {
         "labels": list(overlaps.labels),
-        "values": [[round(float(value), _DECIMALS) for value in row] for row in overlaps.values],
+        "values": overlaps.values.round(_DECIMALS).tolist(),
         "mean": round(overlaps.off_diagonal_mean(), _DECIMALS),
     }
 
 
-def _top_heads(table: HeadScoresTable, share: float, top_n: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for (task, length), scores in table.items():
-        rows = []
-        for head in itertools.islice(HeadSet.of_tasks(table, [task], length, share=share), top_n):
-            row: dict[str, Any] = {"head": str(head), "score": round(scores[head], _DECIMALS)}
-            for name, extra in (("recall_at_1", scores.recall_at_1), ("spread", scores.spread)):
-                if extra is not None and np.isfinite(extra[head]):
-                    row[name] = round(float(extra[head]), _DECIMALS)
-            rows.append(row)
-        found.setdefault(task, {})[str(length)] = rows
-    return found
+def _union(table: HeadScoresTable, length: int, share: float) -> dict[str, Any]:
+    tasks = [task for task, scored in table if scored == length]
+    heads = HeadSet.of_tasks(table, tasks, length, share=share)
+    return {"size": len(heads), "deepest_layer": heads.deepest_layer, "by_layer": layer_spread(heads).tolist()}
 
 
-def _comparison(table: HeadScoresTable, other: HeadScoresTable, share: float) -> dict[str, Any]:
-    overlaps: dict[str, dict[str, float]] = {}
-    for (task, length), value in model_overlap(table, other, share).items():
-        overlaps.setdefault(task, {})[str(length)] = round(value, _DECIMALS)
-    return {"model": other.model_id, "overlap": overlaps}
+def _best(scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
+    """Heads with everything that was measured of each."""
+    extras = {"recall_at_1": scores.recall_at_1, "spread": scores.spread}
+    measured = {name: values for name, values in extras.items() if values is not None}
+    rows = []
+    for head in heads:
+        more = {name: round(float(own[head]), _DECIMALS) for name, own in measured.items() if np.isfinite(own[head])}
+        rows.append({"head": str(head), "score": round(scores[head], _DECIMALS), **more})
+    return rows
 
 
 def length_name(length: int | str) -> str:
-    """A context length for people: ``131072`` -> ``128K``, as the paper counts; other numbers as they are."""
+    """A context length for people: ``131072`` -> ``128K``, as the paper counts; other numbers and names as they are."""
+    if str(length) == "mean":
+        return "mean"
     tokens = int(length)
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
@@ -215,14 +208,31 @@ def head_tables(summary: dict[str, Any]) -> list[Table]:
 
     Overlaps between tasks or lengths are left out where there is only one.
     """
-    tables = [_sparsity_table(summary)]
+    lengths = [str(length) for length in summary["context_lengths"]]
+    *shorter, last = lengths
+    size = summary["heads_per_task"]
+    chance = [f"Chance: {_percent(summary['chance_overlap'])}"]
+    tables = [_sparsity_table(summary, lengths)]
     if len(summary["tasks"]) > 1:
-        tables.append(_task_overlap_table(summary))
-    if len(summary["context_lengths"]) > 1:
-        tables.append(_length_overlap_table(summary))
-    tables += [_union_table(summary), _top_table(summary)]
+        pairs = {
+            f"{one} / {other}": {
+                length: _overlap(matrix, one, other) for length, matrix in summary["task_overlap"].items()
+            }
+            for one, other in itertools.combinations(summary["tasks"], 2)
+        }
+        title = f"Overlap between tasks, % of each task's best {size} heads"
+        tables.append(_percent_table(title, "tasks", lengths, pairs, chance))
+    if shorter:
+        with_last = {
+            task: {length: _overlap(matrix, length, last) for length in shorter}
+            for task, matrix in summary["length_overlap"].items()
+        }
+        title = f"Overlap with the task's best heads at {length_name(last)}, %"
+        tables.append(_percent_table(title, "task", shorter, with_last))
+    tables += [_union_table(summary), _top_table(summary, last)]
     if summary["comparison"] is not None:
-        tables.append(_comparison_table(summary))
+        title = f"Overlap with {summary['comparison']['model']}, %"
+        tables.append(_percent_table(title, "task", lengths, summary["comparison"]["overlap"], chance))
     return tables
 
 
@@ -230,19 +240,26 @@ def _percent(value: float | None) -> str:
     return _MISSING if value is None else f"{100 * value:.1f}"
 
 
-def _cell(matrix: dict[str, Any], one: str, other: str) -> str:
-    """One overlap of a summary's matrix, a dash where one of the two was not scored."""
+def _overlap(matrix: dict[str, Any], one: str, other: str) -> float | None:
+    """One overlap of a summary's matrix, ``None`` where one of the two was not scored."""
     labels = matrix["labels"]
     known = one in labels and other in labels
-    return _percent(matrix["values"][labels.index(one)][labels.index(other)] if known else None)
+    return matrix["values"][labels.index(one)][labels.index(other)] if known else None
 
 
-def _sparsity_table(summary: dict[str, Any]) -> Table:
-    lengths = [str(length) for length in summary["context_lengths"]]
-    rows = [
-        (task, *(_percent(shares.get(key)) for key in (*lengths, "mean")))
-        for task, shares in summary["sparsity"].items()
-    ]
+def _percent_table(
+    title: str,
+    name: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Mapping[str, float | None]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """Shares in percent: one row each, one column per context length."""
+    shown = [(label, *(_percent(shares.get(column)) for column in columns)) for label, shares in rows.items()]
+    return Table.of(title, (name, *map(length_name, columns)), shown, notes=notes)
+
+
+def _sparsity_table(summary: dict[str, Any], lengths: Sequence[str]) -> Table:
     notes = []
     if summary["invalid_heads"]:
         as_given = ", ".join(f"{task} {_percent(row['mean'])}" for task, row in summary["sparsity_as_given"].items())
@@ -252,27 +269,7 @@ def _sparsity_table(summary: dict[str, Any]) -> Table:
         notes.append(f"Heads below are selected from the layers with global attention: {layers}.")
     size = f"{summary['n_layers']} x {summary['n_heads']}"
     title = f"{summary['model']}: heads with half of the positive score mass, % of all {size}"
-    return Table.of(title, ("task", *map(length_name, lengths), "mean"), rows, notes=notes)
-
-
-def _task_overlap_table(summary: dict[str, Any]) -> Table:
-    matrices = summary["task_overlap"]
-    rows = [
-        (f"{one} / {other}", *(_cell(matrix, one, other) for matrix in matrices.values()))
-        for one, other in itertools.combinations(summary["tasks"], 2)
-    ]
-    title = f"Overlap between tasks, % of each task's best {summary['heads_per_task']} heads"
-    return Table.of(title, ("tasks", *map(length_name, matrices)), rows, notes=[_chance(summary)])
-
-
-def _length_overlap_table(summary: dict[str, Any]) -> Table:
-    *shorter, last = (str(length) for length in summary["context_lengths"])
-    rows = [
-        (task, *(_cell(matrix, length, last) for length in shorter))
-        for task, matrix in summary["length_overlap"].items()
-    ]
-    title = f"Overlap with the task's best heads at {length_name(last)}, %"
-    return Table.of(title, ("task", *map(length_name, shorter)), rows)
+    return _percent_table(title, "task", [*lengths, "mean"], summary["sparsity"], notes)
 
 
 def _union_table(summary: dict[str, Any]) -> Table:
@@ -287,23 +284,10 @@ def _union_table(summary: dict[str, Any]) -> Table:
     return Table.of(title, columns, rows)
 
 
-def _top_table(summary: dict[str, Any]) -> Table:
-    last = str(summary["context_lengths"][-1])
+def _top_table(summary: dict[str, Any], last: str) -> Table:
     columns = {task: heads[last] for task, heads in summary["top_heads"].items() if last in heads}
     rows = [
         (str(rank), *("" if head is None else f"{head['head']}  {head['score']:.3f}" for head in heads))
         for rank, heads in enumerate(itertools.zip_longest(*columns.values()), start=1)
     ]
     return Table.of(f"Best heads at {length_name(last)} (layer-head, score)", ("rank", *columns), rows)
-
-
-def _comparison_table(summary: dict[str, Any]) -> Table:
-    comparison = summary["comparison"]
-    lengths = [str(length) for length in summary["context_lengths"]]
-    rows = [(task, *(_percent(row.get(length)) for length in lengths)) for task, row in comparison["overlap"].items()]
-    title = f"Overlap with {comparison['model']}, %"
-    return Table.of(title, ("task", *map(length_name, lengths)), rows, notes=[_chance(summary)])
-
-
-def _chance(summary: dict[str, Any]) -> str:
-    return f"Chance: {_percent(summary['chance_overlap'])}"

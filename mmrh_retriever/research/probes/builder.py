@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.research.probes.haystacks import Haystack, PastedPicture, RenderedText, picture_of, sentences
-from mmrh_retriever.research.probes.needles import Fact, draw_fact
+from mmrh_retriever.research.probes.invented_text import draw_fact
 from mmrh_retriever.research.probes.probe import LETTERS, TASKS, CountTokens, Evidence, Probe, QuestionParts, was_shown
 from mmrh_retriever.types import Page
 
@@ -124,7 +124,7 @@ class ProbeBuilder:
 
     def _needle(self, task: str, rng: np.random.Generator, *, cloze: bool) -> _Needle:
         if task in ("text", "rendered_text"):
-            fact: Fact = draw_fact(rng)
+            fact = draw_fact(rng)
             question = (fact.stem if cloze else fact.question,)
             if task == "text":
                 return _Needle(fact.sentence, None, question, fact.answer, fact.choices)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,36 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import read_text
 from mmrh_retriever.pdf.reader import iter_pdf
+from mmrh_retriever.research.probes.invented_text import draw_prose
 from mmrh_retriever.types import Page
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_ENDINGS = (".txt", ".md")
 LONGEST_SENTENCE = 60
 """Words after which text without full stops is cut all the same."""
-
-_SUBJECTS = (
-    "The harbour committee", "A retired surveyor", "The evening newspaper", "The village school", "An old ferry line",
-    "The regional archive", "A group of volunteers", "The weather service", "The new library", "A travelling choir",
-    "The botanical garden", "The city council", "A small publishing house", "The railway workshop", "The night market",
-    "A family of bakers", "The coastal observatory", "The local museum", "A retired engineer", "The water company",
-)  # fmt: skip
-_VERBS = (
-    "reviewed", "described", "postponed", "restored", "catalogued", "replaced", "inspected", "announced", "repaired",
-    "discussed", "measured", "celebrated", "documented", "expanded", "moved", "painted", "recorded", "examined",
-)  # fmt: skip
-_OBJECTS = (
-    "the wooden bridge near the mill", "the annual budget", "a collection of glass plates", "the winter timetable",
-    "the stone wall along the river", "a plan for the orchard", "the bell in the north tower", "the drainage channel",
-    "a set of hand-drawn maps", "the roof of the concert hall", "the long queue at the ticket office",
-    "a proposal for cleaner streets", "the orchestra's new programme", "the path through the marsh",
-    "the catalogue of rare plants", "the lights on the promenade", "a report on the grain stores",
-)  # fmt: skip
-_CLOSINGS = (
-    "in early spring", "after a long debate", "with little notice", "despite the heavy rain", "before the summer",
-    "for the third year in a row", "while visitors waited outside", "at the request of the residents",
-    "without raising the price of tickets", "as the older records suggest", "during the first week of October",
-    "because the previous one had failed", "and nobody seemed to mind", "much to the surprise of the press",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +129,7 @@ class Haystack:
             Page(image=DrawnPicture(seed * 100_003 + number), doc_id="generated", index=number)
             for number in range(images)
         )
-        return cls(tuple(_prose(rng) for _ in range(passages)), pictures, f"generated, seed {seed}")
+        return cls(tuple(draw_prose(rng) for _ in range(passages)), pictures, f"generated, seed {seed}")
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path]) -> Haystack:
@@ -188,14 +165,6 @@ def sentences(text: str) -> list[str]:
         starts = range(0, len(words), LONGEST_SENTENCE)
         found.extend(" ".join(words[start : start + LONGEST_SENTENCE]) for start in starts)
     return [sentence for sentence in found if sentence]
-
-
-def _prose(rng: np.random.Generator, count: int = 8) -> str:
-    def one(of: Sequence[str]) -> str:
-        return of[int(rng.integers(len(of)))]
-
-    made = (f"{one(_SUBJECTS)} {one(_VERBS)} {one(_OBJECTS)} {one(_CLOSINGS)}." for _ in range(count))
-    return " ".join(made)
 
 
 def _files(paths: Iterable[str | Path]) -> Iterator[Path]:

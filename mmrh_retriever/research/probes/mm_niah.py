@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import read_jsonl
@@ -25,44 +26,37 @@ PLACEHOLDER = "<image>"
 FILE_NAME = re.compile(r"retrieval-(text|image).*?(?:_K(\d+))?(?:_dep\d+)?\.jsonl")
 
 
-class _Outside(BaseModel):
-    """What others' files hold: fields that we don't know are passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Passage(_Outside):
+class _Passage(BaseModel):
     text: str
 
 
-class _Meta(_Outside):
-    placed_depth: float | list[float] | None = None
-    context_length: int | None = Field(default=None, ge=1)
-    needles: list[str] | None = None
-    choices: list[str] | None = None
-    choices_image_path: list[str] | None = None
+class _Record(BaseModel):
+    """One line, in MMLongBench's form (``ctxs``) or the original one (``context``, and much of it under ``meta``)."""
 
-
-class _Record(_Outside):
-    """One line. MMLongBench cuts the context into ``ctxs``; the original has it whole in ``context``."""
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: int | str
     question: str = Field(min_length=1)
     answer: str | int
     ctxs: list[_Passage] | None = None
-    context: str | None = None
+    context: str = ""
     image_list: list[str] = Field(default=[], validation_alias=AliasChoices("image_list", "images_list"))
     depth: float | None = Field(default=None, ge=0.0, le=1.0)
-    needles: list[str] | None = None
-    needle_image_list: list[str] | None = None
-    choices: list[str] | None = None
-    choices_image: list[str] | None = None
-    meta: _Meta = _Meta()
+    placed_depth: float | list[float] = 0.0
+    context_length: int | None = Field(default=None, ge=1)
+    needles: list[str] = Field(default=[], validation_alias=AliasChoices("needles", "needle_image_list"))
+    choices: list[str] = []
+    choices_image: list[str] = Field(default=[], validation_alias=AliasChoices("choices_image", "choices_image_path"))
+    meta: dict[str, Any] = {}
 
-    @property
-    def text(self) -> str | None:
-        """The context as one text with placeholders."""
-        return "\n\n".join(passage.text for passage in self.ctxs) if self.ctxs is not None else self.context
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """What stands under ``meta`` counts where the record itself says nothing."""
+        meta = given.get("meta") if isinstance(given, dict) else None
+        levels = [level for level in (meta, given) if isinstance(level, dict)]
+        flat = {name: value for level in levels for name, value in level.items() if value not in (None, [])}
+        return flat if levels else given
 
 
 def read_mm_niah(
@@ -97,16 +91,26 @@ def read_mm_niah(
     unknown = set(tasks) - set(TASKS)
     if unknown:
         raise DataError(f"Unknown tasks {sorted(unknown)}. Expected some of {', '.join(TASKS)}.")
-    for path, kind, length in _files(Path(source)):
-        if wanted is not None and length is not None and length not in wanted:
+    for path, kind, file_length in _files(Path(source)):
+        if wanted is not None and file_length is not None and file_length not in wanted:
             continue
         for number, record in islice(read_jsonl(path, _Record, what="MM-NIAH record"), limit):
-            reader = _Reader(f"{path}, line {number}", record, Path(images), length)
-            if wanted is None or reader.length in wanted:
-                yield from reader.probes(kind, tasks, f"{path.stem}-{number}", needs_evidence=needs_evidence)
+            reader = _Reader(f"{path}, line {number}", record, Path(images))
+            length = file_length or record.context_length
+            if length is None:
+                raise reader.problem("no context length, neither in the file's name (_K8_) nor in meta.context_length")
+            if wanted is not None and length not in wanted:
+                continue
+            probe = reader.probe(kind, f"{path.stem}-{number}", length, needs_evidence=needs_evidence)
+            if kind in tasks:
+                yield probe
+            derived = "rendered_text" if kind == "text" else "identical_image"
+            if derived in tasks and probe.evidence:
+                yield as_rendered_text(probe) if kind == "text" else as_identical_image(probe)
 
 
 def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
+    """The files, each with its task and its context length."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give MMLongBench's NIAH folder or one of its files.")
     paths = sorted(source.rglob("retrieval-*.jsonl")) if source.is_dir() else [source]
@@ -120,143 +124,99 @@ def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
         yield path, match[1], int(match[2]) * 1024 if match[2] else None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Reader:
-    """Turns one record into probes."""
+    """Turns one record into a probe."""
 
     where: str
     record: _Record
     images: Path
-    file_length: int | None
 
-    @property
-    def length(self) -> int:
-        """The condition, in tokens."""
-        length = self.file_length or self.record.meta.context_length
-        if length is None:
-            raise self._problem("no context length, neither in the file's name (_K8_) nor in meta.context_length")
-        return length
-
-    def probes(self, kind: str, tasks: Sequence[str], name: str, *, needs_evidence: bool) -> Iterator[Probe]:
-        """The record's probes."""
-        if kind == "text":
-            probe = self._text_probe(name, needs_evidence=needs_evidence)
-            if "text" in tasks:
-                yield probe
-            if "rendered_text" in tasks and probe.evidence:
-                yield as_rendered_text(probe)
-            return
-        probe = self._image_probe(name, needs_evidence=needs_evidence)
-        if "image" in tasks:
-            yield probe
-        if "identical_image" in tasks and probe.evidence:
-            yield as_identical_image(probe)
-
-    def _problem(self, text: str) -> DataError:
+    def problem(self, text: str) -> DataError:
         return DataError(f"{self.where}: {text}.")
+
+    def probe(self, task: str, name: str, length: int, *, needs_evidence: bool) -> Probe:
+        record = self.record
+        items, question = self._context_and_question()
+        options = tuple(map(self._page, record.choices_image)) if task == "image" else ()
+        if task == "image":
+            choices, evidence = tuple(LETTERS[: len(options)]), self._image_evidence(items)
+            answer = self._letter(choices)
+        else:
+            answer, evidence = str(record.answer), self._text_evidence(items)
+            choices = tuple(record.choices) if answer in record.choices else ()
+        if needs_evidence and not evidence:
+            raise self.problem(
+                "the needle can't be located: expected needles (or meta.needles, needle_image_list) with texts or "
+                f"image paths of the context, got {record.needles!r}"
+            )
+        placed = record.placed_depth if isinstance(record.placed_depth, float) else record.placed_depth[0]
+        depth = min(1.0, max(0.0, placed)) if record.depth is None else record.depth
+        return Probe(task, name, items, question, tuple(evidence), answer, length, depth, options, choices)
+
+    def _context_and_question(self) -> tuple[tuple[Page, ...], tuple[str | Page, ...]]:
+        context, asked = self.record.context, self.record.question
+        if self.record.ctxs is not None:
+            context = "\n\n".join(passage.text for passage in self.record.ctxs)
+        if not context:
+            raise self.problem("no context: expected ctxs (a list of {'text': ...}) or context")
+        placeholders = context.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
+        if placeholders != len(self.record.image_list):
+            raise self.problem(
+                f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(self.record.image_list)} "
+                "images in image_list; there must be as many"
+            )
+        pictures = map(self._page, self.record.image_list)
+        items = [
+            page
+            for part in _with_pictures(context, pictures)
+            for page in ([part] if isinstance(part, Page) else _text_pages(part))
+        ]
+        return tuple(items), tuple(part for part in _with_pictures(asked, pictures) if part)
 
     def _page(self, relative: str) -> Page:
         path = self.images / relative
         if not path.is_file():
-            raise self._problem(f"the image {relative!r} is missing below {self.images}; unpack the images of the set")
+            raise self.problem(f"the image {relative!r} is missing below {self.images}; unpack the images of the set")
         return Page(image=path, doc_id=relative)
 
-    def _items(self, text: str, pictures: list[Page]) -> list[Page]:
-        items: list[Page] = []
-        for index, part in enumerate(text.split(PLACEHOLDER)):
-            if index:
-                items.append(pictures.pop(0))
-            if part.strip():
-                items.append(Page(text=part.strip()))
-        return items
-
-    def _parts(self) -> tuple[list[Page], tuple[str | Page, ...]]:
-        text = self.record.text
-        if not text:
-            raise self._problem("no context: expected ctxs (a list of {'text': ...}) or context")
-        asked = self.record.question
-        placeholders = text.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
-        if placeholders != len(self.record.image_list):
-            raise self._problem(
-                f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(self.record.image_list)} "
-                "images in image_list; there must be as many"
+    def _letter(self, choices: Sequence[str]) -> str:
+        """The right option's letter; the record has that, or the option's index."""
+        given = self.record.answer
+        letter = given.strip().upper() if isinstance(given, str) else dict(enumerate(choices)).get(given)
+        if letter not in choices:
+            raise self.problem(
+                f"the answer {given!r} names none of {len(choices)} image choices; expected its index from 0, or its "
+                "letter, and choices_image"
             )
-        pictures = [self._page(relative) for relative in self.record.image_list]
-        items = self._items(text, pictures)
-        question: list[str | Page] = []
-        for index, part in enumerate(asked.split(PLACEHOLDER)):
-            if index:
-                question.append(pictures.pop(0))
-            if part:
-                question.append(part)
-        return items, tuple(question)
+        return str(letter)
 
-    def _depth(self) -> float:
-        given = self.record.depth if self.record.depth is not None else self.record.meta.placed_depth
-        first = given[0] if isinstance(given, list) and given else given
-        return min(1.0, max(0.0, float(first))) if isinstance(first, (int, float)) else 0.0
+    def _text_evidence(self, items: Sequence[Page]) -> list[Evidence]:
+        """Where each needle stands first."""
+        found = []
+        for needle in self.record.needles:
+            starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
+            first = next(((index, start) for index, start in starts if start >= 0), None)
+            if first is not None:
+                found.append(Evidence(*first, first[1] + len(needle)))
+        return found
 
-    def _needles(self) -> list[str]:
-        return self.record.needles or self.record.meta.needles or self.record.needle_image_list or []
+    def _image_evidence(self, items: Sequence[Page]) -> list[Evidence]:
+        names = {Path(needle).name for needle in self.record.needles}
+        shown = [(index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None]
+        return [Evidence(index) for index, name in shown if name in names]
 
-    def _text_probe(self, name: str, *, needs_evidence: bool) -> Probe:
-        items, question = self._parts()
-        evidence = []
-        for needle in self._needles():
-            found = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
-            hit = next(((index, start) for index, start in found if start >= 0), None)
-            if hit is not None:
-                index, start = hit
-                evidence.append(Evidence(index, start, start + len(needle)))
-        if needs_evidence and not evidence:
-            raise self._problem(
-                f"the needle can't be located: expected needles (or meta.needles) with texts of the context, "
-                f"got {self._needles()!r}"
-            )
-        answer = str(self.record.answer)
-        choices = tuple(self.record.choices or self.record.meta.choices or ())
-        choices = choices if answer in choices else ()
-        return Probe(
-            "text", name, tuple(items), question, tuple(evidence), answer, self.length, self._depth(), choices=choices
-        )
 
-    def _image_probe(self, name: str, *, needs_evidence: bool) -> Probe:
-        items, question = self._parts()
-        named = self.record.choices_image or self.record.meta.choices_image_path or []
-        options = tuple(self._page(relative) for relative in named)
-        letters = tuple(LETTERS[: len(options)])
-        right = self.record.answer
-        if isinstance(right, str):
-            letter = right.strip().upper()
-            right = letters.index(letter) if letter in letters else -1
-        if not 0 <= right < len(options):
-            raise self._problem(
-                f"the answer {self.record.answer!r} names none of {len(options)} image choices; expected its "
-                "index from 0, or its letter, and choices_image"
-            )
-        names = {Path(needle).name for needle in self._needles()}
-        evidence = [
-            Evidence(index)
-            for index, item in enumerate(items)
-            if item.image is not None and Path(str(item.doc_id)).name in names
-        ]
-        if needs_evidence and not evidence:
-            raise self._problem(
-                f"the needle can't be located: expected needles (or meta.needles, needle_image_list) with the path of "
-                f"an image in the context, got {self._needles()!r}"
-            )
-        return Probe(
-            "image",
-            name,
-            tuple(items),
-            question,
-            tuple(evidence),
-            letters[right],
-            self.length,
-            self._depth(),
-            options=options,
-            choices=letters,
-        )
+def _with_pictures(text: str, pictures: Iterator[Page]) -> Iterator[str | Page]:
+    """A text's parts, with the next picture in place of each placeholder."""
+    for index, part in enumerate(text.split(PLACEHOLDER)):
+        if index:
+            yield next(pictures)
+        yield part
+
+
+def _text_pages(text: str) -> list[Page]:
+    return [Page(text=text.strip())] if text.strip() else []
 
 
 def as_rendered_text(probe: Probe) -> Probe:
@@ -276,22 +236,13 @@ def as_rendered_text(probe: Probe) -> Probe:
             continue
         done = 0
         for start, stop in spans:
-            items += _text_page(item.text[done:start])
+            items += _text_pages(item.text[done:start])
             evidence.append(Evidence(len(items)))
             items.append(Page(image=RenderedText(item.text[start:stop].strip()), doc_id="needle"))
             done = stop
-        items += _text_page(item.text[done:])
-    return Probe(
-        "rendered_text",
-        f"{probe.name}-rendered",
-        tuple(items),
-        probe.question,
-        tuple(evidence),
-        probe.answer,
-        probe.context_length,
-        probe.depth,
-        choices=probe.choices,
-    )
+        items += _text_pages(item.text[done:])
+    name = f"{probe.name}-rendered"
+    return replace(probe, task="rendered_text", name=name, items=tuple(items), evidence=tuple(evidence))
 
 
 def as_identical_image(probe: Probe) -> Probe:
@@ -304,19 +255,14 @@ def as_identical_image(probe: Probe) -> Probe:
         raise DataError(f"Probe {probe.name!r} has no picture that could be shown itself.")
     needle = picture_of(probe.options[probe.choices.index(probe.answer)])
     index = probe.evidence[0].item
-    items = (*probe.items[:index], needle, *probe.items[index + 1 :])
-    return Probe(
-        "identical_image",
-        f"{probe.name}-identical",
-        items,
-        was_shown(needle),
-        (Evidence(index),),
-        "yes",
-        probe.context_length,
-        probe.depth,
+    return replace(
+        probe,
+        task="identical_image",
+        name=f"{probe.name}-identical",
+        items=(*probe.items[:index], needle, *probe.items[index + 1 :]),
+        question=was_shown(needle),
+        evidence=(Evidence(index),),
+        answer="yes",
+        options=(),
         choices=("yes", "no"),
     )
-
-
-def _text_page(text: str) -> list[Page]:
-    return [Page(text=text.strip())] if text.strip() else []
