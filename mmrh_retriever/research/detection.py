@@ -11,7 +11,7 @@ one context's keys and values at a time, the vision features of its pictures, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import AttentionCaptureError, DataError
-from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable
-from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.heads.scores import HeadScores, HeadScoresTable
+from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.fingerprints import weights_fingerprint
-from mmrh_retriever.model.vision import Vision
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.head_analysis import Stability, stability
 from mmrh_retriever.research.probe_passes import ProbePasses
@@ -88,11 +87,10 @@ class Detection:
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:
-        probes = self._at(task, context_length)
-        scores = np.stack([probe.scores for probe in probes]).astype(np.float64)  # (probes, layers, heads)
-        unmeasured = np.isnan(scores[0])
-        recall = np.stack([probe.hits for probe in probes]).mean(axis=0)
-        spread = scores.std(axis=0, ddof=1) if len(probes) > 1 else np.zeros_like(scores[0])
+        scores = self.example_scores(task, context_length).astype(np.float64)
+        hits = [probe.hits for probe in self._at(task, context_length)]
+        recall = np.where(np.isnan(scores[0]), np.nan, np.mean(hits, axis=0))
+        spread = scores.std(axis=0, ddof=1) if len(scores) > 1 else 0 * scores[0]
         every = len(self.global_layers) == scores.shape[1]
         return HeadScores(
             scores.mean(axis=0).astype(np.float32),
@@ -100,9 +98,9 @@ class Detection:
             task,
             context_length,
             source=self.source,
-            n_examples=len(probes),
-            spread=np.where(unmeasured, np.nan, spread).astype(np.float32),
-            recall_at_1=np.where(unmeasured, np.nan, recall).astype(np.float32),
+            n_examples=len(scores),
+            spread=spread.astype(np.float32),
+            recall_at_1=recall.astype(np.float32),
             selectable_layers=None if every else self.global_layers,
         )
 
@@ -156,9 +154,9 @@ def detect(
     """
     reranker = Reranker(model, processor, heads="all", independent=independent)
     backbone = reranker.backbone
+    scorer = _Scorer(reranker, prompt)
+    wording = scorer.prompter.prompt
     name = model_id or backbone.name
-    prompter = ProbePrompter(reranker.prompter, prompt)
-    scorer = _Scorer(backbone, prompter, reranker.vision, independent=reranker.independent)
     fixed = {
         "model": name,
         "model_type": str(backbone.config.model_type),
@@ -167,44 +165,51 @@ def detect(
         "dtype": str(backbone.model.dtype),
         "weights": weights_fingerprint(backbone.model),
         "independent": reranker.independent,
-        "prompt": asdict(prompter.prompt),
+        "prompt": asdict(wording),
         "probes": dict(settings or {}),
     }
-    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
     log: Journal[ProbeScores] | None = None
-    if journal is not None:
-        log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
-    with nullcontext() if log is None else log:
+    with ExitStack() as stack:
+        if journal is not None:
+            log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
+            stack.enter_context(log)
         done = {} if log is None else dict(log.done)
-        for probe in bar:
+        for probe in tqdm(
+            probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False
+        ):
             if probe.name in found:
                 raise DataError(f"Two probes are called {probe.name!r}. Give each a name of its own.")
-            if probe.name in done:
-                found[probe.name] = _same(done.pop(probe.name), probe, str(journal))
-                continue
-            found[probe.name] = scorer.score(probe)
-            if log is not None:
-                log.add(found[probe.name])
-        if done:
-            raise DataError(
-                f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
-                "probes that the run was begun with, or write to another folder."
-            )
+            scored = done.pop(probe.name, None)
+            if scored is None:
+                scored = scorer.score(probe)
+                if log is not None:
+                    log.add(scored)
+            elif scored.fingerprint != probe.fingerprint():
+                raise DataError(
+                    f"{journal}: the probe {probe.name!r} has the fingerprint {scored.fingerprint} there and "
+                    f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
+                )
+            found[probe.name] = scored
+    if done:
+        raise DataError(
+            f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
+            "probes that the run was begun with, or write to another folder."
+        )
     if not found:
         raise DataError("There are no probes to detect heads with. Give at least one.")
-    source = f"mmrh detect, {len(found)} probes, null question {prompter.prompt.null_question!r}"
+    source = f"mmrh detect, {len(found)} probes, null question {wording.null_question!r}"
     return Detection(name, backbone.global_layers, tuple(found.values()), source)
 
 
 class _Scorer:
     """Runs probes. The last context is kept for neighbours that share it."""
 
-    def __init__(self, backbone: Backbone, prompter: ProbePrompter, vision: Vision, *, independent: bool) -> None:
-        self.backbone = backbone
-        self.prompter = prompter
-        self.heads = [HeadId(layer, head) for layer in backbone.global_layers for head in range(backbone.heads)]
-        self.passes = ProbePasses(prompter, self.heads, vision, independent=independent)
+    def __init__(self, reranker: Reranker, prompt: ProbePrompt | None) -> None:
+        self.backbone = reranker.backbone
+        self.prompter = ProbePrompter(reranker.prompter, prompt)
+        heads = HeadSet.all_heads(self.backbone.layers, self.backbone.heads, self.backbone.global_layers)
+        self.passes = ProbePasses(self.prompter, heads.heads, reranker.vision, independent=reranker.independent)
         self._key: tuple[Any, ...] = ()
         self._kept: tuple[Sequence[object], ProbeContext, Window] | None = None
 
@@ -219,17 +224,16 @@ class _Scorer:
         asked, null_question = self.prompter.question_segments(probe), self.prompter.null_segments(probe)
         mass, null = self.passes.ask(probe, window, asked, null_question)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
+        gold = list(probe.gold)
         in_part = any(span.start is not None for span in probe.evidence)
-        gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
-        values = calibrated[:, gold].sum(axis=1)
+        values = calibrated[:, context.evidence if in_part else np.isin(context.item, gold)].sum(axis=1)
         if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + _OUT_OF_RANGE:
             raise AttentionCaptureError(
                 f"Probe {probe.name!r} gave a head the score {values[np.argmax(np.abs(values))]}; expected -1 to 1. "
                 "Load the model again, or with dtype=torch.float32, and report it if that does not help."
             )
         items = calibrated @ np.eye(len(probe.items))[list(context.item)]  # (heads, items)
-        is_gold = np.array([index in probe.gold for index in range(len(probe.items))])
-        others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
+        best_of_others = np.delete(items, gold, axis=1).max(axis=1, initial=-np.inf)
         return ProbeScores(
             name=probe.name,
             fingerprint=probe.fingerprint(),
@@ -238,10 +242,11 @@ class _Scorer:
             depth=probe.depth,
             tokens=len(window),
             scores=self._grid(values, np.nan),
-            hits=self._grid(items[:, is_gold].max(axis=1) > others, 0),
+            hits=self._grid(items[:, gold].max(axis=1) > best_of_others, 0),
         )
 
     def _grid(self, values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
+        """``(layers, heads)`` from the measured heads' values."""
         grid = np.full((self.backbone.layers, self.backbone.heads), fill)
         grid[list(self.backbone.global_layers)] = values.reshape(-1, self.backbone.heads)
         return grid
@@ -255,12 +260,3 @@ class _Scorer:
             self._kept = (probe.items, context, self.passes.encode(probe, context.segments))
             self._key = key
         return self._kept[1], self._kept[2]
-
-
-def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
-    if done.fingerprint != probe.fingerprint():
-        raise DataError(
-            f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
-            f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
-        )
-    return done
