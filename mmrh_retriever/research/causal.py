@@ -174,7 +174,6 @@ def causal_rows(
         selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
     conditions = _conditions(selected, backbone.global_layers, how)
     answerer = Answerer(
-        backbone,
         ProbePrompter(reranker.prompter, how.prompt),
         lead_in=how.lead_in,
         max_new_tokens=how.max_new_tokens,
