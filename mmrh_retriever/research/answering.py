@@ -69,7 +69,7 @@ class Answerer:
         self.backbone = prompter.ranking.backbone
         self.lead_in = lead_in
         self.max_new_tokens = max_new_tokens
-        self.vision = vision or Vision(self.backbone)
+        self.vision = Vision(self.backbone) if vision is None else vision
         last_layer = [HeadId(self.backbone.layers - 1, 0)]
         self._passes = ProbePasses(prompter, last_layer, self.vision, independent=independent)
         self._read: tuple[object, Window, list[float]] | None = None

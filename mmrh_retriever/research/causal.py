@@ -74,15 +74,11 @@ class ProbeAnswers(FileModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Condition:
-    masked: str
-    phase: AblationPhase
-    seed: int | None
-    heads: HeadSet | None
+class _Condition(Masking):
+    """A masking with its name in the rows, and the seed of a random draw."""
 
-    @property
-    def masking(self) -> Masking:
-        return Masking(() if self.heads is None else self.heads.heads, self.phase)
+    masked: str = UNMASKED
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +108,14 @@ class CausalSettings:
 
 def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSettings) -> list[_Condition]:
     """The maskings of one probe. Those that share a prefill stand side by side."""
-    draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
+    draws: list[tuple[HeadSet, str, int | None]] = [(heads, SELECTED, None)]
     for seed in range(settings.random_seeds):
-        draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
+        draws.append((heads.random_like(seed=seed, layers=global_layers), RANDOM, seed))
         if settings.same_layers:
-            draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
+            draws.append((_same_layers(heads, seed), SAME_LAYERS, seed))
     # answering alone goes on from the unmasked prefill, so it stands beside it
-    ordered: list[AblationPhase] = sorted(settings.phases, key=lambda phase: phase != "decode")
-    masked = [_Condition(name, phase, seed, drawn) for phase in ordered for name, seed, drawn in draws]
-    return [_Condition(UNMASKED, "all", None, None), *masked]
+    phases = sorted(settings.phases, key=lambda phase: phase != "decode")
+    return [_Condition(), *(_Condition(drawn.heads, phase, *name) for phase in phases for drawn, *name in draws)]
 
 
 def _same_layers(heads: HeadSet, seed: int) -> HeadSet:
@@ -149,16 +144,10 @@ def causal_rows(
 ) -> Iterator[CausalRow]:
     """Answer each probe under each masking, one row at a time.
 
-    Args:
-        model: a loaded transformers model of a supported family.
-        processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
-        probes: probes with answers.
-        heads: the selected heads: a set, a path, ``"published"``.
-        settings: how probes are answered, and what is masked.
-        finished: names of probes that are left out, such as those of a run that is resumed.
-        progress: show a bar on stderr, if that is a terminal.
-        total: how many probes there are, for the bar.
-        changes: fields of :class:`CausalSettings`, in place of those of ``settings``.
+    ``processor`` is the model's processor, its tokenizer, or ``(tokenizer, image_processor)``. ``heads`` are the
+    selected ones: a set, a path, or ``"published"``. Probes whose names are ``finished`` are left out. ``progress``
+    shows a bar for ``total`` probes on stderr, if that is a terminal. ``changes`` are fields of
+    :class:`CausalSettings`, in place of those of ``settings``.
 
     Raises:
         HeadSetError: heads that do not fit the model, or too few others for a control.
@@ -180,8 +169,9 @@ def causal_rows(
         independent=reranker.independent,
         vision=reranker.vision,
     )
-    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
-    for probe in bar:
+    for probe in tqdm(
+        probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False
+    ):
         if probe.name in finished:
             continue
         if not probe.answer:
@@ -222,28 +212,22 @@ def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
     return found
 
 
-def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:
-    accepted = (probe.answer, *probe.accepted)
-    if how == "choices":
-        given, _ = answerer.choose(probe, condition.masking)
-    else:
-        given = answerer.generate(probe, condition.masking)
-    measures = measure(given, accepted)
-    if how == "choices":
-        correct = given == probe.answer
-    elif probe.choices:
-        correct = chosen(given, probe.choices) == probe.answer
-    else:
-        correct = measures.contains == 1.0
+def _row(answerer: Answerer, probe: Probe, condition: _Condition, answering: Answering) -> CausalRow:
+    by_choice = answering == "choices"
+    given = answerer.choose(probe, condition)[0] if by_choice else answerer.generate(probe, condition)
+    measures = measure(given, (probe.answer, *probe.accepted))
+    correct = measures.contains == 1.0
+    if probe.choices:
+        correct = probe.answer == (given if by_choice else chosen(given, probe.choices))
     return CausalRow(
         probe=probe.name,
         task=probe.task,
         context_length=probe.context_length,
         depth=probe.depth,
         masked=condition.masked,
-        phase=condition.phase if condition.heads is not None else "",
+        phase=condition.phase if condition.heads else "",
         seed=condition.seed,
-        heads=0 if condition.heads is None else len(condition.heads),
+        heads=len(condition.heads),
         given=given,
         answer=probe.answer,
         correct=float(correct),
