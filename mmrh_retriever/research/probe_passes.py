@@ -96,7 +96,7 @@ class ProbePasses:
         return mass
 
     def hidden_states(self, probe: Probe, window: Window, texts: Sequence[PromptSegment]) -> list[Tensor]:
-        """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window."""
+        """The last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window."""
         passes = self._engines[probe.labelled].passes
         tree = QuestionTree()
         for text in texts:
