@@ -24,12 +24,12 @@ def _positive_descending(values: npt.ArrayLike) -> Floats:
     """``max(score, 0)`` of every head, largest first: ``(layers * heads,)``. Unmeasured heads count as 0."""
     scores = np.asarray(values, dtype=np.float64).ravel()
     positive = np.sort(np.where(np.isnan(scores), 0.0, np.maximum(scores, 0.0)))[::-1]
-    if positive.size == 0 or positive[0] <= 0.0 or not np.isfinite(positive[0]):
+    if not positive.size or not 0.0 < positive[0] < np.inf:
         raise HeadSetError(
             f"None of {positive.size} heads has a positive finite score, so there is no mass to share out. "
             "Check the detection run: its probes may be too hard, or question and null question alike."
         )
-    return np.asarray(positive)
+    return positive
 
 
 def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
@@ -109,9 +109,8 @@ def task_overlap(table: HeadScoresTable, context_length: int, share: float | Non
     Raises:
         HeadSetError: no task was scored at this length.
     """
-    tasks = [task for task, length in table if length == context_length]
-    sets = [HeadSet.of_tasks(table, [task], context_length, share=share) for task in tasks]
-    return overlap_matrix(sets, tasks)
+    best = {task: _best(table, task, length, share) for task, length in table if length == context_length}
+    return overlap_matrix(list(best.values()), best)
 
 
 def length_overlap(table: HeadScoresTable, task: str, share: float | None = None) -> OverlapMatrix:
@@ -120,9 +119,12 @@ def length_overlap(table: HeadScoresTable, task: str, share: float | None = None
     Raises:
         HeadSetError: the task was not scored.
     """
-    lengths = [length for scored, length in table if scored == task]
-    sets = [HeadSet.of_tasks(table, [task], length, share=share) for length in lengths]
-    return overlap_matrix(sets, map(str, lengths))
+    best = {str(length): _best(table, task, length, share) for scored, length in table if scored == task}
+    return overlap_matrix(list(best.values()), best)
+
+
+def _best(table: HeadScoresTable, task: str, context_length: int, share: float | None) -> HeadSet:
+    return HeadSet.of_tasks(table, [task], context_length, share=share)
 
 
 def model_overlap(
@@ -146,12 +148,7 @@ def model_overlap(
         raise HeadSetError(
             f"No task and length in common: {one.model_id} has {sorted(one)}, {other.model_id} {sorted(other)}."
         )
-    return {
-        (task, length): HeadSet.of_tasks(one, [task], length, share=share).overlap(
-            HeadSet.of_tasks(other, [task], length, share=share)
-        )
-        for task, length in common
-    }
+    return {condition: _best(one, *condition, share).overlap(_best(other, *condition, share)) for condition in common}
 
 
 def layer_spread(heads: HeadSet, n_layers: int | None = None) -> npt.NDArray[np.int64]:
@@ -211,14 +208,10 @@ def stability(
     random = np.random.default_rng(seed)
     size = len(scores) // n_subsets
     overlaps: list[float] = []
-    n_chosen = 0
     for _ in range(repeats):
         order = random.permutation(len(scores))
-        chosen = []
-        for part in range(n_subsets):
-            mean = scores[order[part * size : (part + 1) * size]].mean(axis=0)  # (layers, heads)
-            part_scores = HeadScores(mean, "examples", "subset", 1, selectable_layers=selectable_layers)
-            chosen.append(HeadSet.top(part_scores, share))
-        n_chosen = len(chosen[0])
-        overlaps.extend(one.overlap(other) for one, other in itertools.combinations(chosen, 2))
-    return Stability(tuple(overlaps), n_chosen)
+        parts = [scores[order[part * size : (part + 1) * size]].mean(axis=0) for part in range(n_subsets)]
+        measured = [HeadScores(part, "examples", "subset", 1, selectable_layers=selectable_layers) for part in parts]
+        chosen = [HeadSet.top(part, share) for part in measured]
+        overlaps += [one.overlap(other) for one, other in itertools.combinations(chosen, 2)]
+    return Stability(tuple(overlaps), len(chosen[0]))

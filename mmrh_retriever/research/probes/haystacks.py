@@ -45,15 +45,13 @@ class DrawnPicture:
         for _ in range(int(rng.integers(5, 12))):
             x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
             half_width, half_height = int(rng.integers(12, width // 5)), int(rng.integers(12, height // 5))
-            box = (x - half_width, y - half_height, x + half_width, y + half_height)
-            colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+            left, top, right, bottom = x - half_width, y - half_height, x + half_width, y + half_height
+            colour = tuple(rng.integers(0, 256, 3).tolist())
             shape = int(rng.integers(0, 3))
-            if shape == 0:
-                draw.ellipse(box, fill=colour)
-            elif shape == 1:
-                draw.rectangle(box, fill=colour)
+            if shape == 2:
+                draw.polygon([(x, top), (right, bottom), (left, bottom)], fill=colour)
             else:
-                draw.polygon([(x, box[1]), (box[2], box[3]), (box[0], box[3])], fill=colour)
+                (draw.rectangle if shape else draw.ellipse)((left, top, right, bottom), fill=colour)
         return image
 
 
@@ -125,11 +123,9 @@ class Haystack:
     def generated(cls, seed: int = 0, *, passages: int = 1200, images: int = 64) -> Haystack:
         """Plain invented prose (passages of eight sentences, some 150,000 tokens in all) and pictures of shapes."""
         rng = np.random.default_rng([3, seed])
-        pictures = tuple(
-            Page(image=DrawnPicture(seed * 100_003 + number), doc_id="generated", index=number)
-            for number in range(images)
-        )
-        return cls(tuple(draw_prose(rng) for _ in range(passages)), pictures, f"generated, seed {seed}")
+        numbers = range(images)
+        drawn = (Page(image=DrawnPicture(seed * 100_003 + one), doc_id="generated", index=one) for one in numbers)
+        return cls(tuple(draw_prose(rng) for _ in range(passages)), tuple(drawn), f"generated, seed {seed}")
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path]) -> Haystack:
@@ -146,25 +142,23 @@ class Haystack:
             names.append(path.name)
             ending = path.suffix.lower()
             if ending == ".pdf":
-                for page in iter_pdf(path):
-                    images.append(page)
-                    passages.extend([page.text] if page.text and page.text.strip() else [])
+                pages = list(iter_pdf(path))
+                images += pages
+                passages += [page.text or "" for page in pages]
             elif ending in TEXT_ENDINGS:
-                text = read_text(path, what="haystack's text")
-                passages.extend(part for part in re.split(r"\n\s*\n", text) if part.strip())
+                passages += re.split(r"\n\s*\n", read_text(path, what="haystack's text"))
             else:
                 images.append(Page(image=path, doc_id=path.name))
-        return cls(tuple(passages), tuple(images), ", ".join(names))
+        return cls(tuple(passage for passage in passages if passage.strip()), tuple(images), ", ".join(names))
 
 
 def sentences(text: str) -> list[str]:
     """A text's sentences with single spaces; what has no full stops is cut every sixty words."""
     found: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split())):
-        words = sentence.split(" ")
-        starts = range(0, len(words), LONGEST_SENTENCE)
-        found.extend(" ".join(words[start : start + LONGEST_SENTENCE]) for start in starts)
-    return [sentence for sentence in found if sentence]
+        words = sentence.split()
+        found += [" ".join(words[start : start + LONGEST_SENTENCE]) for start in range(0, len(words), LONGEST_SENTENCE)]
+    return found
 
 
 def _files(paths: Iterable[str | Path]) -> Iterator[Path]:

@@ -38,9 +38,8 @@ class Evidence:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.start is None) != (self.stop is None) or (
-            self.start is not None and self.stop is not None and not 0 <= self.start < self.stop
-        ):
+        start, stop = (-1 if end is None else end for end in (self.start, self.stop))
+        if (self.start, self.stop) != (None, None) and not 0 <= start < stop:
             raise DataError(f"Evidence spans characters 0 <= start < stop, got {self.start} and {self.stop}.")
 
 
@@ -85,9 +84,8 @@ class Probe:
         if not self.items or not self.question:
             raise DataError(f"Probe {self.name!r} needs a context and a question; it has {len(self.items)} items.")
         for span in self.evidence:
-            known = 0 <= span.item < len(self.items)
-            text = self.items[span.item].text if known else None
-            if not known or (span.stop is not None and span.stop > len(text or "")):
+            text = self.items[span.item].text or "" if 0 <= span.item < len(self.items) else None
+            if text is None or (span.stop or 0) > len(text):
                 raise DataError(
                     f"Probe {self.name!r}: the evidence {span} lies outside of its {len(self.items)} items."
                 )
@@ -111,12 +109,10 @@ class Probe:
 
     def fingerprint(self) -> str:
         """A digest of everything that the model is shown and asked, to know the same probe again."""
-        digest = hashlib.sha256()
         parts = [self.task, self.name, self.answer, str(self.context_length), str(self.labelled), repr(self.evidence)]
         shown: list[str | Page] = [*self.items, *self.question, *self.options]
         parts += [part if isinstance(part, str) else _identity(part) for part in shown]
-        for part in parts:
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+        digest = hashlib.sha256("".join(f"{part}\0" for part in parts).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
 
