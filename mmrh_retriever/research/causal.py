@@ -26,7 +26,7 @@ from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.loading import resolve_heads
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
-from mmrh_retriever.research.answers import chosen, measure
+from mmrh_retriever.research.answers import AnswerMeasures, chosen, measure
 from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
@@ -39,14 +39,13 @@ Answering = Literal["generate", "choices"]
 UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "random, same layers"
 
 
-@dataclass(frozen=True, slots=True)
-class CausalRow:
-    """One answer under one masking.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalRow(AnswerMeasures):
+    """One answer under one masking, and how right it is.
 
     ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``. ``phase`` is ``all`` (reading and
     answering) or ``decode`` (answering alone), and empty where nothing is masked. ``seed`` is that of a random draw,
-    ``heads`` the number of masked heads. ``correct`` and the other measures run from 0 to 1
-    (:class:`mmrh_retriever.research.answers.AnswerMeasures`).
+    ``heads`` the number of masked heads. ``correct`` runs from 0 to 1 like the other measures.
     """
 
     probe: str
@@ -60,10 +59,6 @@ class CausalRow:
     given: str
     answer: str
     correct: float
-    exact: float
-    contains: float
-    anls: float
-    fuzzy: float
 
 
 class ProbeAnswers(FileModel):
@@ -108,14 +103,15 @@ class CausalSettings:
 
 def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSettings) -> list[_Condition]:
     """The maskings of one probe. Those that share a prefill stand side by side."""
-    draws: list[tuple[HeadSet, str, int | None]] = [(heads, SELECTED, None)]
+    draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
     for seed in range(settings.random_seeds):
-        draws.append((heads.random_like(seed=seed, layers=global_layers), RANDOM, seed))
+        draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
         if settings.same_layers:
-            draws.append((_same_layers(heads, seed), SAME_LAYERS, seed))
+            draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
     # answering alone goes on from the unmasked prefill, so it stands beside it
     phases = sorted(settings.phases, key=lambda phase: phase != "decode")
-    return [_Condition(), *(_Condition(drawn.heads, phase, *name) for phase in phases for drawn, *name in draws)]
+    masked = (_Condition(drawn.heads, phase, name, seed) for phase in phases for name, seed, drawn in draws)
+    return [_Condition(), *masked]
 
 
 def _same_layers(heads: HeadSet, seed: int) -> HeadSet:
