@@ -7,7 +7,7 @@ are in :mod:`mmrh_retriever.research.head_plots`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from mmrh_retriever.files import format_of, read_text
 from mmrh_retriever.heads.file_formats import SET_FORMAT
 from mmrh_retriever.heads.published import published_head_scores
-from mmrh_retriever.heads.sets import PAPER_SHARE, HeadScores, HeadScoresTable, HeadSet
+from mmrh_retriever.heads.sets import PAPER_SHARE, HeadId, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.model.loading import BUNDLED, BUNDLED_FOLDER, HEADS_FILE
 from mmrh_retriever.research.head_analysis import (
     OverlapMatrix,
@@ -32,7 +32,6 @@ from mmrh_retriever.types import FloatArray
 
 _DECIMALS = 6
 _MISSING = "–"
-_SCORE_FILES = (".json", ".gz")
 
 
 def scores_from(source: str | Path) -> HeadScoresTable:
@@ -43,7 +42,7 @@ def scores_from(source: str | Path) -> HeadScoresTable:
         HeadSetError: no such file, and nothing published under this name.
     """
     path = Path(source)
-    if path.is_file() or path.suffix in _SCORE_FILES:
+    if path.is_file() or path.suffix in (".json", ".gz"):
         return HeadScoresTable.load(path)
     return published_head_scores(str(source))
 
@@ -106,19 +105,15 @@ def head_summary(
 
     Keys, all always there (lengths are strings, as JSON needs):
 
-    - ``model``, ``source``, ``n_layers``, ``n_heads`` (per layer), ``selectable_layers`` (``None``: all),
-      ``invalid_heads`` (an impossible score under some condition, never selected), ``tasks``,
-      ``context_lengths``
+    - ``model``, ``source``, ``n_layers``, ``n_heads`` (per layer), ``selectable_layers`` (``None``: all), ``tasks``,
+      ``context_lengths``, ``invalid_heads`` (an impossible score under some condition, never selected)
     - ``share`` and ``heads_per_task``: how many of the best heads the following is about
-    - ``sparsity[task][length or "mean"]``: the share of heads with half of the positive score mass
-      (definition 5), ``None`` where no head scores above 0; ``sparsity_as_given``: the same with impossible
-      scores counted in, as published figures have it
-    - ``task_overlap[length]``, ``length_overlap[task]``: ``labels``, ``values`` (definition 6) and ``mean``
-      over the pairs; ``chance_overlap`` is what random sets of selectable heads would have
-    - ``union[length]``: the tasks' best heads united: ``size``, ``deepest_layer``, and ``by_layer``, the
-      number in each layer
-    - ``top_heads[task][length]``: up to ``top_n`` of ``head``, ``score``, and ``recall_at_1`` and ``spread``
-      where they were measured
+    - ``sparsity[task][length or "mean"]``: the share of heads with half of the positive score mass (definition 5),
+      ``None`` where no head scores above 0; ``sparsity_as_given``: with impossible scores, as in published figures
+    - ``task_overlap[length]``, ``length_overlap[task]``: ``labels``, ``values`` (definition 6) and ``mean`` over the
+      pairs; ``chance_overlap``: that of random sets of selectable heads
+    - ``union[length]``: the tasks' best heads united: ``size``, ``deepest_layer``, ``by_layer`` (number in each layer)
+    - ``top_heads[task][length]``: up to ``top_n`` of ``head``, ``score``, and ``recall_at_1``, ``spread`` if measured
     - ``comparison``: ``None``, or ``model`` and ``overlap[task][length]`` with the table given as ``compare``
 
     Raises:
@@ -148,7 +143,7 @@ def head_summary(
         "task_overlap": {str(length): _matrix(task_overlap(table, length, share)) for length in lengths},
         "length_overlap": {task: _matrix(length_overlap(table, task, share)) for task in table.tasks},
         "union": {str(length): _union(table, length, share) for length in lengths},
-        "top_heads": _by_task({one: _best(scores, best[one][:top_n]) for one, scores in table.items()}),
+        "top_heads": _by_task({one: _best(scores, best[one].heads[:top_n]) for one, scores in table.items()}),
         "comparison": comparison,
     }
 
@@ -184,21 +179,20 @@ def _union(table: HeadScoresTable, length: int, share: float) -> dict[str, Any]:
     return {"size": len(heads), "deepest_layer": heads.deepest_layer, "by_layer": layer_spread(heads).tolist()}
 
 
-def _best(scores: HeadScores, heads: HeadSet) -> list[dict[str, Any]]:
+def _best(scores: HeadScores, heads: Iterable[HeadId]) -> list[dict[str, Any]]:
     """Heads with everything that was measured of each."""
     extras = {"recall_at_1": scores.recall_at_1, "spread": scores.spread}
-    measured = {name: values for name, values in extras.items() if values is not None}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for head in heads:
-        more = {name: round(float(own[head]), _DECIMALS) for name, own in measured.items() if np.isfinite(own[head])}
-        rows.append({"head": str(head), "score": round(scores[head], _DECIMALS), **more})
+        rows.append({"head": str(head), "score": round(scores[head], _DECIMALS)})
+        for name, values in extras.items():
+            if values is not None and np.isfinite(values[head]):
+                rows[-1][name] = round(float(values[head]), _DECIMALS)
     return rows
 
 
 def length_name(length: int | str) -> str:
-    """A context length for people: ``131072`` -> ``128K``, as the paper counts; other numbers and names as they are."""
-    if str(length) == "mean":
-        return "mean"
+    """A context length for people: ``131072`` -> ``128K``, as the paper counts; other numbers as they are."""
     tokens = int(length)
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
 
@@ -208,27 +202,22 @@ def head_tables(summary: dict[str, Any]) -> list[Table]:
 
     Overlaps between tasks or lengths are left out where there is only one.
     """
-    lengths = [str(length) for length in summary["context_lengths"]]
-    *shorter, last = lengths
-    size = summary["heads_per_task"]
+    *shorter, last = lengths = [str(length) for length in summary["context_lengths"]]
     chance = [f"Chance: {_percent(summary['chance_overlap'])}"]
     tables = [_sparsity_table(summary, lengths)]
     if len(summary["tasks"]) > 1:
-        pairs = {
-            f"{one} / {other}": {
-                length: _overlap(matrix, one, other) for length, matrix in summary["task_overlap"].items()
-            }
-            for one, other in itertools.combinations(summary["tasks"], 2)
+        at = summary["task_overlap"]
+        pairs = itertools.combinations(summary["tasks"], 2)
+        rows = {
+            f"{one} / {other}": {length: _overlap(at[length], one, other) for length in lengths} for one, other in pairs
         }
-        title = f"Overlap between tasks, % of each task's best {size} heads"
-        tables.append(_percent_table(title, "tasks", lengths, pairs, chance))
+        title = f"Overlap between tasks, % of each task's best {summary['heads_per_task']} heads"
+        tables.append(_percent_table(title, "tasks", lengths, rows, chance))
     if shorter:
-        with_last = {
-            task: {length: _overlap(matrix, length, last) for length in shorter}
-            for task, matrix in summary["length_overlap"].items()
-        }
+        of = summary["length_overlap"]
+        rows = {task: {length: _overlap(of[task], length, last) for length in shorter} for task in of}
         title = f"Overlap with the task's best heads at {length_name(last)}, %"
-        tables.append(_percent_table(title, "task", shorter, with_last))
+        tables.append(_percent_table(title, "task", shorter, rows))
     tables += [_union_table(summary), _top_table(summary, last)]
     if summary["comparison"] is not None:
         title = f"Overlap with {summary['comparison']['model']}, %"
@@ -242,9 +231,10 @@ def _percent(value: float | None) -> str:
 
 def _overlap(matrix: dict[str, Any], one: str, other: str) -> float | None:
     """One overlap of a summary's matrix, ``None`` where one of the two was not scored."""
-    labels = matrix["labels"]
-    known = one in labels and other in labels
-    return matrix["values"][labels.index(one)][labels.index(other)] if known else None
+    if not {one, other} <= set(matrix["labels"]):
+        return None
+    value: float = matrix["values"][matrix["labels"].index(one)][matrix["labels"].index(other)]
+    return value
 
 
 def _percent_table(
@@ -256,7 +246,8 @@ def _percent_table(
 ) -> Table:
     """Shares in percent: one row each, one column per context length."""
     shown = [(label, *(_percent(shares.get(column)) for column in columns)) for label, shares in rows.items()]
-    return Table.of(title, (name, *map(length_name, columns)), shown, notes=notes)
+    names = (length_name(column) if column.isdigit() else column for column in columns)
+    return Table.of(title, (name, *names), shown, notes=notes)
 
 
 def _sparsity_table(summary: dict[str, Any], lengths: Sequence[str]) -> Table:
