@@ -47,13 +47,8 @@ class Masking:
 class Answerer:
     """Answers probes with one model. A picture goes through the vision tower once, however many maskings there are.
 
-    Args:
-        prompter: writes the probes.
-        lead_in: what the answer is begun with; it is no part of the answer.
-        max_new_tokens: the longest free answer.
-        independent: read each item as if it stood alone when choices are weighed. A free answer always comes from one
-            plain pass.
-        vision: the model's vision tower with its memory; one of our own if ``None``.
+    The answer is begun with ``lead_in``, which is no part of it. With ``independent``, each item is read as if it stood
+    alone when choices are weighed; a free answer always comes from one plain pass.
     """
 
     def __init__(
@@ -76,12 +71,7 @@ class Answerer:
         self._written: tuple[Probe, list[PromptSegment], list[PromptSegment]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
-        """The model's free answer, without sampling. It ends at a line break.
-
-        Raises:
-            ContextOverflowError: the prompt with its answer is longer than the model's context.
-            PageError: an item that this model can't take or that can't be read.
-        """
+        """The model's free answer, without sampling. It ends at a line break."""
         masking = masking or Masking()
         backbone, prompter = self.backbone, self.prompter.prompter(probe)
         context, tail = self._segments(probe)
@@ -112,11 +102,6 @@ class Answerer:
         """The likeliest of a probe's choices, and the mean log-likelihood per token (in nats) of each.
 
         The context runs once per masking. Answering under ``phase="decode"`` goes on from the unmasked context.
-
-        Raises:
-            DataError: the probe has no choices.
-            ContextOverflowError: the prompt is longer than the model's context.
-            PageError: an item that this model can't take or that can't be read.
         """
         masking = masking or Masking()
         if len(probe.choices) < 2:

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 Answering = Literal["generate", "choices"]
 """How a model answers: freely through ``generate()``, or by the likelihood of each choice."""
-
 UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "random, same layers"
 
 
@@ -178,31 +177,19 @@ def causal_rows(
 
 
 def causal_journal(folder: str | Path, settings: Mapping[str, Any], *, resume: bool) -> Journal[ProbeAnswers]:
-    """The folder that keeps a causal test's answers, so that a killed run can be resumed.
-
-    Raises:
-        DataError: as :class:`Journal`.
-    """
+    """The folder that keeps a causal test's answers, so that a killed run can be resumed."""
     return Journal(folder, ProbeAnswers, lambda answers: answers.probe, settings, what="causal test", resume=resume)
 
 
 def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list[CausalRow]:
-    """Write each probe's answers into a journal once it is finished. Gives all rows, those of the journal first.
-
-    Raises:
-        DataError: the journal can't be written.
-    """
+    """Write each probe's answers into a journal once it is finished. Gives all rows, those of the journal first."""
     for name, answers in itertools.groupby(rows, key=lambda row: row.probe):
         journal.add(ProbeAnswers(probe=name, rows=list(answers)))
     return [row for answers in journal.done.values() for row in answers.rows]
 
 
 def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
-    """Write rows as JSON lines, all or nothing. Gives them all.
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
+    """Write rows as JSON lines, all or nothing (else :class:`DataError`). Gives them all."""
     found = list(rows)
     write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
     return found

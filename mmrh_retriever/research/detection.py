@@ -53,12 +53,8 @@ class Detection:
     @property
     def table(self) -> HeadScoresTable:
         """The mean, spread (standard deviation over the probes) and recall@1 of each head, by task and length."""
-        return HeadScoresTable(self._scores(*condition) for condition in self.conditions)
-
-    @property
-    def conditions(self) -> tuple[tuple[str, int], ...]:
-        """Tasks and context lengths, in the order in which they were probed."""
-        return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
+        conditions = dict.fromkeys((probe.task, probe.context_length) for probe in self.probes)
+        return HeadScoresTable(self._scores(*condition) for condition in conditions)
 
     def example_scores(self, task: str, context_length: int) -> FloatArray:
         """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured.
@@ -83,7 +79,7 @@ class Detection:
     def _at(self, task: str, context_length: int) -> list[ProbeScores]:
         found = [probe for probe in self.probes if (probe.task, probe.context_length) == (task, context_length)]
         if not found:
-            raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {self.conditions}.")
+            raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {list(self.table)}.")
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:
@@ -136,8 +132,7 @@ def detect(
         probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
         prompt: how probes are worded, and which tokens look.
         model_id: the name that the scores are filed under; the model's own unless given.
-        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; as the
-            model's config says if not given.
+        independent: encode each item as if it stood alone; as the model's config says if not given.
         journal: a folder that takes each probe's scores at once, so that a killed run can be resumed.
         resume: go on with a journal that exists; probes that it holds are not run again.
         settings: what else must be alike when a journal is resumed (how the probes were made).

@@ -15,10 +15,8 @@ from mmrh_retriever.research.probes.invented_text import draw_fact
 from mmrh_retriever.research.probes.probe import LETTERS, TASKS, CountTokens, Evidence, Probe, QuestionParts, was_shown
 from mmrh_retriever.types import Page
 
-UNIT_TOKENS = 500
-"""Tokens of text that make one unit of a haystack; a picture is a unit too."""
-ROOM_FOR_WORDING = 64
-"""Tokens kept for the chat template, the instruction and the question's label."""
+UNIT_TOKENS = 500  # of text; a picture is a unit of a haystack too
+ROOM_FOR_WORDING = 64  # tokens kept for the chat template, the instruction and the question's label
 
 
 @dataclass(frozen=True, slots=True)

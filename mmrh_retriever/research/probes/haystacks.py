@@ -22,8 +22,7 @@ from mmrh_retriever.types import Page
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_ENDINGS = (".txt", ".md")
-LONGEST_SENTENCE = 60
-"""Words after which text without full stops is cut all the same."""
+LONGEST_SENTENCE = 60  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +174,7 @@ def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def picture_of(page: Page) -> Page:
-    """The page's picture alone, without its text.
-
-    Raises:
-        PageError: the page has no picture.
-    """
+    """The page's picture alone, without its text; :class:`PageError` if it has none."""
     if page.image is None:
         raise page.error(f"{page.name} has no image. Give pages that have one.")
     return page if page.text is None else Page(image=page.image, doc_id=page.doc_id, index=page.index, size=page.size)

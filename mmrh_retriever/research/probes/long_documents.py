@@ -22,10 +22,8 @@ from mmrh_retriever.types import Page
 
 TASK = "long_document"
 UNANSWERABLE = "not answerable"
-SHORTEST_CONDITION = 1024
-"""Documents are filed under the power of two at or above their tokens, from here."""
+SHORTEST_CONDITION = 1024  # documents are filed under the power of two at or above their tokens, from here
 DOCUMENT_PROMPT = ProbePrompt(ranking=PromptOptions(instruction="Read the following pages, then answer the question."))
-"""The wording for questions on documents: pages as in a ranking, but to be answered from."""
 
 
 class _Question(BaseModel):

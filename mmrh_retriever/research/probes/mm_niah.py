@@ -230,17 +230,11 @@ def as_rendered_text(probe: Probe) -> Probe:
     items: list[Page] = []
     evidence: list[Evidence] = []
     for index, item in enumerate(probe.items):
-        spans = probe.parts_of(index)
-        if not spans or item.text is None:
-            items.append(item)
-            continue
-        done = 0
-        for start, stop in spans:
-            items += _text_pages(item.text[done:start])
-            evidence.append(Evidence(len(items)))
-            items.append(Page(image=RenderedText(item.text[start:stop].strip()), doc_id="needle"))
-            done = stop
-        items += _text_pages(item.text[done:])
+        items += [] if probe.stretches(index) else [item]
+        for text, is_needle in probe.stretches(index):
+            if is_needle:
+                evidence.append(Evidence(len(items)))
+            items += [Page(image=RenderedText(text.strip()), doc_id="needle")] if is_needle else _text_pages(text)
     name = f"{probe.name}-rendered"
     return replace(probe, task="rendered_text", name=name, items=tuple(items), evidence=tuple(evidence))
 

@@ -12,6 +12,7 @@ import hashlib
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,8 +26,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 QuestionParts = tuple[str | Page, ...]
 CountTokens = Callable[[Page], int]
 """How many tokens one item of the context takes in the prompt of the model that is probed."""
-LETTERS = string.ascii_uppercase
-"""What the pictures offered as answers are called, in their order."""
+LETTERS = string.ascii_uppercase  # what the pictures offered as answers are called
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,15 @@ class Probe:
         """Items that hold evidence."""
         return frozenset(span.item for span in self.evidence)
 
-    def parts_of(self, item: int) -> list[tuple[int, int]]:
-        """The characters of an item's text that are evidence, as ``(start, stop)`` in their order."""
-        spans = ((span.start, span.stop) for span in self.evidence if span.item == item)
-        return sorted((start, stop) for start, stop in spans if start is not None and stop is not None)
+    def stretches(self, item: int) -> list[tuple[str, bool]]:
+        """An item's text, cut around the evidence in it: each stretch, and whether it is evidence.
+
+        Empty for items that are evidence as a whole or not at all.
+        """
+        spans = [(one.start, one.stop or 0) for one in self.evidence if one.item == item and one.start is not None]
+        text = self.items[item].text or ""
+        cuts = pairwise(accumulate([0, *chain(*sorted(spans)), len(text)], max)) if spans else ()
+        return [(text[start:stop], number % 2 == 1) for number, (start, stop) in enumerate(cuts) if start < stop]
 
     def fingerprint(self) -> str:
         """A digest of everything that the model is shown and asked, to know the same probe again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, pairwise
 
 from mmrh_retriever.errors import QuestionError
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
@@ -48,11 +47,7 @@ class ProbeContext:
 
 
 class ProbePrompter:
-    """Writes probes for one model, with its prompter; ``prompt`` replaces the prompter's wording.
-
-    Raises:
-        UnsupportedModelError: the chat template can't be used.
-    """
+    """Writes probes for one model, with its prompter; ``prompt`` replaces the prompter's wording."""
 
     def __init__(self, prompter: Prompter, prompt: ProbePrompt | None = None) -> None:
         self.prompt = prompt or ProbePrompt()
@@ -72,24 +67,23 @@ class ProbePrompter:
         evidence: list[bool] = []
         prompter = self.prompter(probe)
         for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
-            cuts = probe.parts_of(index)
-            if cuts:
-                segment, parts = _in_parts(prompter, item.text or "", cuts)
+            stretches = probe.stretches(index)
+            if stretches:
+                segment = prompter.empty()
+                for text, is_evidence in stretches:
+                    ids = prompter.text.plain(text)
+                    segment.add_text(ids, scored=True)
+                    evidence += [is_evidence] if ids else []
+                segment.add_text(prompter.text.plain("\n"))
             else:
                 segment = prompter.page_segment(item, number)
-                parts = [index in probe.gold] * len(segment.scored)
+                evidence += [index in probe.gold] * len(segment.scored)
             segments.append(segment)
-            items += [index] * len(parts)
-            evidence += parts
+            items += [index] * len(segment.scored)
         return ProbeContext(tuple(segments), tuple(items), tuple(evidence))
 
     def question_segments(self, probe: Probe) -> list[PromptSegment]:
-        """A probe's question with its options: one segment where it is text alone.
-
-        Raises:
-            QuestionError: an empty question, or one of pictures that don't look.
-            PageError: a picture that this model can't take or that can't be read.
-        """
+        """A probe's question with its options: one segment where it is text alone."""
         return self._asked(probe, probe.question, probe.options)
 
     def null_segments(self, probe: Probe) -> list[PromptSegment]:
@@ -118,19 +112,6 @@ class ProbePrompter:
         if not any(segment.scored for segment in segments):
             raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
         return [segment for segment in (label, *segments) if len(segment)]
-
-
-def _in_parts(prompter: Prompter, text: str, cuts: Sequence[tuple[int, int]]) -> tuple[PromptSegment, list[bool]]:
-    """A text item with a scored span for each part, and which of them are evidence; its newline counts for none."""
-    segment = prompter.empty()
-    parts: list[bool] = []
-    bounds = accumulate([0, *chain(*cuts), len(text)], max)  # of texts without and with evidence by turns
-    for number, (start, stop) in enumerate(pairwise(bounds)):
-        ids = prompter.text.plain(text[start:stop])
-        segment.add_text(ids, scored=True)
-        parts += [number % 2 == 1] if ids else []
-    segment.add_text(prompter.text.plain("\n"))
-    return segment, parts
 
 
 def token_counter(prompter: Prompter) -> CountTokens:
