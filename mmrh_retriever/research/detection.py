@@ -205,8 +205,7 @@ class _Scorer:
         self.prompter = ProbePrompter(reranker.prompter, prompt)
         heads = HeadSet.all_heads(self.backbone.layers, self.backbone.heads, self.backbone.global_layers)
         self.passes = ProbePasses(self.prompter, heads.heads, reranker.vision, independent=reranker.independent)
-        self._key: tuple[Any, ...] = ()
-        self._kept: tuple[Sequence[object], ProbeContext, Window] | None = None
+        self._kept: tuple[object, Sequence[object], ProbeContext, Window] | None = None
 
     def score(self, probe: Probe) -> ProbeScores:
         """Run one probe."""
@@ -249,9 +248,8 @@ class _Scorer:
     def _context(self, probe: Probe) -> tuple[ProbeContext, Window]:
         in_part = tuple(span for span in probe.evidence if span.start is not None)
         key = (*map(id, probe.items), probe.labelled, in_part)
-        if self._kept is None or key != self._key:
+        if self._kept is None or key != self._kept[0]:
             self._kept = None  # one context's keys at a time
             context = self.prompter.context(probe)
-            self._kept = (probe.items, context, self.passes.encode(probe, context.segments))
-            self._key = key
-        return self._kept[1], self._kept[2]
+            self._kept = (key, probe.items, context, self.passes.encode(probe, context.segments))
+        return self._kept[2:]

@@ -20,32 +20,19 @@ _ROUNDING = 1e-12
 """Relative slack, so that fourteen heads of 0.1 reach half of their mass with seven and not eight."""
 
 
-def _positive_descending(values: npt.ArrayLike) -> Floats:
-    """``max(score, 0)`` of every head, largest first: ``(layers * heads,)``. Unmeasured heads count as 0."""
-    scores = np.asarray(values, dtype=np.float64).ravel()
-    positive = np.sort(np.where(np.isnan(scores), 0.0, np.maximum(scores, 0.0)))[::-1]
-    if not positive.size or not 0.0 < positive[0] < np.inf:
-        raise HeadSetError(
-            f"None of {positive.size} heads has a positive finite score, so there is no mass to share out. "
-            "Check the detection run: its probes may be too hard, or question and null question alike."
-        )
-    return positive
-
-
 def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
     """The smallest share of all heads that holds ``mass`` of the positive scores: ``rho_q``, above 0 up to 1.
 
-    Definition 5 of the paper: heads are taken from the top, negative mean scores count as 0, and the
-    share is of all heads, measured or not. Smaller is sparser.
+    Definition 5 of the paper: heads are taken from the top, negative mean scores count as 0, and the share is of all
+    heads, measured or not. Smaller is sparser.
 
     Raises:
         HeadSetError: no head scores above 0, or ``mass`` outside (0, 1].
     """
     if not 0.0 < mass <= 1.0:
         raise HeadSetError(f"The mass to cover lies above 0 and is at most 1, got {mass}.")
-    running = np.cumsum(_positive_descending(values))  # (heads,)
-    needed = int(np.searchsorted(running, mass * running[-1] * (1.0 - _ROUNDING))) + 1
-    return min(needed, running.size) / running.size
+    shares, masses = mass_curve(values)
+    return float(shares[np.searchsorted(masses, mass * (1.0 - _ROUNDING))])
 
 
 def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -56,8 +43,14 @@ def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         HeadSetError: no head scores above 0.
     """
-    running = np.concatenate([[0.0], np.cumsum(_positive_descending(values))])
-    return np.linspace(0.0, 1.0, running.size), running / running[-1]
+    positive = np.sort(np.nan_to_num(np.ravel(values), posinf=np.inf).clip(0.0))[::-1]  # (heads,)
+    if not positive.size or not 0.0 < positive[0] < np.inf:
+        raise HeadSetError(
+            f"None of {positive.size} heads has a positive finite score, so there is no mass to share out. "
+            "Check the detection run: its probes may be too hard, or question and null question alike."
+        )
+    running = np.cumsum(positive, dtype=np.float64)
+    return np.arange(running.size + 1) / running.size, np.concatenate([[0.0], running / running[-1]])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -84,40 +84,41 @@ def read_long_documents(
     name: str | None = None
     pages: tuple[Page, ...] = ()
     for number, line in read_jsonl(Path(questions), _Line, what="question on a document"):
-        where = f"{questions}, line {number}"
         for question in line.questions:
             if limit is not None and given >= limit:
                 return
-            if name != line.document:
-                name = line.document
-                pages = tuple(read_pdf(_file(where, Path(documents), name)))[:max_pages]
-                tokens = 512 * len(pages) if count is None else sum(map(count, pages))
-                length = max(SHORTEST_CONDITION, 1 << (tokens - 1).bit_length())
-            outside = [page for page in question.pages if not 0 <= page < len(pages)]
-            if outside and max_pages is not None:
-                continue
-            if outside:
-                raise DataError(f"{where}: evidence on pages {outside}, counted from 0; {name} has {len(pages)} pages.")
-            yield _probe(where, question, f"{name}-{given}", pages, length)
+            try:
+                if name != line.document:
+                    name = line.document
+                    pages = tuple(read_pdf(_file(Path(documents), name)))[:max_pages]
+                    tokens = 512 * len(pages) if count is None else sum(map(count, pages))
+                    length = max(SHORTEST_CONDITION, 1 << (tokens - 1).bit_length())
+                if max_pages is not None and any(page >= len(pages) for page in question.pages):
+                    continue
+                probe = _probe(question, f"{name}-{given}", pages, length)
+            except DataError as error:
+                raise DataError(f"{questions}, line {number}: {error}") from error
+            yield probe
             given += 1
     if given == 0:
         raise DataError(f"{questions}: holds no questions to ask. Expected one JSON object per line.")
 
 
-def _file(where: str, folder: Path, name: str) -> Path:
+def _file(folder: Path, name: str) -> Path:
     for file in (folder / name, folder / f"{name}.pdf"):
         if file.is_file():
             return file
-    raise DataError(f"{where}: the document {name!r} is missing in {folder}. Put the PDF there.")
+    raise DataError(f"the document {name!r} is missing in {folder}. Put the PDF there.")
 
 
-def _probe(where: str, asked: _Question, name: str, pages: tuple[Page, ...], length: int) -> Probe:
+def _probe(asked: _Question, name: str, pages: tuple[Page, ...], length: int) -> Probe:
     answers = asked.answer if isinstance(asked.answer, list) else [asked.answer]
     texts = [str(answer) for answer in answers if str(answer).strip()]
     if not texts:
-        raise DataError(
-            f"{where}: no answer to compare with. Give a text; for questions without one, {UNANSWERABLE!r}."
-        )
+        raise DataError(f"no answer to compare with. Give a text; for questions without one, {UNANSWERABLE!r}.")
+    outside = [page for page in asked.pages if not 0 <= page < len(pages)]
+    if outside:
+        raise DataError(f"evidence on pages {outside}, counted from 0; the document has {len(pages)} pages.")
     return Probe(
         task=TASK,
         name=name,

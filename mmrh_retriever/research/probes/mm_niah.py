@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,20 +88,24 @@ def read_mm_niah(
             can't be located; names the file and the line.
     """
     wanted = None if lengths is None else set(lengths)
+
+    def passed_over(length: int | None) -> bool:
+        return wanted is not None and length is not None and length not in wanted
+
     unknown = set(tasks) - set(TASKS)
     if unknown:
         raise DataError(f"Unknown tasks {sorted(unknown)}. Expected some of {', '.join(TASKS)}.")
     for path, kind, file_length in _files(Path(source)):
-        if wanted is not None and file_length is not None and file_length not in wanted:
-            continue
-        for number, record in islice(read_jsonl(path, _Record, what="MM-NIAH record"), limit):
-            reader = _Reader(f"{path}, line {number}", record, Path(images))
+        lines = () if passed_over(file_length) else read_jsonl(path, _Record, what="MM-NIAH record")
+        for number, record in islice(lines, limit):
             length = file_length or record.context_length
-            if length is None:
-                raise reader.problem("no context length, neither in the file's name (_K8_) nor in meta.context_length")
-            if wanted is not None and length not in wanted:
+            if passed_over(length):
                 continue
-            probe = reader.probe(kind, f"{path.stem}-{number}", length, needs_evidence=needs_evidence)
+            try:
+                name = f"{path.stem}-{number}"
+                probe = _probe(record, kind, name, length, Path(images), needs_evidence=needs_evidence)
+            except DataError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
             if kind in tasks:
                 yield probe
             derived = "rendered_text" if kind == "text" else "identical_image"
@@ -124,87 +128,81 @@ def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
         yield path, match[1], int(match[2]) * 1024 if match[2] else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Turns one record into a probe."""
+def _probe(record: _Record, task: str, name: str, length: int | None, images: Path, *, needs_evidence: bool) -> Probe:
+    if length is None:
+        raise DataError("no context length, neither in the file's name (_K8_) nor in meta.context_length.")
+    items, question = _context_and_question(record, images)
+    options: tuple[Page, ...] = ()
+    if task == "image":
+        options = tuple(_page(images, path) for path in record.choices_image)
+        choices = tuple(LETTERS[: len(options)])
+        answer, evidence = _letter(record.answer, choices), _shown_pictures(record.needles, items)
+    else:
+        answer, evidence = str(record.answer), _found_texts(record.needles, items)
+        choices = tuple(record.choices) if answer in record.choices else ()
+    if needs_evidence and not evidence:
+        raise DataError(
+            "the needle can't be located: expected needles (or meta.needles, needle_image_list) with texts or image "
+            f"paths of the context, got {record.needles!r}."
+        )
+    placed = record.placed_depth if isinstance(record.placed_depth, float) else record.placed_depth[0]
+    depth = min(1.0, max(0.0, placed)) if record.depth is None else record.depth
+    return Probe(task, name, items, question, tuple(evidence), answer, length, depth, options, choices)
 
-    where: str
-    record: _Record
-    images: Path
 
-    def problem(self, text: str) -> DataError:
-        return DataError(f"{self.where}: {text}.")
+def _context_and_question(record: _Record, images: Path) -> tuple[tuple[Page, ...], tuple[str | Page, ...]]:
+    context, asked = record.context, record.question
+    if record.ctxs is not None:
+        context = "\n\n".join(passage.text for passage in record.ctxs)
+    if not context:
+        raise DataError("no context: expected ctxs (a list of {'text': ...}) or context.")
+    placeholders = context.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
+    if placeholders != len(record.image_list):
+        raise DataError(
+            f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(record.image_list)} images in "
+            "image_list; there must be as many."
+        )
+    pictures = iter([_page(images, path) for path in record.image_list])
+    items = [
+        page
+        for part in _with_pictures(context, pictures)
+        for page in ([part] if isinstance(part, Page) else _text_pages(part))
+    ]
+    return tuple(items), tuple(part for part in _with_pictures(asked, pictures) if part)
 
-    def probe(self, task: str, name: str, length: int, *, needs_evidence: bool) -> Probe:
-        record = self.record
-        items, question = self._context_and_question()
-        options = tuple(map(self._page, record.choices_image)) if task == "image" else ()
-        if task == "image":
-            choices, evidence = tuple(LETTERS[: len(options)]), self._image_evidence(items)
-            answer = self._letter(choices)
-        else:
-            answer, evidence = str(record.answer), self._text_evidence(items)
-            choices = tuple(record.choices) if answer in record.choices else ()
-        if needs_evidence and not evidence:
-            raise self.problem(
-                "the needle can't be located: expected needles (or meta.needles, needle_image_list) with texts or "
-                f"image paths of the context, got {record.needles!r}"
-            )
-        placed = record.placed_depth if isinstance(record.placed_depth, float) else record.placed_depth[0]
-        depth = min(1.0, max(0.0, placed)) if record.depth is None else record.depth
-        return Probe(task, name, items, question, tuple(evidence), answer, length, depth, options, choices)
 
-    def _context_and_question(self) -> tuple[tuple[Page, ...], tuple[str | Page, ...]]:
-        context, asked = self.record.context, self.record.question
-        if self.record.ctxs is not None:
-            context = "\n\n".join(passage.text for passage in self.record.ctxs)
-        if not context:
-            raise self.problem("no context: expected ctxs (a list of {'text': ...}) or context")
-        placeholders = context.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
-        if placeholders != len(self.record.image_list):
-            raise self.problem(
-                f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(self.record.image_list)} "
-                "images in image_list; there must be as many"
-            )
-        pictures = map(self._page, self.record.image_list)
-        items = [
-            page
-            for part in _with_pictures(context, pictures)
-            for page in ([part] if isinstance(part, Page) else _text_pages(part))
-        ]
-        return tuple(items), tuple(part for part in _with_pictures(asked, pictures) if part)
+def _page(images: Path, relative: str) -> Page:
+    path = images / relative
+    if not path.is_file():
+        raise DataError(f"the image {relative!r} is missing below {images}; unpack the images of the set.")
+    return Page(image=path, doc_id=relative)
 
-    def _page(self, relative: str) -> Page:
-        path = self.images / relative
-        if not path.is_file():
-            raise self.problem(f"the image {relative!r} is missing below {self.images}; unpack the images of the set")
-        return Page(image=path, doc_id=relative)
 
-    def _letter(self, choices: Sequence[str]) -> str:
-        """The right option's letter; the record has that, or the option's index."""
-        given = self.record.answer
-        letter = given.strip().upper() if isinstance(given, str) else dict(enumerate(choices)).get(given)
-        if letter not in choices:
-            raise self.problem(
-                f"the answer {given!r} names none of {len(choices)} image choices; expected its index from 0, or its "
-                "letter, and choices_image"
-            )
-        return str(letter)
+def _letter(answer: str | int, choices: Sequence[str]) -> str:
+    """The right option's letter, from that or from the option's index."""
+    letter = answer.strip().upper() if isinstance(answer, str) else dict(enumerate(choices)).get(answer)
+    if letter not in choices:
+        raise DataError(
+            f"the answer {answer!r} names none of {len(choices)} image choices; expected its index from 0, or its "
+            "letter, and choices_image."
+        )
+    return str(letter)
 
-    def _text_evidence(self, items: Sequence[Page]) -> list[Evidence]:
-        """Where each needle stands first."""
-        found = []
-        for needle in self.record.needles:
-            starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
-            first = next(((index, start) for index, start in starts if start >= 0), None)
-            if first is not None:
-                found.append(Evidence(*first, first[1] + len(needle)))
-        return found
 
-    def _image_evidence(self, items: Sequence[Page]) -> list[Evidence]:
-        names = {Path(needle).name for needle in self.record.needles}
-        shown = [(index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None]
-        return [Evidence(index) for index, name in shown if name in names]
+def _found_texts(needles: Iterable[str], items: Sequence[Page]) -> list[Evidence]:
+    """Where each needle stands first."""
+    found = []
+    for needle in needles:
+        starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
+        first = next(((index, start) for index, start in starts if start >= 0), None)
+        found += [Evidence(*first, first[1] + len(needle))] if first is not None else []
+    return found
+
+
+def _shown_pictures(needles: Iterable[str], items: Sequence[Page]) -> list[Evidence]:
+    names = {Path(needle).name for needle in needles}
+    shown = [(index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None]
+    return [Evidence(index) for index, name in shown if name in names]
 
 
 def _with_pictures(text: str, pictures: Iterator[Page]) -> Iterator[str | Page]:
