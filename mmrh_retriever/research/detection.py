@@ -4,8 +4,7 @@ After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. A hea
 the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
 question on the same context. Its detection score is the mean over the probes of a task and context length.
 
-A probe's context runs once and its keys are kept; the question and the null question run on them together. Memory holds
-one context's keys and values at a time, the vision features of its pictures, and one number per head and item.
+A probe's context runs once; the question and the null question run on its keys. Memory holds one context at a time.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 from mmrh_retriever.types import FloatArray
-
-_OUT_OF_RANGE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,11 +99,7 @@ class Detection:
 
 
 def detect_heads(model: PreTrainedModel, processor: Any, probes: Iterable[Probe], **options: Any) -> HeadScoresTable:
-    """Null-calibrated retrieval scores of every head on probes, by task and context length.
-
-    Takes what :func:`detect` takes and gives its table alone. ``table.save("scores.json")`` keeps it, and
-    :meth:`HeadSet.of_tasks` selects from it.
-    """
+    """Null-calibrated retrieval scores of every head, by task and context length: the table of :func:`detect`."""
     return detect(model, processor, probes, **options).table
 
 
@@ -221,7 +214,7 @@ class _Scorer:
         gold = list(probe.gold)
         in_part = any(span.start is not None for span in probe.evidence)
         values = calibrated[:, context.evidence if in_part else np.isin(context.item, gold)].sum(axis=1)
-        if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + _OUT_OF_RANGE:
+        if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + 1e-4:
             raise AttentionCaptureError(
                 f"Probe {probe.name!r} gave a head the score {values[np.argmax(np.abs(values))]}; expected -1 to 1. "
                 "Load the model again, or with dtype=torch.float32, and report it if that does not help."

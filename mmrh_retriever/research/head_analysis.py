@@ -16,8 +16,6 @@ from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads.sets import HeadScores, HeadScoresTable, HeadSet
 
 Floats = npt.NDArray[np.float64]
-_ROUNDING = 1e-12
-"""Relative slack, so that fourteen heads of 0.1 reach half of their mass with seven and not eight."""
 
 
 def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
@@ -32,7 +30,8 @@ def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
     if not 0.0 < mass <= 1.0:
         raise HeadSetError(f"The mass to cover lies above 0 and is at most 1, got {mass}.")
     shares, masses = mass_curve(values)
-    return float(shares[np.searchsorted(masses, mass * (1.0 - _ROUNDING))])
+    slack = 1e-12  # so that fourteen heads of 0.1 reach half of their mass with seven and not eight
+    return float(shares[np.searchsorted(masses, mass * (1.0 - slack))])
 
 
 def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -125,8 +124,7 @@ def model_overlap(
 ) -> dict[tuple[str, int], float]:
     """Overlap of two models' best heads under every condition that both were scored on.
 
-    Meaningful for copies of one model (quantised, fine-tuned) or two detections on it, whose head grids
-    are the same.
+    Meaningful for copies of one model (quantised, fine-tuned) or two detections on it, with the same head grid.
 
     Raises:
         HeadSetError: grids of different size, or no condition in common.
@@ -185,9 +183,9 @@ def stability(
 ) -> Stability:
     """How far the best heads depend on which examples they were detected on.
 
-    ``example_scores`` is ``(examples, layers, heads)``: each example's calibrated scores. The examples are
-    shuffled ``repeats`` times and cut into ``n_subsets`` disjoint parts of equal size (what is left over
-    sits out); each part chooses its best heads, and every pair of parts gives one overlap.
+    ``example_scores`` is ``(examples, layers, heads)``: each example's calibrated scores. The examples are shuffled
+    ``repeats`` times and cut into ``n_subsets`` disjoint parts of equal size (what is left over sits out); each part
+    chooses its best heads, and every pair of parts gives one overlap.
 
     Raises:
         HeadSetError: too few examples, or not that shape.

@@ -27,7 +27,6 @@ from mmrh_retriever.runs.figures import COLOURS, figure
 _MARK = COLOURS[1]
 _UNMEASURED = "#bdbdbd"
 _NOT_SELECTABLE = "#ececec"
-_SMALLEST_SCALE = 1e-6  # a map on which no head scores above 0 still needs a colour scale
 
 
 def plot_overview(
@@ -77,7 +76,7 @@ def _draw_map(made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scor
     values = np.fmax.reduce([one.values for one in scores])  # (layers, heads), NaN where a head has no score
     for head in table.invalid_heads:
         values[head] = np.nan
-    top = max(heads.scores or (0.0,))
+    top = max((1e-6, *(heads.scores or ())))  # without positive scores the map still needs a colour scale
     # A square-root scale: most heads score far below the best.
     image = grid.imshow(
         np.clip(values, 0.0, None).T,  # (heads, layers)
@@ -85,7 +84,7 @@ def _draw_map(made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scor
         aspect="auto",
         interpolation="nearest",
         cmap=colormaps["Blues"].with_extremes(bad=_UNMEASURED),
-        norm=PowerNorm(0.5, vmin=0.0, vmax=max(top, _SMALLEST_SCALE)),
+        norm=PowerNorm(0.5, vmin=0.0, vmax=top),
     )
     width = 1.2 if table.n_layers * table.n_heads < 2_000 else 0.8
     for head in heads:

@@ -35,12 +35,7 @@ _MISSING = "–"
 
 
 def scores_from(source: str | Path) -> HeadScoresTable:
-    """Head scores from a file, or those published for a model id or name.
-
-    Raises:
-        DataError: the file is missing or malformed.
-        HeadSetError: no such file, and nothing published under this name.
-    """
+    """Head scores from a file, or those published for a model id or name."""
     path = Path(source)
     if path.is_file() or path.suffix in (".json", ".gz"):
         return HeadScoresTable.load(path)
@@ -48,12 +43,7 @@ def scores_from(source: str | Path) -> HeadScoresTable:
 
 
 def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
-    """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``.
-
-    Raises:
-        DataError: the file is missing or malformed.
-        HeadSetError: no such file, and nothing published under this name.
-    """
+    """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``."""
     path = BUNDLED_FOLDER if str(source) == BUNDLED else Path(source)
     path = path / HEADS_FILE if (path / HEADS_FILE).is_file() else path
     what = "head set or file of head scores"
@@ -81,11 +71,8 @@ def head_set_summary(heads: HeadSet) -> dict[str, Any]:
 
 def head_set_tables(summary: dict[str, Any]) -> list[Table]:
     """A summary of :func:`head_set_summary` as a table."""
-    scores = summary["scores"] or [None] * summary["size"]
-    rows = [
-        (str(rank), head, _MISSING if score is None else f"{score:.3f}")
-        for rank, (head, score) in enumerate(zip(summary["heads"], scores, strict=True), start=1)
-    ]
+    scores = [_MISSING] * summary["size"] if summary["scores"] is None else [f"{one:.3f}" for one in summary["scores"]]
+    rows = [(str(rank), *row) for rank, row in enumerate(zip(summary["heads"], scores, strict=True), start=1)]
     size = "" if summary["n_layers"] is None else f" of {summary['n_layers']} x {summary['n_heads']}"
     title = f"{summary['model'] or 'Head set'}: {summary['size']} heads{size} (layer-head)"
     notes = [summary["source"]] if summary["source"] else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, cycle, islice
@@ -121,21 +121,20 @@ class ProbeBuilder:
         if len(self.haystack.images) < 2:
             raise DataError(f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few.")
         drawn = rng.permutation(len(self.haystack.images))[:5]
-        pictures = [picture_of(self.haystack.images[index]) for index in drawn]
+        host, *options = pictures = tuple(picture_of(self.haystack.images[index]) for index in drawn)
         if task == "identical_image":
-            shown = pictures[0]
-            return _Needle(shown, was_shown(shown), "yes", ("yes", "no"), pictures=(shown,))
-        host, *options = pictures
+            return _Needle(host, was_shown(host), "yes", ("yes", "no"), pictures=(host,))
         right = int(rng.integers(len(options)))
         pasted = Page(image=PastedPicture(host, options[right], int(rng.integers(1 << 31))), doc_id="needle")
         letters = tuple(LETTERS[: len(options)])
         asked_for = ("Which of the following pictures is part of a picture shown above?",)
-        return _Needle(pasted, asked_for, letters[right], letters, tuple(options), tuple(pictures))
+        return _Needle(pasted, asked_for, letters[right], letters, tuple(options), pictures)
 
     def _room(self, task: str, needle: _Needle, context_length: int) -> int:
         """Tokens that are left for the haystack."""
-        asked = [Page(text=part) if isinstance(part, str) else part for part in (*needle.question, *needle.options)]
-        taken = ROOM_FOR_WORDING + sum(map(self.count, [needle.item, *asked]))
+        parts = (needle.item, *needle.question, *needle.options)
+        sizes = [self.count(Page(text=part) if isinstance(part, str) else part) for part in parts]
+        taken = ROOM_FOR_WORDING + sum(sizes)
         if taken >= context_length:
             raise DataError(
                 f"The needle and question of the task {task!r} take {taken} tokens with their wording; the context of "
@@ -145,15 +144,11 @@ class ProbeBuilder:
 
     def _fill(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
         """Units of at most ``room`` tokens in all, pictures scattered among the texts; none of the needle's."""
-        images = self._draw_images(room, needle, rng)
-        left = room - sum(map(self._size, images))
-        texts = self._draw_texts(left, max(1, round(left / UNIT_TOKENS)), rng)
-        units = [*images, *texts]
+        images = self._draw_images(room, needle, rng) if self.image_share else []
+        units = images + self._draw_texts(room - sum(map(self._size, images)), rng)
         return [units[index] for index in rng.permutation(len(units))]
 
     def _draw_images(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
-        if not self.image_share:
-            return []
         shuffled = [self.haystack.images[index] for index in rng.permutation(len(self.haystack.images))]
         taken = {id(page.image) for page in needle.pictures}
         pool = [picture_of(page) for page in shuffled if id(page.image) not in taken]
@@ -168,14 +163,15 @@ class ProbeBuilder:
         fitting = bisect_right(list(accumulate(map(self._size, pictures))), room)
         return pictures[:fitting]
 
-    def _draw_texts(self, room: int, units: int, rng: np.random.Generator) -> list[Page]:
-        start, made, left = int(rng.integers(len(self._sentences))), [], room
-        for unit in range(units):
-            budget = left // (units - unit)
+    def _draw_texts(self, room: int, rng: np.random.Generator) -> list[Page]:
+        """Sentences that follow one another, in units of about equal size."""
+        units: list[Page] = []
+        start = int(rng.integers(len(self._sentences)))
+        for missing in range(max(1, round(room / UNIT_TOKENS)), 0, -1):
+            budget = room // missing
             chosen: list[str] = []
             size = tokens = 0
-            while True:
-                sentence = self._sentences[(start + len(chosen)) % len(self._sentences)]
+            for sentence in islice(cycle(self._sentences), start, None):
                 size += max(1, self._size(Page(text=sentence)) - 1)
                 if size > budget:
                     break
@@ -183,10 +179,10 @@ class ProbeBuilder:
             while chosen and (tokens := self.count(Page(text=" ".join(chosen)))) > budget:
                 chosen.pop()
             if chosen:
-                made.append(Page(text=" ".join(chosen)))
-                left -= tokens
-            start += len(chosen)
-        return made
+                units.append(Page(text=" ".join(chosen)))
+                room -= tokens
+            start = (start + len(chosen)) % len(self._sentences)
+        return units
 
     def _size(self, page: Page) -> int:
         """The tokens of a sentence or picture, counted once."""
@@ -212,18 +208,17 @@ def _placed(units: Sequence[Page], needle: Page, depth: float) -> tuple[tuple[Pa
 
 def _split(units: Sequence[Page], depth: float) -> tuple[list[Page], list[Page]]:
     """The units before and behind a depth; a text unit is cut between the nearest two sentences."""
+    if not units:
+        return [], []
     weights = [len(unit.text) if unit.text else 4 * UNIT_TOKENS for unit in units]
-    target, passed = depth * sum(weights), 0.0
-    for index, (unit, weight) in enumerate(zip(units, weights, strict=True)):
-        if target > passed + weight:
-            passed += weight
-            continue
-        share = (target - passed) / weight
-        before, behind = list(units[:index]), list(units[index + 1 :])
-        if not unit.text:
-            return ([*before, unit], behind) if round(share) else (before, [unit, *behind])
-        parts = sentences(unit.text)
-        cut = round(share * len(parts))
-        left, right = ([Page(text=" ".join(half))] if half else [] for half in (parts[:cut], parts[cut:]))
-        return [*before, *left], [*right, *behind]
-    return list(units), []
+    ends = list(accumulate(weights))
+    target = depth * ends[-1]
+    index = min(bisect_left(ends, target), len(units) - 1)
+    unit, share = units[index], (target - ends[index] + weights[index]) / weights[index]
+    before, behind = list(units[:index]), list(units[index + 1 :])
+    if not unit.text:
+        return ([*before, unit], behind) if round(share) else (before, [unit, *behind])
+    parts = sentences(unit.text)
+    cut = round(share * len(parts))
+    left, right = ([Page(text=" ".join(half))] if half else [] for half in (parts[:cut], parts[cut:]))
+    return [*before, *left], [*right, *behind]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-WRONG_CHOICES = 3
 _WORDS: dict[str, Any] = json.loads(files("mmrh_retriever").joinpath("data", "probe_words.json").read_text("utf-8"))
 
 
@@ -31,7 +30,7 @@ class Fact:
 def draw_fact(rng: np.random.Generator) -> Fact:
     """A random fact with its question."""
     kind = _WORDS["facts"][int(rng.integers(len(_WORDS["facts"])))]
-    answers = _shuffled(_WORDS[kind["answers"]], rng)[: WRONG_CHOICES + 1]
+    answers = _shuffled(_WORDS[kind["answers"]], rng)[:4]
     words = {name: _one(name, rng) for name in ("name", "object", "colour", "dish")}
     return Fact(
         sentence=kind["sentence"].format(answer=answers[0], **words),

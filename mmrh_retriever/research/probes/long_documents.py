@@ -20,8 +20,6 @@ from mmrh_retriever.research.probes.prompts import ProbePrompt
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
 
-TASK = "long_document"
-UNANSWERABLE = "not answerable"
 SHORTEST_CONDITION = 1024  # documents are filed under the power of two at or above their tokens, from here
 DOCUMENT_PROMPT = ProbePrompt(ranking=PromptOptions(instruction="Read the following pages, then answer the question."))
 
@@ -67,9 +65,8 @@ def read_long_documents(
     """Probes whose items are a PDF's pages: the questions of a JSON lines file in its order.
 
     Args:
-        questions: one object per line: ``document`` (a file name below ``documents``), ``question``, ``answer`` (or a
-            list of accepted ones) and, if known, ``pages`` (indices of the pages with the evidence, from 0). Or
-            ``document`` and a list of such ``questions``.
+        questions: one object per line: ``document``, ``question``, ``answer`` (or a list of accepted ones) and, if
+            known, ``pages`` (indices of the pages with the evidence). Or ``document`` and a list of such ``questions``.
         documents: the folder of PDFs.
         count: how many tokens a page takes; 512 if not given. Documents are filed by their length.
         limit: the most questions to ask.
@@ -115,12 +112,12 @@ def _probe(asked: _Question, name: str, pages: tuple[Page, ...], length: int) ->
     answers = asked.answer if isinstance(asked.answer, list) else [asked.answer]
     texts = [str(answer) for answer in answers if str(answer).strip()]
     if not texts:
-        raise DataError(f"no answer to compare with. Give a text; for questions without one, {UNANSWERABLE!r}.")
+        raise DataError("no answer to compare with. Give a text; for questions without one, 'not answerable'.")
     outside = [page for page in asked.pages if not 0 <= page < len(pages)]
     if outside:
         raise DataError(f"evidence on pages {outside}, counted from 0; the document has {len(pages)} pages.")
     return Probe(
-        task=TASK,
+        task="long_document",
         name=name,
         items=pages,
         question=(asked.question,),

@@ -80,8 +80,7 @@ def read_mm_niah(
         tasks: the tasks to read.
         lengths: the context lengths to read, in tokens; all of them if ``None``.
         limit: the most records to read from each file.
-        needs_evidence: refuse records whose needle can't be located; otherwise they have no evidence, which is
-            enough for the causal test.
+        needs_evidence: refuse records whose needle can't be located; the causal test does without evidence.
 
     Raises:
         DataError: malformed JSON, missing fields or images, more or fewer placeholders than images, or a needle that
@@ -113,7 +112,7 @@ def read_mm_niah(
                 yield as_rendered_text(probe) if kind == "text" else as_identical_image(probe)
 
 
-def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
+def _files(source: Path) -> list[tuple[Path, str, int | None]]:
     """The files, each with its task and its context length."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give MMLongBench's NIAH folder or one of its files.")
@@ -124,8 +123,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
             f"{source}: no files named like retrieval-text_test_K8_dep6.jsonl. Detection uses MM-NIAH's retrieval "
             "tasks; counting and reasoning are not read."
         )
-    for path, match in found:
-        yield path, match[1], int(match[2]) * 1024 if match[2] else None
+    return [(path, match[1], int(match[2]) * 1024 if match[2] else None) for path, match in found]
 
 
 def _probe(record: _Record, task: str, name: str, length: int | None, images: Path, *, needs_evidence: bool) -> Probe:
@@ -136,9 +134,11 @@ def _probe(record: _Record, task: str, name: str, length: int | None, images: Pa
     if task == "image":
         options = tuple(_page(images, path) for path in record.choices_image)
         choices = tuple(LETTERS[: len(options)])
-        answer, evidence = _letter(record.answer, choices), _shown_pictures(record.needles, items)
+        answer, names = _letter(record.answer, choices), {Path(needle).name for needle in record.needles}
+        shown = ((index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None)
+        evidence = [Evidence(index) for index, file in shown if file in names]
     else:
-        answer, evidence = str(record.answer), _found_texts(record.needles, items)
+        answer, evidence = str(record.answer), [one for needle in record.needles for one in _found_text(needle, items)]
         choices = tuple(record.choices) if answer in record.choices else ()
     if needs_evidence and not evidence:
         raise DataError(
@@ -189,20 +189,11 @@ def _letter(answer: str | int, choices: Sequence[str]) -> str:
     return str(letter)
 
 
-def _found_texts(needles: Iterable[str], items: Sequence[Page]) -> list[Evidence]:
-    """Where each needle stands first."""
-    found = []
-    for needle in needles:
-        starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
-        first = next(((index, start) for index, start in starts if start >= 0), None)
-        found += [Evidence(*first, first[1] + len(needle))] if first is not None else []
-    return found
-
-
-def _shown_pictures(needles: Iterable[str], items: Sequence[Page]) -> list[Evidence]:
-    names = {Path(needle).name for needle in needles}
-    shown = [(index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None]
-    return [Evidence(index) for index, name in shown if name in names]
+def _found_text(needle: str, items: Sequence[Page]) -> Iterator[Evidence]:
+    """Where a needle stands first, if it does."""
+    starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
+    found = (Evidence(index, start, start + len(needle)) for index, start in starts if start >= 0)
+    return islice(found, 1)
 
 
 def _with_pictures(text: str, pictures: Iterator[Page]) -> Iterator[str | Page]:

@@ -123,15 +123,13 @@ class Probe:
 
 def _identity(page: Page) -> str:
     image = page.image
-    if isinstance(image, bytes):
-        image_name = hashlib.sha256(image).hexdigest()
-    elif isinstance(image, Image.Image):
-        image_name = hashlib.sha256(image.tobytes()).hexdigest()
+    if isinstance(image, (bytes, Image.Image)):
+        name = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest()
     elif isinstance(image, (str, Path)):
-        image_name = f"{Path(image).name} {Path(image).stat().st_size}"
+        name = f"{Path(image).name} {Path(image).stat().st_size}"
     else:
-        image_name = "" if image is None else f"{type(image).__name__} {page.doc_id} {page.index} {image!r}"
-    return f"{page.text or ''}\1{image_name}"
+        name = "" if image is None else f"{type(image).__name__} {page.doc_id} {page.index} {image!r}"
+    return f"{page.text or ''}\1{name}"
 
 
 def page_probes(
@@ -146,12 +144,8 @@ def page_probes(
 
     The model sees the pages as :class:`Reranker` shows them. Probes on the same pages share one prefill in detection.
 
-    Args:
-        pages: the context of every question.
-        questions: ``(text, gold index or indices)``, counted from 0.
-        context_length: the condition, in tokens, that the scores are filed under.
-        task: the task that the scores are filed under.
-        name: what the probes are called; give each list of pages its own.
+    ``questions`` are ``(text, gold index or indices)``, counted from 0. Scores are filed under ``task`` and
+    ``context_length`` (in tokens). Give each list of pages a ``name`` of its own: what its probes are called.
 
     Raises:
         DataError: a gold index outside the pages.
