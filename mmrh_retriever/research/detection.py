@@ -50,8 +50,12 @@ class Detection:
     @property
     def table(self) -> HeadScoresTable:
         """The mean, spread (standard deviation over the probes) and recall@1 of each head, by task and length."""
-        conditions = dict.fromkeys((probe.task, probe.context_length) for probe in self.probes)
-        return HeadScoresTable(self._scores(*condition) for condition in conditions)
+        return HeadScoresTable(self._scores(*condition) for condition in self.conditions)
+
+    @property
+    def conditions(self) -> tuple[tuple[str, int], ...]:
+        """Tasks and context lengths, in the order in which they were probed."""
+        return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
 
     def example_scores(self, task: str, context_length: int) -> FloatArray:
         """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured.
@@ -76,7 +80,7 @@ class Detection:
     def _at(self, task: str, context_length: int) -> list[ProbeScores]:
         found = [probe for probe in self.probes if (probe.task, probe.context_length) == (task, context_length)]
         if not found:
-            raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {list(self.table)}.")
+            raise DataError(f"No probes of the task {task!r} at {context_length} tokens; there are {self.conditions}.")
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:

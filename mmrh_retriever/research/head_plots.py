@@ -79,13 +79,9 @@ def _draw_map(made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scor
     top = max((1e-6, *(heads.scores or ())))  # without positive scores the map still needs a colour scale
     # A square-root scale: most heads score far below the best.
     image = grid.imshow(
-        np.clip(values, 0.0, None).T,  # (heads, layers)
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=colormaps["Blues"].with_extremes(bad=_UNMEASURED),
-        norm=PowerNorm(0.5, vmin=0.0, vmax=top),
-    )
+        np.clip(values, 0.0, None).T, origin="lower", aspect="auto", interpolation="nearest",  # (heads, layers)
+        cmap=colormaps["Blues"].with_extremes(bad=_UNMEASURED), norm=PowerNorm(0.5, vmin=0.0, vmax=top),
+    )  # fmt: skip
     width = 1.2 if table.n_layers * table.n_heads < 2_000 else 0.8
     for head in heads:
         grid.add_patch(

@@ -73,10 +73,9 @@ class ProbeBuilder:
     ) -> Iterator[Probe]:
         """Probes of a task at a context length: each example with its needle at each depth.
 
-        The context with the question takes at most ``context_length`` tokens and falls short of it by about a
-        sentence. Depths run evenly from 0 to 1; a single one is 0.5. ``negatives`` adds, for ``identical_image``, a
-        probe without the needle for each one with it; its answer is "no". ``cloze`` asks with the needle sentence up to
-        its answer instead of a question, for models that complete texts and were not taught to answer.
+        Context and question take at most ``context_length`` tokens, and about a sentence less. Depths run evenly from 0
+        to 1; a single one is 0.5. ``negatives`` adds a probe without the needle, with the answer "no", for each one of
+        ``identical_image``. ``cloze`` asks with the needle up to its answer, for models that complete texts.
 
         Raises:
             DataError: an unknown task, or a needle and question longer than the context.
