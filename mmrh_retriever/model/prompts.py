@@ -78,6 +78,8 @@ class PromptSegment:
 class Prompter:
     """Writes pages and questions as prompt segments, for one model.
 
+    ``answer_ids`` are what the chat template puts behind the question, where the model's answer begins.
+
     Raises:
         UnsupportedModelError: the chat template can't be used.
     """
@@ -90,7 +92,7 @@ class Prompter:
         self.tokenizer = self.text.tokenizer
         self.image_processor = image_processor
         self.options = options or PromptOptions()
-        self._before, self._after = self.text.chat_template()
+        self._before, self.answer_ids = self.text.chat_template()
         self._question_label = self.text.plain(self.options.question_label)
 
     def with_options(self, options: PromptOptions) -> Prompter:
@@ -177,38 +179,6 @@ class Prompter:
             found.append(segment)
         return found
 
-    def question_part_segments(self, parts: Sequence[str | Page], *, images_look: bool = True) -> list[PromptSegment]:
-        """A question of texts and images, as segments that follow one another; an image is a segment of its own.
-
-        Args:
-            parts: texts, taken as they are, and pages whose image is shown.
-            images_look: whether the images' tokens are among those that look for the evidence.
-
-        Raises:
-            QuestionError: nothing that looks: no text, and no images or images that don't look.
-            PageError: an image that this model can't take or that can't be read.
-        """
-        label = self.empty()
-        label.add_text(self._question_label, scored=self.options.count_question_label)
-        segments = [label]
-        for part in parts:
-            if isinstance(part, str):
-                segments.append(self.text_segment(part, scored=True))
-                continue
-            image, _ = self._content(part)
-            if not image:
-                raise part.error(
-                    f"{part.name} stands in a question but has no image that {self.backbone.family.name} can take. Put "
-                    "text into a question as str."
-                )
-            segments.append(self.empty())
-            self._add_image(segments[-1], part, part.pixels())
-            if not images_look:
-                segments[-1].scored = []
-        if not any(segment.scored for segment in segments[1:]):
-            raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
-        return [segment for segment in segments if len(segment)]
-
     def null_segment(self) -> PromptSegment:
         """The uninformative question that calibrates the others."""
         return self.question_segment(self.options.null_question)
@@ -225,10 +195,19 @@ class Prompter:
         segment.add_text(self.text.plain(text), scored=scored)
         return segment
 
-    def answer_segment(self) -> PromptSegment:
-        """What the template puts behind the question, where the model's answer begins."""
+    def image_segment(self, page: Page) -> PromptSegment:
+        """A page's image alone, without label or newline.
+
+        Raises:
+            PageError: the page has no image that this model can take, or it can't be read.
+        """
+        if not self._content(page)[0]:
+            raise page.error(
+                f"{page.name} has no image that {self.backbone.family.name} can take, where one is to be shown. Put "
+                "text into a question as str."
+            )
         segment = self.empty()
-        segment.add_text(self._after)
+        self._add_image(segment, page, page.pixels())
         return segment
 
     def _add_image(self, segment: PromptSegment, page: Page, pixels: Image.Image) -> None:

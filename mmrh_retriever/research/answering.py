@@ -47,19 +47,12 @@ class Masking:
 class Answerer:
     """Answers probes with one model. A picture goes through the vision tower once, however many maskings there are.
 
-    Args:
-        backbone: the model.
-        prompter: writes the probes.
-        lead_in: what the answer is begun with; it is no part of the answer.
-        max_new_tokens: the longest free answer.
-        independent: read each item as if it stood alone when choices are weighed. A free answer always comes from one
-            plain pass.
-        vision: the model's vision tower with its memory; one of our own if ``None``.
+    The answer is begun with ``lead_in``, which is no part of it. With ``independent``, each item is read as if it stood
+    alone when choices are weighed; a free answer always comes from one plain pass.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
         prompter: ProbePrompter,
         *,
         lead_in: str = LEAD_IN,
@@ -67,28 +60,22 @@ class Answerer:
         independent: bool = False,
         vision: Vision | None = None,
     ) -> None:
-        self.backbone = backbone
         self.prompter = prompter
+        self.backbone = prompter.ranking.backbone
         self.lead_in = lead_in
         self.max_new_tokens = max_new_tokens
-        self.vision = Vision(backbone) if vision is None else vision
-        last_layer = [HeadId(backbone.layers - 1, 0)]
+        self.vision = Vision(self.backbone) if vision is None else vision
+        last_layer = [HeadId(self.backbone.layers - 1, 0)]
         self._passes = ProbePasses(prompter, last_layer, self.vision, independent=independent)
         self._read: tuple[object, Window, list[float]] | None = None
         self._written: tuple[Probe, list[PromptSegment], list[PromptSegment]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
-        """The model's free answer, without sampling. It ends at a line break.
-
-        Raises:
-            ContextOverflowError: the prompt with its answer is longer than the model's context.
-            PageError: an item that this model can't take or that can't be read.
-        """
+        """The model's free answer, without sampling. It ends at a line break."""
         masking = masking or Masking()
-        backbone = self.backbone
+        backbone, prompter = self.backbone, self.prompter.prompter(probe)
         context, tail = self._segments(probe)
-        segments = [self.prompter.prompter(probe).prefix_segment(), *context, *tail]
-        tokenizer = self.prompter.interleaved.tokenizer
+        segments = [prompter.prefix_segment(), *context, *tail]
         inputs: dict[str, Any] = plain_inputs(backbone, segments)
         length = int(inputs["input_ids"].shape[1])
         if length + self.max_new_tokens > backbone.context:
@@ -101,31 +88,20 @@ class Answerer:
         features = self.vision.model_inputs(segments)
         if features:  # in place of the pixels
             inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | features
-        end = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad, end = prompter.tokenizer.pad_token_id, prompter.tokenizer.eos_token_id
+        plainly = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         with torch.inference_mode(), self._masked(masking.heads, masking.phase):
             model: Any = backbone.model
             output = model.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=end,
+                **inputs, max_new_tokens=self.max_new_tokens, pad_token_id=end if pad is None else pad, **plainly
             )
-        text = str(tokenizer.decode(output[0, length:], skip_special_tokens=True)).strip()
+        text = str(prompter.tokenizer.decode(output[0, length:], skip_special_tokens=True)).strip()
         return text.split("\n", 1)[0].strip()
 
     def choose(self, probe: Probe, masking: Masking | None = None) -> tuple[str, Mapping[str, float]]:
         """The likeliest of a probe's choices, and the mean log-likelihood per token (in nats) of each.
 
         The context runs once per masking. Answering under ``phase="decode"`` goes on from the unmasked context.
-
-        Raises:
-            DataError: the probe has no choices.
-            ContextOverflowError: the prompt is longer than the model's context.
-            PageError: an item that this model can't take or that can't be read.
         """
         masking = masking or Masking()
         if len(probe.choices) < 2:
@@ -134,61 +110,51 @@ class Answerer:
                 "model answer freely instead (answering='generate')."
             )
         prompter = self.prompter.prompter(probe)
-        texts = [prompter.text_segment(" " + choice) for choice in probe.choices]
+        texts = {choice: prompter.text.plain(" " + choice) for choice in probe.choices}
         while_reading = masking.heads if masking.phase == "all" else ()
-        window, first = self._reading(probe, texts, while_reading)
-        logs = [[value] for value in first]
-        longer = [number for number, text in enumerate(texts) if len(text) > 1]
-        starts = [_part(prompter, texts[number].ids[:-1]) for number in longer]
+        window, first = self._reading(probe, [ids[0] for ids in texts.values()], while_reading)
+        logs = {choice: [value] for choice, value in zip(texts, first, strict=True)}
+        longer = {choice: ids for choice, ids in texts.items() if len(ids) > 1}
+        starts = [_segment(prompter, ids[:-1]) for ids in longer.values()]
         with self._masked(masking.heads, "all"):
             states = self._passes.hidden_states(probe, window, starts) if longer else []
-        for number, state in zip(longer, states, strict=True):
+        for (choice, ids), state in zip(longer.items(), states, strict=True):
             likely = self._log_probabilities(state)  # (tokens - 1, vocabulary)
-            ids = torch.tensor(texts[number].ids[1:], device=likely.device)
-            logs[number] += likely.gather(1, ids[:, None])[:, 0].tolist()
-        scores = {choice: sum(own) / len(own) for choice, own in zip(probe.choices, logs, strict=True)}
+            logs[choice] += likely[range(len(ids) - 1), ids[1:]].tolist()
+        scores = {choice: sum(own) / len(own) for choice, own in logs.items()}
         return max(scores, key=lambda choice: scores[choice]), scores
 
-    def _reading(
-        self, probe: Probe, texts: Sequence[PromptSegment], heads: tuple[HeadId, ...]
-    ) -> tuple[Window, list[float]]:
+    def _reading(self, probe: Probe, choices: Sequence[int], heads: tuple[HeadId, ...]) -> tuple[Window, list[float]]:
         """The prompt's window, and the log-probability of each choice's first token behind it."""
         key = (probe, heads)
-        if self._read is not None and self._read[0] == key:
-            return self._read[1], self._read[2]
-        self._read = None  # one context's keys at a time
-        context, (*question, end) = self._segments(probe)
-        prompter = self.prompter.prompter(probe)
-        last = _part(prompter, end.ids[-1:])
-        with self._masked(heads, "all"):
-            window = self._passes.encode(probe, context)
-            before = [*question, _part(prompter, end.ids[:-1])]
-            self._passes.extend(probe, window, [segment for segment in before if len(segment)])
-            (state,) = self._passes.hidden_states(probe, window, [last])
-            first = self._log_probabilities(state)[0, [text.ids[0] for text in texts]].tolist()
-            self._passes.extend(probe, window, [last])
-        self._read = (key, window, first)
-        return window, first
+        if self._read is None or self._read[0] != key:
+            self._read = None  # one context's keys at a time
+            context, (*question, end) = self._segments(probe)
+            prompter = self.prompter.prompter(probe)
+            before, last = _segment(prompter, end.ids[:-1]), _segment(prompter, end.ids[-1:])
+            with self._masked(heads, "all"):
+                window = self._passes.encode(probe, context)
+                self._passes.extend(probe, window, [*question, *([before] if len(before) else [])])
+                (state,) = self._passes.hidden_states(probe, window, [last])
+                first = self._log_probabilities(state)[0, list(choices)].tolist()
+                self._passes.extend(probe, window, [last])
+            self._read = (key, window, first)
+        return self._read[1], self._read[2]
 
     def _segments(self, probe: Probe) -> tuple[list[PromptSegment], list[PromptSegment]]:
         """The context and what follows it, kept for the next masking; the last segment is text and not empty."""
-        if self._written is not None and self._written[0] is probe:
-            return self._written[1], self._written[2]
-        prompter = self.prompter.prompter(probe)
-        question = self.prompter.question_segments(probe)
-        if probe.continues:
-            *before, text = question  # a question that continues is text alone
-            question = [*before, _part(prompter, text.ids[:-1])]
-            end = _part(prompter, text.ids[-1:])
-        else:
-            end = prompter.answer_segment()
-            end.add_text(prompter.text.plain(self.lead_in))
-            if not end.ids:
-                end.add_text(prompter.text.plain("\n"))
-        context = list(self.prompter.context(probe).segments)
-        tail = [segment for segment in (*question, end) if len(segment)]
-        self._written = (probe, context, tail)
-        return context, tail
+        if self._written is None or self._written[0] is not probe:
+            prompter = self.prompter.prompter(probe)
+            question = self.prompter.question_segments(probe)
+            if probe.continues:  # such a question is text alone
+                ids = question.pop().ids
+                question.append(_segment(prompter, ids[:-1]))
+                end = ids[-1:]
+            else:
+                end = [*prompter.answer_ids, *prompter.text.plain(self.lead_in)] or prompter.text.plain("\n")
+            tail = [segment for segment in (*question, _segment(prompter, end)) if len(segment)]
+            self._written = (probe, list(self.prompter.context(probe).segments), tail)
+        return self._written[1], self._written[2]
 
     def _masked(self, heads: Sequence[HeadId], phase: AblationPhase) -> Any:
         return self.backbone.seam.ablating(heads, phase) if heads else nullcontext()
@@ -203,8 +169,8 @@ class Answerer:
             return torch.log_softmax(logits, dim=-1)
 
 
-def _part(prompter: Prompter, ids: Sequence[int]) -> PromptSegment:
-    """Some tokens of a text."""
+def _segment(prompter: Prompter, ids: Sequence[int]) -> PromptSegment:
+    """Tokens of a text."""
     segment = prompter.empty()
     segment.add_text(ids)
     return segment

@@ -11,8 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 from mmrh_retriever.errors import DataError
 
-ANLS_THRESHOLD = 0.5
-"""Answers less alike than this count as wrong in ANLS."""
+ANLS_THRESHOLD = 0.5  # answers less alike than this count as wrong in ANLS
 _ARTICLES = frozenset({"a", "an", "the"})
 
 

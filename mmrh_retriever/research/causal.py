@@ -26,7 +26,7 @@ from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.answering import LEAD_IN, Answerer, Masking
-from mmrh_retriever.research.answers import chosen, measure
+from mmrh_retriever.research.answers import AnswerMeasures, chosen, measure
 from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
@@ -35,18 +35,16 @@ logger = logging.getLogger(__name__)
 
 Answering = Literal["generate", "choices"]
 """How a model answers: freely through ``generate()``, or by the likelihood of each choice."""
-
 UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "random, same layers"
 
 
-@dataclass(frozen=True, slots=True)
-class CausalRow:
-    """One answer under one masking.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalRow(AnswerMeasures):
+    """One answer under one masking, and how right it is.
 
     ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``. ``phase`` is ``all`` (reading and
     answering) or ``decode`` (answering alone), and empty where nothing is masked. ``seed`` is that of a random draw,
-    ``heads`` the number of masked heads. ``correct`` and the other measures run from 0 to 1
-    (:class:`mmrh_retriever.research.answers.AnswerMeasures`).
+    ``heads`` the number of masked heads. ``correct`` runs from 0 to 1 like the other measures.
     """
 
     probe: str
@@ -60,10 +58,6 @@ class CausalRow:
     given: str
     answer: str
     correct: float
-    exact: float
-    contains: float
-    anls: float
-    fuzzy: float
 
 
 class ProbeAnswers(FileModel):
@@ -74,15 +68,11 @@ class ProbeAnswers(FileModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Condition:
-    masked: str
-    phase: AblationPhase
-    seed: int | None
-    heads: HeadSet | None
+class _Condition(Masking):
+    """A masking with its name in the rows, and the seed of a random draw."""
 
-    @property
-    def masking(self) -> Masking:
-        return Masking(() if self.heads is None else self.heads.heads, self.phase)
+    masked: str = UNMASKED
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +108,9 @@ def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSe
         if settings.same_layers:
             draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
     # answering alone goes on from the unmasked prefill, so it stands beside it
-    ordered: list[AblationPhase] = sorted(settings.phases, key=lambda phase: phase != "decode")
-    masked = [_Condition(name, phase, seed, drawn) for phase in ordered for name, seed, drawn in draws]
-    return [_Condition(UNMASKED, "all", None, None), *masked]
+    phases = sorted(settings.phases, key=lambda phase: phase != "decode")
+    masked = (_Condition(drawn.heads, phase, name, seed) for phase in phases for name, seed, drawn in draws)
+    return [_Condition(), *masked]
 
 
 def _same_layers(heads: HeadSet, seed: int) -> HeadSet:
@@ -149,16 +139,10 @@ def causal_rows(
 ) -> Iterator[CausalRow]:
     """Answer each probe under each masking, one row at a time.
 
-    Args:
-        model: a loaded transformers model of a supported family.
-        processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
-        probes: probes with answers.
-        heads: the selected heads: a set, a path, ``"published"``.
-        settings: how probes are answered, and what is masked.
-        finished: names of probes that are left out, such as those of a run that is resumed.
-        progress: show a bar on stderr, if that is a terminal.
-        total: how many probes there are, for the bar.
-        changes: fields of :class:`CausalSettings`, in place of those of ``settings``.
+    ``processor`` is the model's processor, its tokenizer, or ``(tokenizer, image_processor)``. ``heads`` are the
+    selected ones: a set, a path, or ``"published"``. Probes whose names are ``finished`` are left out. ``progress``
+    shows a bar for ``total`` probes on stderr, if that is a terminal. ``changes`` are fields of
+    :class:`CausalSettings`, in place of those of ``settings``.
 
     Raises:
         HeadSetError: heads that do not fit the model, or too few others for a control.
@@ -174,15 +158,15 @@ def causal_rows(
         selected = HeadSet(selected.heads, n_layers=backbone.layers, n_heads=backbone.heads)
     conditions = _conditions(selected, backbone.global_layers, how)
     answerer = Answerer(
-        backbone,
         ProbePrompter(reranker.prompter, how.prompt),
         lead_in=how.lead_in,
         max_new_tokens=how.max_new_tokens,
         independent=reranker.independent,
         vision=reranker.vision,
     )
-    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
-    for probe in bar:
+    for probe in tqdm(
+        probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False
+    ):
         if probe.name in finished:
             continue
         if not probe.answer:
@@ -193,58 +177,40 @@ def causal_rows(
 
 
 def causal_journal(folder: str | Path, settings: Mapping[str, Any], *, resume: bool) -> Journal[ProbeAnswers]:
-    """The folder that keeps a causal test's answers, so that a killed run can be resumed.
-
-    Raises:
-        DataError: as :class:`Journal`.
-    """
+    """The folder that keeps a causal test's answers, so that a killed run can be resumed."""
     return Journal(folder, ProbeAnswers, lambda answers: answers.probe, settings, what="causal test", resume=resume)
 
 
 def keep_rows(rows: Iterable[CausalRow], journal: Journal[ProbeAnswers]) -> list[CausalRow]:
-    """Write each probe's answers into a journal once it is finished. Gives all rows, those of the journal first.
-
-    Raises:
-        DataError: the journal can't be written.
-    """
+    """Write each probe's answers into a journal once it is finished. Gives all rows, those of the journal first."""
     for name, answers in itertools.groupby(rows, key=lambda row: row.probe):
         journal.add(ProbeAnswers(probe=name, rows=list(answers)))
     return [row for answers in journal.done.values() for row in answers.rows]
 
 
 def save_rows(rows: Iterable[CausalRow], path: str | Path) -> list[CausalRow]:
-    """Write rows as JSON lines, all or nothing. Gives them all.
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
+    """Write rows as JSON lines, all or nothing (else :class:`DataError`). Gives them all."""
     found = list(rows)
     write_atomically(Path(path), "".join(json.dumps(asdict(row)) + "\n" for row in found).encode())
     return found
 
 
-def _row(answerer: Answerer, probe: Probe, condition: _Condition, how: Answering) -> CausalRow:
-    accepted = (probe.answer, *probe.accepted)
-    if how == "choices":
-        given, _ = answerer.choose(probe, condition.masking)
-    else:
-        given = answerer.generate(probe, condition.masking)
-    measures = measure(given, accepted)
-    if how == "choices":
-        correct = given == probe.answer
-    elif probe.choices:
-        correct = chosen(given, probe.choices) == probe.answer
-    else:
-        correct = measures.contains == 1.0
+def _row(answerer: Answerer, probe: Probe, condition: _Condition, answering: Answering) -> CausalRow:
+    by_choice = answering == "choices"
+    given = answerer.choose(probe, condition)[0] if by_choice else answerer.generate(probe, condition)
+    measures = measure(given, (probe.answer, *probe.accepted))
+    correct = measures.contains == 1.0
+    if probe.choices:
+        correct = probe.answer == (given if by_choice else chosen(given, probe.choices))
     return CausalRow(
         probe=probe.name,
         task=probe.task,
         context_length=probe.context_length,
         depth=probe.depth,
         masked=condition.masked,
-        phase=condition.phase if condition.heads is not None else "",
+        phase=condition.phase if condition.heads else "",
         seed=condition.seed,
-        heads=0 if condition.heads is None else len(condition.heads),
+        heads=len(condition.heads),
         given=given,
         answer=probe.answer,
         correct=float(correct),

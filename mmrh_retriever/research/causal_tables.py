@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.research.causal import CausalRow
@@ -32,62 +33,55 @@ def summarise_causal(rows: Sequence[CausalRow], *, seed: int = 0) -> dict[str, A
     """
     if not rows:
         raise DataError("There are no rows to summarise: the causal test answered no probes.")
-
+    lengths = sorted(_groups(rows, lambda row: row.context_length).items())
+    depths = sorted(_groups(rows, lambda row: round(row.depth, 4)).items())
     return {
-        "probes": len({row.probe for row in rows}),
-        "overall": _by_task(rows, seed),
-        "by_length": _by(rows, seed, "context_length", lambda row: row.context_length),
-        "by_depth": _by(rows, seed, "depth", lambda row: round(row.depth, 4)),
+        "probes": len(_groups(rows, lambda row: row.probe)),
+        "overall": _entries(rows, seed),
+        "by_length": [{**entry, "context_length": one} for one, own in lengths for entry in _entries(own, seed)],
+        "by_depth": [{**entry, "depth": one} for one, own in depths for entry in _entries(own, seed)],
     }
 
 
-def _by(rows: Sequence[CausalRow], seed: int, name: str, key: Callable[[CausalRow], float]) -> list[dict[str, Any]]:
-    """The entries of each value of one condition, ascending."""
-    return [
-        {**entry, name: value}
-        for value in sorted({key(row) for row in rows})
-        for entry in _by_task([row for row in rows if key(row) == value], seed)
-    ]
+def _groups(rows: Iterable[CausalRow], key: Callable[[CausalRow], Any]) -> dict[Any, list[CausalRow]]:
+    """Rows by their key, keys in the order in which they first come."""
+    found: dict[Any, list[CausalRow]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
 
 
-def _by_task(rows: Sequence[CausalRow], seed: int) -> list[dict[str, Any]]:
-    tasks = dict.fromkeys(row.task for row in rows)
-    return [entry for task in tasks for entry in _entries([row for row in rows if row.task == task], seed)]
-
-
-def _entries(rows: Sequence[CausalRow], seed: int) -> list[dict[str, Any]]:
-    """One entry per masking, of rows of one task."""
-    conditions = dict.fromkeys((row.masked, row.phase) for row in rows)
-    probes = list(dict.fromkeys(row.probe for row in rows))
-    unmasked = _by_probe([row for row in rows if row.masked == "unmasked"], probes, "correct")
+def _entries(rows: Iterable[CausalRow], seed: int) -> list[dict[str, Any]]:
+    """One entry per task and masking."""
     entries = []
-    for masked, phase in conditions:
-        own = [row for row in rows if (row.masked, row.phase) == (masked, phase)]
-        correct = _by_probe(own, probes, "correct")
-        interval = bootstrap_interval(correct, samples=_SAMPLES, seed=seed)
-        entry: dict[str, Any] = {
-            "task": rows[0].task,
-            "masked": masked,
-            "phase": phase,
-            "heads": own[0].heads,
-            "probes": len(probes),
-            **{name: float(np.mean(_by_probe(own, probes, name))) for name in MEASURES},
-            "low": interval.low,
-            "high": interval.high,
-        }
-        if masked != "unmasked" and len(unmasked):
-            change = paired_bootstrap(correct, unmasked, samples=_SAMPLES, seed=seed)
-            entry["change"] = {"mean": change.difference, "low": change.low, "high": change.high, "p": change.p}
-        entries.append(entry)
+    for task, own in _groups(rows, lambda row: row.task).items():
+        probes = list(_groups(own, lambda row: row.probe))
+        maskings = _groups(own, lambda row: (row.masked, row.phase))
+        unmasked = _by_probe(maskings.get(("unmasked", ""), []), probes, "correct")
+        for (masked, phase), answers in maskings.items():
+            values = {name: _by_probe(answers, probes, name) for name in MEASURES}
+            interval = bootstrap_interval(values["correct"], samples=_SAMPLES, seed=seed)
+            entry: dict[str, Any] = {
+                "task": task,
+                "masked": masked,
+                "phase": phase,
+                "heads": answers[0].heads,
+                "probes": len(probes),
+                **{name: float(np.mean(means)) for name, means in values.items()},
+                "low": interval.low,
+                "high": interval.high,
+            }
+            if masked != "unmasked" and len(unmasked):
+                change = paired_bootstrap(values["correct"], unmasked, samples=_SAMPLES, seed=seed)
+                entry["change"] = {"mean": change.difference, "low": change.low, "high": change.high, "p": change.p}
+            entries.append(entry)
     return entries
 
 
-def _by_probe(rows: Iterable[CausalRow], probes: Sequence[str], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _by_probe(rows: Iterable[CausalRow], probes: Sequence[str], name: str) -> npt.NDArray[np.float64]:
     """One value per probe: the mean over its random draws."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(row.probe, []).append(float(getattr(row, name)))
-    return np.array([np.mean(found[probe]) for probe in probes if probe in found])
+    found = _groups(rows, lambda row: row.probe)
+    return np.array([np.mean([getattr(row, name) for row in found[probe]]) for probe in probes if probe in found])
 
 
 def causal_table(summary: dict[str, Any]) -> Table:

@@ -4,14 +4,13 @@ After "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243. A hea
 the question's tokens of its post-softmax attention summed over the evidence's tokens, minus the same for a null
 question on the same context. Its detection score is the mean over the probes of a task and context length.
 
-A probe's context runs once and its keys are kept; the question and the null question run on them together. Memory holds
-one context's keys and values at a time, the vision features of its pictures, and one number per head and item.
+A probe's context runs once; the question and the null question run on its keys. Memory holds one context at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import AttentionCaptureError, DataError
-from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable
-from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.heads.scores import HeadScores, HeadScoresTable
+from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.fingerprints import weights_fingerprint
-from mmrh_retriever.model.vision import Vision
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.head_analysis import Stability, stability
 from mmrh_retriever.research.probe_passes import ProbePasses
@@ -35,8 +33,6 @@ from mmrh_retriever.research.probes.probe import Probe
 from mmrh_retriever.research.probes.prompts import ProbeContext, ProbePrompt, ProbePrompter
 from mmrh_retriever.runs.journal import Journal
 from mmrh_retriever.types import FloatArray
-
-_OUT_OF_RANGE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +84,10 @@ class Detection:
         return found
 
     def _scores(self, task: str, context_length: int) -> HeadScores:
-        probes = self._at(task, context_length)
-        scores = np.stack([probe.scores for probe in probes]).astype(np.float64)  # (probes, layers, heads)
-        unmeasured = np.isnan(scores[0])
-        recall = np.stack([probe.hits for probe in probes]).mean(axis=0)
-        spread = scores.std(axis=0, ddof=1) if len(probes) > 1 else np.zeros_like(scores[0])
+        scores = self.example_scores(task, context_length).astype(np.float64)
+        hits = [probe.hits for probe in self._at(task, context_length)]
+        recall = np.where(np.isnan(scores[0]), np.nan, np.mean(hits, axis=0))
+        spread = scores.std(axis=0, ddof=1) if len(scores) > 1 else 0 * scores[0]
         every = len(self.global_layers) == scores.shape[1]
         return HeadScores(
             scores.mean(axis=0).astype(np.float32),
@@ -100,19 +95,15 @@ class Detection:
             task,
             context_length,
             source=self.source,
-            n_examples=len(probes),
-            spread=np.where(unmeasured, np.nan, spread).astype(np.float32),
-            recall_at_1=np.where(unmeasured, np.nan, recall).astype(np.float32),
+            n_examples=len(scores),
+            spread=spread.astype(np.float32),
+            recall_at_1=recall.astype(np.float32),
             selectable_layers=None if every else self.global_layers,
         )
 
 
 def detect_heads(model: PreTrainedModel, processor: Any, probes: Iterable[Probe], **options: Any) -> HeadScoresTable:
-    """Null-calibrated retrieval scores of every head on probes, by task and context length.
-
-    Takes what :func:`detect` takes and gives its table alone. ``table.save("scores.json")`` keeps it, and
-    :meth:`HeadSet.of_tasks` selects from it.
-    """
+    """Null-calibrated retrieval scores of every head, by task and context length: the table of :func:`detect`."""
     return detect(model, processor, probes, **options).table
 
 
@@ -138,8 +129,7 @@ def detect(
         probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
         prompt: how probes are worded, and which tokens look.
         model_id: the name that the scores are filed under; the model's own unless given.
-        independent: encode each item as if it stood alone, as :class:`Reranker` does with the same setting; as the
-            model's config says if not given.
+        independent: encode each item as if it stood alone; as the model's config says if not given.
         journal: a folder that takes each probe's scores at once, so that a killed run can be resumed.
         resume: go on with a journal that exists; probes that it holds are not run again.
         settings: what else must be alike when a journal is resumed (how the probes were made).
@@ -156,9 +146,9 @@ def detect(
     """
     reranker = Reranker(model, processor, heads="all", independent=independent)
     backbone = reranker.backbone
+    scorer = _Scorer(reranker, prompt)
+    wording = scorer.prompter.prompt
     name = model_id or backbone.name
-    prompter = ProbePrompter(reranker.prompter, prompt)
-    scorer = _Scorer(backbone, prompter, reranker.vision, independent=reranker.independent)
     fixed = {
         "model": name,
         "model_type": str(backbone.config.model_type),
@@ -167,46 +157,52 @@ def detect(
         "dtype": str(backbone.model.dtype),
         "weights": weights_fingerprint(backbone.model),
         "independent": reranker.independent,
-        "prompt": asdict(prompter.prompt),
+        "prompt": asdict(wording),
         "probes": dict(settings or {}),
     }
-    bar = tqdm(probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False)
     found: dict[str, ProbeScores] = {}
     log: Journal[ProbeScores] | None = None
-    if journal is not None:
-        log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
-    with nullcontext() if log is None else log:
+    with ExitStack() as stack:
+        if journal is not None:
+            log = Journal(journal, ProbeScores, lambda one: one.name, fixed, what="detection run", resume=resume)
+            stack.enter_context(log)
         done = {} if log is None else dict(log.done)
-        for probe in bar:
+        for probe in tqdm(
+            probes, desc="probes", unit="probe", total=total, disable=None if progress else True, leave=False
+        ):
             if probe.name in found:
                 raise DataError(f"Two probes are called {probe.name!r}. Give each a name of its own.")
-            if probe.name in done:
-                found[probe.name] = _same(done.pop(probe.name), probe, str(journal))
-                continue
-            found[probe.name] = scorer.score(probe)
-            if log is not None:
-                log.add(found[probe.name])
-        if done:
-            raise DataError(
-                f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
-                "probes that the run was begun with, or write to another folder."
-            )
+            scored = done.pop(probe.name, None)
+            if scored is None:
+                scored = scorer.score(probe)
+                if log is not None:
+                    log.add(scored)
+            elif scored.fingerprint != probe.fingerprint():
+                raise DataError(
+                    f"{journal}: the probe {probe.name!r} has the fingerprint {scored.fingerprint} there and "
+                    f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
+                )
+            found[probe.name] = scored
+    if done:
+        raise DataError(
+            f"{journal}: holds {len(done)} probes that are not among these, such as {next(iter(done))!r}. Give the "
+            "probes that the run was begun with, or write to another folder."
+        )
     if not found:
         raise DataError("There are no probes to detect heads with. Give at least one.")
-    source = f"mmrh detect, {len(found)} probes, null question {prompter.prompt.null_question!r}"
+    source = f"mmrh detect, {len(found)} probes, null question {wording.null_question!r}"
     return Detection(name, backbone.global_layers, tuple(found.values()), source)
 
 
 class _Scorer:
     """Runs probes. The last context is kept for neighbours that share it."""
 
-    def __init__(self, backbone: Backbone, prompter: ProbePrompter, vision: Vision, *, independent: bool) -> None:
-        self.backbone = backbone
-        self.prompter = prompter
-        self.heads = [HeadId(layer, head) for layer in backbone.global_layers for head in range(backbone.heads)]
-        self.passes = ProbePasses(prompter, self.heads, vision, independent=independent)
-        self._key: tuple[Any, ...] = ()
-        self._kept: tuple[Sequence[object], ProbeContext, Window] | None = None
+    def __init__(self, reranker: Reranker, prompt: ProbePrompt | None) -> None:
+        self.backbone = reranker.backbone
+        self.prompter = ProbePrompter(reranker.prompter, prompt)
+        heads = HeadSet.all_heads(self.backbone.layers, self.backbone.heads, self.backbone.global_layers)
+        self.passes = ProbePasses(self.prompter, heads.heads, reranker.vision, independent=reranker.independent)
+        self._kept: tuple[object, Sequence[object], ProbeContext, Window] | None = None
 
     def score(self, probe: Probe) -> ProbeScores:
         """Run one probe."""
@@ -219,17 +215,16 @@ class _Scorer:
         asked, null_question = self.prompter.question_segments(probe), self.prompter.null_segments(probe)
         mass, null = self.passes.ask(probe, window, asked, null_question)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
+        gold = list(probe.gold)
         in_part = any(span.start is not None for span in probe.evidence)
-        gold = np.array(context.evidence if in_part else [item in probe.gold for item in context.item])
-        values = calibrated[:, gold].sum(axis=1)
-        if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + _OUT_OF_RANGE:
+        values = calibrated[:, context.evidence if in_part else np.isin(context.item, gold)].sum(axis=1)
+        if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + 1e-4:
             raise AttentionCaptureError(
                 f"Probe {probe.name!r} gave a head the score {values[np.argmax(np.abs(values))]}; expected -1 to 1. "
                 "Load the model again, or with dtype=torch.float32, and report it if that does not help."
             )
         items = calibrated @ np.eye(len(probe.items))[list(context.item)]  # (heads, items)
-        is_gold = np.array([index in probe.gold for index in range(len(probe.items))])
-        others = items[:, ~is_gold].max(axis=1) if not is_gold.all() else np.full(len(self.heads), -np.inf)
+        best_of_others = np.delete(items, gold, axis=1).max(axis=1, initial=-np.inf)
         return ProbeScores(
             name=probe.name,
             fingerprint=probe.fingerprint(),
@@ -238,10 +233,11 @@ class _Scorer:
             depth=probe.depth,
             tokens=len(window),
             scores=self._grid(values, np.nan),
-            hits=self._grid(items[:, is_gold].max(axis=1) > others, 0),
+            hits=self._grid(items[:, gold].max(axis=1) > best_of_others, 0),
         )
 
     def _grid(self, values: npt.NDArray[Any], fill: float) -> npt.NDArray[Any]:
+        """``(layers, heads)`` from the measured heads' values."""
         grid = np.full((self.backbone.layers, self.backbone.heads), fill)
         grid[list(self.backbone.global_layers)] = values.reshape(-1, self.backbone.heads)
         return grid
@@ -249,18 +245,8 @@ class _Scorer:
     def _context(self, probe: Probe) -> tuple[ProbeContext, Window]:
         in_part = tuple(span for span in probe.evidence if span.start is not None)
         key = (*map(id, probe.items), probe.labelled, in_part)
-        if self._kept is None or key != self._key:
+        if self._kept is None or key != self._kept[0]:
             self._kept = None  # one context's keys at a time
             context = self.prompter.context(probe)
-            self._kept = (probe.items, context, self.passes.encode(probe, context.segments))
-            self._key = key
-        return self._kept[1], self._kept[2]
-
-
-def _same(done: ProbeScores, probe: Probe, journal: str) -> ProbeScores:
-    if done.fingerprint != probe.fingerprint():
-        raise DataError(
-            f"{journal}: the probe {probe.name!r} has the fingerprint {done.fingerprint} there and "
-            f"{probe.fingerprint()} here: its context, question or evidence changed. Write to another folder."
-        )
-    return done
+            self._kept = (key, probe.items, context, self.passes.encode(probe, context.segments))
+        return self._kept[2:]

@@ -16,36 +16,22 @@ from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads.sets import HeadScores, HeadScoresTable, HeadSet
 
 Floats = npt.NDArray[np.float64]
-_ROUNDING = 1e-12
-"""Relative slack, so that fourteen heads of 0.1 reach half of their mass with seven and not eight."""
-
-
-def _positive_descending(values: npt.ArrayLike) -> Floats:
-    """``max(score, 0)`` of every head, largest first: ``(layers * heads,)``. Unmeasured heads count as 0."""
-    scores = np.asarray(values, dtype=np.float64).ravel()
-    positive = np.sort(np.where(np.isnan(scores), 0.0, np.maximum(scores, 0.0)))[::-1]
-    if positive.size == 0 or positive[0] <= 0.0 or not np.isfinite(positive[0]):
-        raise HeadSetError(
-            f"None of {positive.size} heads has a positive finite score, so there is no mass to share out. "
-            "Check the detection run: its probes may be too hard, or question and null question alike."
-        )
-    return np.asarray(positive)
 
 
 def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
     """The smallest share of all heads that holds ``mass`` of the positive scores: ``rho_q``, above 0 up to 1.
 
-    Definition 5 of the paper: heads are taken from the top, negative mean scores count as 0, and the
-    share is of all heads, measured or not. Smaller is sparser.
+    Definition 5 of the paper: heads are taken from the top, negative mean scores count as 0, and the share is of all
+    heads, measured or not. Smaller is sparser.
 
     Raises:
         HeadSetError: no head scores above 0, or ``mass`` outside (0, 1].
     """
     if not 0.0 < mass <= 1.0:
         raise HeadSetError(f"The mass to cover lies above 0 and is at most 1, got {mass}.")
-    running = np.cumsum(_positive_descending(values))  # (heads,)
-    needed = int(np.searchsorted(running, mass * running[-1] * (1.0 - _ROUNDING))) + 1
-    return min(needed, running.size) / running.size
+    shares, masses = mass_curve(values)
+    slack = 1e-12  # so that fourteen heads of 0.1 reach half of their mass with seven and not eight
+    return float(shares[np.searchsorted(masses, mass * (1.0 - slack))])
 
 
 def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -56,8 +42,14 @@ def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         HeadSetError: no head scores above 0.
     """
-    running = np.concatenate([[0.0], np.cumsum(_positive_descending(values))])
-    return np.linspace(0.0, 1.0, running.size), running / running[-1]
+    positive = np.sort(np.nan_to_num(np.ravel(values), posinf=np.inf).clip(0.0))[::-1]  # (heads,)
+    if not positive.size or not 0.0 < positive[0] < np.inf:
+        raise HeadSetError(
+            f"None of {positive.size} heads has a positive finite score, so there is no mass to share out. "
+            "Check the detection run: its probes may be too hard, or question and null question alike."
+        )
+    running = np.cumsum(positive, dtype=np.float64)
+    return np.arange(running.size + 1) / running.size, np.concatenate([[0.0], running / running[-1]])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +101,8 @@ def task_overlap(table: HeadScoresTable, context_length: int, share: float | Non
     Raises:
         HeadSetError: no task was scored at this length.
     """
-    tasks = [task for task, length in table if length == context_length]
-    sets = [HeadSet.of_tasks(table, [task], context_length, share=share) for task in tasks]
-    return overlap_matrix(sets, tasks)
+    best = {task: _best(table, task, length, share) for task, length in table if length == context_length}
+    return overlap_matrix(list(best.values()), best)
 
 
 def length_overlap(table: HeadScoresTable, task: str, share: float | None = None) -> OverlapMatrix:
@@ -120,9 +111,12 @@ def length_overlap(table: HeadScoresTable, task: str, share: float | None = None
     Raises:
         HeadSetError: the task was not scored.
     """
-    lengths = [length for scored, length in table if scored == task]
-    sets = [HeadSet.of_tasks(table, [task], length, share=share) for length in lengths]
-    return overlap_matrix(sets, map(str, lengths))
+    best = {str(length): _best(table, task, length, share) for scored, length in table if scored == task}
+    return overlap_matrix(list(best.values()), best)
+
+
+def _best(table: HeadScoresTable, task: str, context_length: int, share: float | None) -> HeadSet:
+    return HeadSet.of_tasks(table, [task], context_length, share=share)
 
 
 def model_overlap(
@@ -130,8 +124,7 @@ def model_overlap(
 ) -> dict[tuple[str, int], float]:
     """Overlap of two models' best heads under every condition that both were scored on.
 
-    Meaningful for copies of one model (quantised, fine-tuned) or two detections on it, whose head grids
-    are the same.
+    Meaningful for copies of one model (quantised, fine-tuned) or two detections on it, with the same head grid.
 
     Raises:
         HeadSetError: grids of different size, or no condition in common.
@@ -146,12 +139,7 @@ def model_overlap(
         raise HeadSetError(
             f"No task and length in common: {one.model_id} has {sorted(one)}, {other.model_id} {sorted(other)}."
         )
-    return {
-        (task, length): HeadSet.of_tasks(one, [task], length, share=share).overlap(
-            HeadSet.of_tasks(other, [task], length, share=share)
-        )
-        for task, length in common
-    }
+    return {condition: _best(one, *condition, share).overlap(_best(other, *condition, share)) for condition in common}
 
 
 def layer_spread(heads: HeadSet, n_layers: int | None = None) -> npt.NDArray[np.int64]:
@@ -195,9 +183,9 @@ def stability(
 ) -> Stability:
     """How far the best heads depend on which examples they were detected on.
 
-    ``example_scores`` is ``(examples, layers, heads)``: each example's calibrated scores. The examples are
-    shuffled ``repeats`` times and cut into ``n_subsets`` disjoint parts of equal size (what is left over
-    sits out); each part chooses its best heads, and every pair of parts gives one overlap.
+    ``example_scores`` is ``(examples, layers, heads)``: each example's calibrated scores. The examples are shuffled
+    ``repeats`` times and cut into ``n_subsets`` disjoint parts of equal size (what is left over sits out); each part
+    chooses its best heads, and every pair of parts gives one overlap.
 
     Raises:
         HeadSetError: too few examples, or not that shape.
@@ -211,14 +199,10 @@ def stability(
     random = np.random.default_rng(seed)
     size = len(scores) // n_subsets
     overlaps: list[float] = []
-    n_chosen = 0
     for _ in range(repeats):
         order = random.permutation(len(scores))
-        chosen = []
-        for part in range(n_subsets):
-            mean = scores[order[part * size : (part + 1) * size]].mean(axis=0)  # (layers, heads)
-            part_scores = HeadScores(mean, "examples", "subset", 1, selectable_layers=selectable_layers)
-            chosen.append(HeadSet.top(part_scores, share))
-        n_chosen = len(chosen[0])
-        overlaps.extend(one.overlap(other) for one, other in itertools.combinations(chosen, 2))
-    return Stability(tuple(overlaps), n_chosen)
+        parts = [scores[order[part * size : (part + 1) * size]].mean(axis=0) for part in range(n_subsets)]
+        measured = [HeadScores(part, "examples", "subset", 1, selectable_layers=selectable_layers) for part in parts]
+        chosen = [HeadSet.top(part, share) for part in measured]
+        overlaps += [one.overlap(other) for one, other in itertools.combinations(chosen, 2)]
+    return Stability(tuple(overlaps), len(chosen[0]))

@@ -23,17 +23,10 @@ from mmrh_retriever.research.head_analysis import (
 )
 from mmrh_retriever.research.head_tables import length_name
 from mmrh_retriever.runs.figures import COLOURS, figure
-from mmrh_retriever.types import FloatArray
 
 _MARK = COLOURS[1]
-_STYLES = ("-", "--", "-.", ":")
 _UNMEASURED = "#bdbdbd"
 _NOT_SELECTABLE = "#ececec"
-_MAP_LIMITS = (5.0, 14.0)  # inches wide
-_MAP_TALLEST = 7.5
-_SMALLEST_SCALE = 1e-6  # a map on which no head scores above 0 still needs a colour scale
-_CURVE_END = 50.0  # % of heads; beyond it the curves are flat
-_DARK_CELL = 0.6  # overlaps above this are written in white
 
 
 def plot_overview(
@@ -56,8 +49,8 @@ def plot_overview(
             f"No scores of {table.model_id} at {length} tokens. There are the lengths "
             f"{', '.join(map(str, table.context_lengths))}."
         )
-    map_width = min(max(0.24 * table.n_layers, _MAP_LIMITS[0]), _MAP_LIMITS[1])
-    map_height = min(max(map_width * table.n_heads / table.n_layers, 1.5), _MAP_TALLEST)
+    map_width = float(np.clip(0.24 * table.n_layers, 5.0, 14.0))  # inches
+    map_height = float(np.clip(map_width * table.n_heads / table.n_layers, 1.5, 7.5))
     with figure(path, max(map_width + 2.0, 11.0), map_height + 6.6) as made:
         upper, lower = made.subfigures(2, 1, height_ratios=[map_height + 2.0, 4.6])
         counts, grid = upper.subplots(2, 1, sharex=True, height_ratios=[1, map_height])
@@ -73,38 +66,29 @@ def plot_overview(
         overlaps.set_title(f"overlap of the best heads, % (chance: {chance:.0f})", fontsize="medium")
 
 
-def _best_over_tasks(scores: Sequence[HeadScores]) -> FloatArray:
-    """Each head's best score, NaN where it has none: ``(layers, heads)``."""
-    stacked = np.stack([one.values for one in scores])  # (tasks, layers, heads)
-    best = np.where(np.isnan(stacked), -np.inf, stacked).max(axis=0)
-    return np.where(np.isinf(best), np.nan, best).astype(np.float32)
-
-
 def _draw_map(made: Any, grid: Any, table: HeadScoresTable, heads: HeadSet, scores: Sequence[HeadScores]) -> list[Any]:
     """All heads, layers from left to right, with the selected ones framed. Gives the keys of its legend."""
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
     from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
 
-    values = _best_over_tasks(scores)
+    values = np.fmax.reduce([one.values for one in scores])  # (layers, heads), NaN where a head has no score
     for head in table.invalid_heads:
         values[head] = np.nan
-    top = max(heads.scores or (0.0,))
+    top = max((1e-6, *(heads.scores or ())))  # without positive scores the map still needs a colour scale
     # A square-root scale: most heads score far below the best.
     image = grid.imshow(
-        np.clip(values, 0.0, None).T,  # (heads, layers)
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=colormaps["Blues"].with_extremes(bad=_UNMEASURED),
-        norm=PowerNorm(0.5, vmin=0.0, vmax=max(top, _SMALLEST_SCALE)),
-    )
+        np.clip(values, 0.0, None).T, origin="lower", aspect="auto", interpolation="nearest",  # (heads, layers)
+        cmap=colormaps["Blues"].with_extremes(bad=_UNMEASURED), norm=PowerNorm(0.5, vmin=0.0, vmax=top),
+    )  # fmt: skip
     width = 1.2 if table.n_layers * table.n_heads < 2_000 else 0.8
     for head in heads:
         grid.add_patch(
             Rectangle((head.layer - 0.5, head.head - 0.5), 1, 1, fill=False, edgecolor=_MARK, linewidth=width)
         )
-    _integer_ticks(grid)
+    grid.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
+    grid.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     grid.set_xlabel("layer")
     grid.set_ylabel("query head")
     made.colorbar(image, ax=grid, label="best score over the tasks, negative as 0", pad=0.01, fraction=0.03)
@@ -130,13 +114,6 @@ def _draw_counts(axis: Any, table: HeadScoresTable, heads: HeadSet, keys: Sequen
     axis.set_ylim(0, 1.6 * by_layer.max())
 
 
-def _integer_ticks(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-
-
 def _draw_curves(axis: Any, every: Sequence[HeadScores]) -> None:
     """For each task, the share of the positive score mass that the best heads hold."""
     for number, scores in enumerate(every):
@@ -145,11 +122,11 @@ def _draw_curves(axis: Any, every: Sequence[HeadScores]) -> None:
             continue
         shares, masses = mass_curve(scores.values)
         half = 100 * sparsity(scores.values)
-        colour, style = COLOURS[number % len(COLOURS)], _STYLES[number % len(_STYLES)]
+        colour, style = COLOURS[number % len(COLOURS)], ("-", "--", "-.", ":")[number % 4]
         axis.plot(100 * shares, 100 * masses, style, color=colour, label=f"{scores.task}: {half:.1f} %", linewidth=1.6)
         axis.plot([half], [np.interp(half, 100 * shares, 100 * masses)], "o", color=colour, markersize=5)
     axis.axhline(50, color="0.6", linewidth=0.8, zorder=0)
-    axis.set_xlim(0, _CURVE_END)
+    axis.set_xlim(0, 50)  # beyond half of the heads the curves are flat
     axis.set_ylim(0, 101)
     axis.set_xlabel("heads, best first, % of all")
     axis.set_ylabel("positive score mass, %")
@@ -161,7 +138,7 @@ def _draw_overlaps(axis: Any, overlaps: OverlapMatrix) -> None:
     axis.imshow(overlaps.values, vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest")
     for i, row in enumerate(overlaps.values):
         for j, value in enumerate(row):
-            ink = "white" if value > _DARK_CELL else "black"
+            ink = "white" if value > 0.6 else "black"
             axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize="small")
     labels = [label.replace("_", "\n") for label in overlaps.labels]
     axis.set_xticks(range(len(labels)), labels, fontsize="small")

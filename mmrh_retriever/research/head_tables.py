@@ -7,6 +7,7 @@ are in :mod:`mmrh_retriever.research.head_plots`.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from mmrh_retriever.files import format_of, read_text
 from mmrh_retriever.heads.file_formats import SET_FORMAT
 from mmrh_retriever.heads.published import published_head_scores
-from mmrh_retriever.heads.sets import PAPER_SHARE, HeadScoresTable, HeadSet
+from mmrh_retriever.heads.sets import PAPER_SHARE, HeadId, HeadScores, HeadScoresTable, HeadSet
 from mmrh_retriever.model.loading import BUNDLED, BUNDLED_FOLDER, HEADS_FILE
 from mmrh_retriever.research.head_analysis import (
     OverlapMatrix,
@@ -31,29 +32,18 @@ from mmrh_retriever.types import FloatArray
 
 _DECIMALS = 6
 _MISSING = "–"
-_SCORE_FILES = (".json", ".gz")
 
 
 def scores_from(source: str | Path) -> HeadScoresTable:
-    """Head scores from a file, or those published for a model id or name.
-
-    Raises:
-        DataError: the file is missing or malformed.
-        HeadSetError: no such file, and nothing published under this name.
-    """
+    """Head scores from a file, or those published for a model id or name."""
     path = Path(source)
-    if path.is_file() or path.suffix in _SCORE_FILES:
+    if path.is_file() or path.suffix in (".json", ".gz"):
         return HeadScoresTable.load(path)
     return published_head_scores(str(source))
 
 
 def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
-    """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``.
-
-    Raises:
-        DataError: the file is missing or malformed.
-        HeadSetError: no such file, and nothing published under this name.
-    """
+    """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``."""
     path = BUNDLED_FOLDER if str(source) == BUNDLED else Path(source)
     path = path / HEADS_FILE if (path / HEADS_FILE).is_file() else path
     what = "head set or file of head scores"
@@ -73,7 +63,7 @@ def head_set_summary(heads: HeadSet) -> dict[str, Any]:
         "context_length": heads.context_length,
         "size": len(heads),
         "deepest_layer": heads.deepest_layer,
-        "by_layer": [int(count) for count in layer_spread(heads)] if heads.n_layers is not None else None,
+        "by_layer": None if heads.n_layers is None else layer_spread(heads).tolist(),
         "heads": [str(head) for head in heads],
         "scores": None if heads.scores is None else [round(score, _DECIMALS) for score in heads.scores],
     }
@@ -81,11 +71,8 @@ def head_set_summary(heads: HeadSet) -> dict[str, Any]:
 
 def head_set_tables(summary: dict[str, Any]) -> list[Table]:
     """A summary of :func:`head_set_summary` as a table."""
-    scores = summary["scores"] or [None] * summary["size"]
-    rows = [
-        (str(rank), head, _MISSING if score is None else f"{score:.3f}")
-        for rank, (head, score) in enumerate(zip(summary["heads"], scores, strict=True), start=1)
-    ]
+    scores = [_MISSING] * summary["size"] if summary["scores"] is None else [f"{one:.3f}" for one in summary["scores"]]
+    rows = [(str(rank), *row) for rank, row in enumerate(zip(summary["heads"], scores, strict=True), start=1)]
     size = "" if summary["n_layers"] is None else f" of {summary['n_layers']} x {summary['n_heads']}"
     title = f"{summary['model'] or 'Head set'}: {summary['size']} heads{size} (layer-head)"
     notes = [summary["source"]] if summary["source"] else []
@@ -105,26 +92,27 @@ def head_summary(
 
     Keys, all always there (lengths are strings, as JSON needs):
 
-    - ``model``, ``source``, ``n_layers``, ``n_heads`` (per layer), ``selectable_layers`` (``None``: all),
-      ``invalid_heads`` (an impossible score under some condition, never selected), ``tasks``,
-      ``context_lengths``
+    - ``model``, ``source``, ``n_layers``, ``n_heads`` (per layer), ``selectable_layers`` (``None``: all), ``tasks``,
+      ``context_lengths``, ``invalid_heads`` (an impossible score under some condition, never selected)
     - ``share`` and ``heads_per_task``: how many of the best heads the following is about
-    - ``sparsity[task][length or "mean"]``: the share of heads with half of the positive score mass
-      (definition 5), ``None`` where no head scores above 0; ``sparsity_as_given``: the same with impossible
-      scores counted in, as published figures have it
-    - ``task_overlap[length]``, ``length_overlap[task]``: ``labels``, ``values`` (definition 6) and ``mean``
-      over the pairs; ``chance_overlap`` is what random sets of selectable heads would have
-    - ``union[length]``: the tasks' best heads united: ``size``, ``deepest_layer``, and ``by_layer``, the
-      number in each layer
-    - ``top_heads[task][length]``: up to ``top_n`` of ``head``, ``score``, and ``recall_at_1`` and ``spread``
-      where they were measured
+    - ``sparsity[task][length or "mean"]``: the share of heads with half of the positive score mass (definition 5),
+      ``None`` where no head scores above 0; ``sparsity_as_given``: with impossible scores, as in published figures
+    - ``task_overlap[length]``, ``length_overlap[task]``: ``labels``, ``values`` (definition 6) and ``mean`` over the
+      pairs; ``chance_overlap``: that of random sets of selectable heads
+    - ``union[length]``: the tasks' best heads united: ``size``, ``deepest_layer``, ``by_layer`` (number in each layer)
+    - ``top_heads[task][length]``: up to ``top_n`` of ``head``, ``score``, and ``recall_at_1``, ``spread`` if measured
     - ``comparison``: ``None``, or ``model`` and ``overlap[task][length]`` with the table given as ``compare``
 
     Raises:
         HeadSetError: too few heads can be selected, or ``compare`` has another head grid.
     """
     lengths = table.context_lengths
-    unions = {length: _union_at(table, length, share) for length in lengths}
+    best = {(task, length): HeadSet.of_tasks(table, [task], length, share=share) for task, length in table}
+    comparison = None
+    if compare is not None:
+        overlaps = model_overlap(table, compare, share)
+        shared = _by_task({condition: round(value, _DECIMALS) for condition, value in overlaps.items()})
+        comparison = {"model": compare.model_id, "overlap": shared}
     return {
         "model": table.model_id,
         "source": table.first.source,
@@ -135,40 +123,29 @@ def head_summary(
         "tasks": list(table.tasks),
         "context_lengths": list(lengths),
         "share": share,
-        "heads_per_task": len(HeadSet.top(table.first, share, exclude=table.invalid_heads)),
-        "sparsity": _sparsities(table, as_given=False),
-        "sparsity_as_given": _sparsities(table, as_given=True),
+        "heads_per_task": len(next(iter(best.values()))),
+        "sparsity": _sparsities({condition: scores.values for condition, scores in table.items()}),
+        "sparsity_as_given": _sparsities({condition: scores.as_given() for condition, scores in table.items()}),
         "chance_overlap": round(chance_overlap(table, share), _DECIMALS),
         "task_overlap": {str(length): _matrix(task_overlap(table, length, share)) for length in lengths},
         "length_overlap": {task: _matrix(length_overlap(table, task, share)) for task in table.tasks},
-        "union": {
-            str(length): {
-                "size": len(heads),
-                "deepest_layer": heads.deepest_layer,
-                "by_layer": [int(count) for count in layer_spread(heads)],
-            }
-            for length, heads in unions.items()
-        },
-        "top_heads": _top_heads(table, share, top_n),
-        "comparison": None if compare is None else _comparison(table, compare, share),
+        "union": {str(length): _union(table, length, share) for length in lengths},
+        "top_heads": _by_task({one: _best(scores, best[one].heads[:top_n]) for one, scores in table.items()}),
+        "comparison": comparison,
     }
 
 
-def _union_at(table: HeadScoresTable, length: int, share: float) -> HeadSet:
-    tasks = [task for task, scored in table if scored == length]
-    return HeadSet.of_tasks(table, tasks, length, share=share)
+def _by_task(values: Mapping[tuple[str, int], Any]) -> dict[str, dict[str, Any]]:
+    """Values per task and length, as JSON has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for (task, length), value in values.items():
+        found.setdefault(task, {})[str(length)] = value
+    return found
 
 
-def _share_or_none(values: FloatArray) -> float | None:
-    """Sparsity, or ``None`` for scores among which none is positive."""
-    return round(sparsity(values), _DECIMALS) if (values > 0).any() else None
-
-
-def _sparsities(table: HeadScoresTable, *, as_given: bool) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
-    for (task, length), scores in table.items():
-        values = scores.as_given() if as_given else scores.values
-        found.setdefault(task, {})[str(length)] = _share_or_none(values)
+def _sparsities(values: Mapping[tuple[str, int], FloatArray]) -> dict[str, dict[str, float | None]]:
+    shares = {one: round(sparsity(own), _DECIMALS) if (own > 0).any() else None for one, own in values.items()}
+    found = _by_task(shares)
     for row in found.values():
         known = [value for value in row.values() if value is not None]
         row["mean"] = round(float(np.mean(known)), _DECIMALS) if known else None
@@ -178,30 +155,27 @@ def _sparsities(table: HeadScoresTable, *, as_given: bool) -> dict[str, dict[str
 def _matrix(overlaps: OverlapMatrix) -> dict[str, Any]:
     return {
         "labels": list(overlaps.labels),
-        "values": [[round(float(value), _DECIMALS) for value in row] for row in overlaps.values],
+        "values": overlaps.values.round(_DECIMALS).tolist(),
         "mean": round(overlaps.off_diagonal_mean(), _DECIMALS),
     }
 
 
-def _top_heads(table: HeadScoresTable, share: float, top_n: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for (task, length), scores in table.items():
-        rows = []
-        for head in itertools.islice(HeadSet.of_tasks(table, [task], length, share=share), top_n):
-            row: dict[str, Any] = {"head": str(head), "score": round(scores[head], _DECIMALS)}
-            for name, extra in (("recall_at_1", scores.recall_at_1), ("spread", scores.spread)):
-                if extra is not None and np.isfinite(extra[head]):
-                    row[name] = round(float(extra[head]), _DECIMALS)
-            rows.append(row)
-        found.setdefault(task, {})[str(length)] = rows
-    return found
+def _union(table: HeadScoresTable, length: int, share: float) -> dict[str, Any]:
+    tasks = [task for task, scored in table if scored == length]
+    heads = HeadSet.of_tasks(table, tasks, length, share=share)
+    return {"size": len(heads), "deepest_layer": heads.deepest_layer, "by_layer": layer_spread(heads).tolist()}
 
 
-def _comparison(table: HeadScoresTable, other: HeadScoresTable, share: float) -> dict[str, Any]:
-    overlaps: dict[str, dict[str, float]] = {}
-    for (task, length), value in model_overlap(table, other, share).items():
-        overlaps.setdefault(task, {})[str(length)] = round(value, _DECIMALS)
-    return {"model": other.model_id, "overlap": overlaps}
+def _best(scores: HeadScores, heads: Iterable[HeadId]) -> list[dict[str, Any]]:
+    """Heads with everything that was measured of each."""
+    extras = {"recall_at_1": scores.recall_at_1, "spread": scores.spread}
+    rows: list[dict[str, Any]] = []
+    for head in heads:
+        rows.append({"head": str(head), "score": round(scores[head], _DECIMALS)})
+        for name, values in extras.items():
+            if values is not None and np.isfinite(values[head]):
+                rows[-1][name] = round(float(values[head]), _DECIMALS)
+    return rows
 
 
 def length_name(length: int | str) -> str:
@@ -215,14 +189,26 @@ def head_tables(summary: dict[str, Any]) -> list[Table]:
 
     Overlaps between tasks or lengths are left out where there is only one.
     """
-    tables = [_sparsity_table(summary)]
+    *shorter, last = lengths = [str(length) for length in summary["context_lengths"]]
+    chance = [f"Chance: {_percent(summary['chance_overlap'])}"]
+    tables = [_sparsity_table(summary, lengths)]
     if len(summary["tasks"]) > 1:
-        tables.append(_task_overlap_table(summary))
-    if len(summary["context_lengths"]) > 1:
-        tables.append(_length_overlap_table(summary))
-    tables += [_union_table(summary), _top_table(summary)]
+        at = summary["task_overlap"]
+        pairs = itertools.combinations(summary["tasks"], 2)
+        rows = {
+            f"{one} / {other}": {length: _overlap(at[length], one, other) for length in lengths} for one, other in pairs
+        }
+        title = f"Overlap between tasks, % of each task's best {summary['heads_per_task']} heads"
+        tables.append(_percent_table(title, "tasks", lengths, rows, chance))
+    if shorter:
+        of = summary["length_overlap"]
+        rows = {task: {length: _overlap(of[task], length, last) for length in shorter} for task in of}
+        title = f"Overlap with the task's best heads at {length_name(last)}, %"
+        tables.append(_percent_table(title, "task", shorter, rows))
+    tables += [_union_table(summary), _top_table(summary, last)]
     if summary["comparison"] is not None:
-        tables.append(_comparison_table(summary))
+        title = f"Overlap with {summary['comparison']['model']}, %"
+        tables.append(_percent_table(title, "task", lengths, summary["comparison"]["overlap"], chance))
     return tables
 
 
@@ -230,19 +216,28 @@ def _percent(value: float | None) -> str:
     return _MISSING if value is None else f"{100 * value:.1f}"
 
 
-def _cell(matrix: dict[str, Any], one: str, other: str) -> str:
-    """One overlap of a summary's matrix, a dash where one of the two was not scored."""
-    labels = matrix["labels"]
-    known = one in labels and other in labels
-    return _percent(matrix["values"][labels.index(one)][labels.index(other)] if known else None)
+def _overlap(matrix: dict[str, Any], one: str, other: str) -> float | None:
+    """One overlap of a summary's matrix, ``None`` where one of the two was not scored."""
+    if not {one, other} <= set(matrix["labels"]):
+        return None
+    value: float = matrix["values"][matrix["labels"].index(one)][matrix["labels"].index(other)]
+    return value
 
 
-def _sparsity_table(summary: dict[str, Any]) -> Table:
-    lengths = [str(length) for length in summary["context_lengths"]]
-    rows = [
-        (task, *(_percent(shares.get(key)) for key in (*lengths, "mean")))
-        for task, shares in summary["sparsity"].items()
-    ]
+def _percent_table(
+    title: str,
+    name: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Mapping[str, float | None]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """Shares in percent: one row each, one column per context length."""
+    shown = [(label, *(_percent(shares.get(column)) for column in columns)) for label, shares in rows.items()]
+    names = (length_name(column) if column.isdigit() else column for column in columns)
+    return Table.of(title, (name, *names), shown, notes=notes)
+
+
+def _sparsity_table(summary: dict[str, Any], lengths: Sequence[str]) -> Table:
     notes = []
     if summary["invalid_heads"]:
         as_given = ", ".join(f"{task} {_percent(row['mean'])}" for task, row in summary["sparsity_as_given"].items())
@@ -252,27 +247,7 @@ def _sparsity_table(summary: dict[str, Any]) -> Table:
         notes.append(f"Heads below are selected from the layers with global attention: {layers}.")
     size = f"{summary['n_layers']} x {summary['n_heads']}"
     title = f"{summary['model']}: heads with half of the positive score mass, % of all {size}"
-    return Table.of(title, ("task", *map(length_name, lengths), "mean"), rows, notes=notes)
-
-
-def _task_overlap_table(summary: dict[str, Any]) -> Table:
-    matrices = summary["task_overlap"]
-    rows = [
-        (f"{one} / {other}", *(_cell(matrix, one, other) for matrix in matrices.values()))
-        for one, other in itertools.combinations(summary["tasks"], 2)
-    ]
-    title = f"Overlap between tasks, % of each task's best {summary['heads_per_task']} heads"
-    return Table.of(title, ("tasks", *map(length_name, matrices)), rows, notes=[_chance(summary)])
-
-
-def _length_overlap_table(summary: dict[str, Any]) -> Table:
-    *shorter, last = (str(length) for length in summary["context_lengths"])
-    rows = [
-        (task, *(_cell(matrix, length, last) for length in shorter))
-        for task, matrix in summary["length_overlap"].items()
-    ]
-    title = f"Overlap with the task's best heads at {length_name(last)}, %"
-    return Table.of(title, ("task", *map(length_name, shorter)), rows)
+    return _percent_table(title, "task", [*lengths, "mean"], summary["sparsity"], notes)
 
 
 def _union_table(summary: dict[str, Any]) -> Table:
@@ -287,23 +262,10 @@ def _union_table(summary: dict[str, Any]) -> Table:
     return Table.of(title, columns, rows)
 
 
-def _top_table(summary: dict[str, Any]) -> Table:
-    last = str(summary["context_lengths"][-1])
+def _top_table(summary: dict[str, Any], last: str) -> Table:
     columns = {task: heads[last] for task, heads in summary["top_heads"].items() if last in heads}
     rows = [
         (str(rank), *("" if head is None else f"{head['head']}  {head['score']:.3f}" for head in heads))
         for rank, heads in enumerate(itertools.zip_longest(*columns.values()), start=1)
     ]
     return Table.of(f"Best heads at {length_name(last)} (layer-head, score)", ("rank", *columns), rows)
-
-
-def _comparison_table(summary: dict[str, Any]) -> Table:
-    comparison = summary["comparison"]
-    lengths = [str(length) for length in summary["context_lengths"]]
-    rows = [(task, *(_percent(row.get(length)) for length in lengths)) for task, row in comparison["overlap"].items()]
-    title = f"Overlap with {comparison['model']}, %"
-    return Table.of(title, ("task", *map(length_name, lengths)), rows, notes=[_chance(summary)])
-
-
-def _chance(summary: dict[str, Any]) -> str:
-    return f"Chance: {_percent(summary['chance_overlap'])}"

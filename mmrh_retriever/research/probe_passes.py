@@ -25,11 +25,7 @@ from mmrh_retriever.research.probes.prompts import ProbePrompter
 class ProbePasses:
     """Runs probes through one model: one engine per wording. The engines share the vision tower's memory.
 
-    Args:
-        prompter: writes the probes.
-        heads: the heads to record; hidden states need one in the last layer.
-        vision: the model's vision tower with its memory.
-        independent: encode each item as if it stood alone (see :class:`Engine`).
+    Hidden states need a head in the last layer. With ``independent``, each item is encoded as if it stood alone.
     """
 
     def __init__(self, prompter: ProbePrompter, heads: Sequence[HeadId], vision: Vision, *, independent: bool) -> None:
@@ -40,17 +36,9 @@ class ProbePasses:
             for labelled, wording in ((True, prompter.ranking), (False, prompter.interleaved))
         }
 
-    def engine(self, probe: Probe) -> Engine:
-        """The engine with the wording that a probe asks for."""
-        return self._engines[probe.labelled]
-
     def encode(self, probe: Probe, segments: Iterable[PromptSegment]) -> Window:
-        """Run a probe's context as one window. Each ``scored`` span of each segment is a span of its own.
-
-        Raises:
-            ContextOverflowError: more tokens than the model's context.
-        """
-        engine = self.engine(probe)
+        """Run a probe's context as one window. Each ``scored`` span of each segment is a span of its own."""
+        engine = self._engines[probe.labelled]
         window = engine.open_window()
         for segment in segments:
             asked = len(window) + len(segment)
@@ -66,12 +54,8 @@ class ProbePasses:
         return window
 
     def extend(self, probe: Probe, window: Window, segments: Iterable[PromptSegment]) -> None:
-        """Put segments behind everything that a window holds, for good. They see all of it and count for no span.
-
-        Raises:
-            ContextOverflowError: more tokens than the model's context, or a window that was dropped.
-        """
-        passes = self.engine(probe).passes
+        """Put segments behind everything that a window holds, for good. They see all of it and count for no span."""
+        passes = self._engines[probe.labelled].passes
         for segment in segments:
             passes.check_room(window, len(segment))
             passes.run_behind(window, segment)
@@ -83,20 +67,16 @@ class ProbePasses:
         """The attention that a question and a null question pay a window: ``(heads, spans)`` each.
 
         Two texts run in one pass. Where one of the two holds pictures, segments run one after the other.
-
-        Raises:
-            ContextOverflowError: a question too long for what is left of the context.
-            AttentionCaptureError: NaN, no tokens that look, or a layer that did not report.
         """
         if len(question) == len(null) == 1 and not question[0].inputs:
-            paid, null_paid = self.engine(probe).ask_with_null(window, question, null[0])
+            paid, null_paid = self._engines[probe.labelled].ask_with_null(window, question, null[0])
             if null_paid is not None:
                 return paid.mass[0], null_paid.mass[0]
         return self._ask(probe, window, question), self._ask(probe, window, null)
 
     def _ask(self, probe: Probe, window: Window, question: Sequence[PromptSegment]) -> Tensor:
         """The attention that one question pays a window, segment after segment: ``(heads, spans)``."""
-        engine = self.engine(probe)
+        engine = self._engines[probe.labelled]
         looking = sum(len(span) for segment in question for span in segment.scored)
         mass = torch.zeros(engine.heads.count, window.spans)
         tokens = extent = 0
@@ -116,18 +96,8 @@ class ProbePasses:
         return mass
 
     def hidden_states(self, probe: Probe, window: Window, texts: Sequence[PromptSegment]) -> list[Tensor]:
-        """The decoder's last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window.
-
-        Raises:
-            ContextOverflowError: a text too long for what is left of the context.
-            AttentionCaptureError: the engine ends before the last layer.
-        """
-        passes = self.engine(probe).passes
-        if passes.deepest != self.backbone.layers - 1:
-            raise AttentionCaptureError(
-                f"Hidden states need all {self.backbone.layers} layers; this engine ends at layer {passes.deepest}. "
-                "Make it with heads of the last layer."
-            )
+        """The last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window."""
+        passes = self._engines[probe.labelled].passes
         tree = QuestionTree()
         for text in texts:
             passes.check_room(window, len(text))

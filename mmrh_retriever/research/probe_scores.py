@@ -19,40 +19,26 @@ def _packed(grid: npt.NDArray[Any]) -> list[str]:
     return [base64.b64encode(layer.astype(kind).tobytes()).decode() for layer in grid]
 
 
-def _grid(given: Any, kind: str) -> npt.NDArray[Any]:
-    """``(layers, heads)`` from an array, or from what :func:`_packed` made of one.
+def _unpacked(stored: str, kind: type[np.generic]) -> PlainValidator:
+    """Reads an array, or what :func:`_packed` made of one, as ``(layers, heads)``; ``ValueError`` if it is damaged."""
 
-    Raises:
-        ValueError: damaged texts, or layers with different numbers of heads.
-    """
-    if isinstance(given, np.ndarray):
-        return given
-    if not isinstance(given, list) or not all(isinstance(layer, str) for layer in given):
-        raise ValueError("expected a text per layer")
-    return np.stack([np.frombuffer(base64.b64decode(layer, validate=True), dtype=kind) for layer in given])
+    def grid(given: Any) -> npt.NDArray[Any]:
+        if isinstance(given, np.ndarray):
+            return given.astype(kind)
+        if not isinstance(given, list) or not all(isinstance(layer, str) for layer in given):
+            raise ValueError("expected a text per layer")
+        layers = [np.frombuffer(base64.b64decode(layer, validate=True), dtype=stored) for layer in given]
+        return np.stack(layers).astype(kind)
 
-
-def _floats(given: Any) -> FloatArray:
-    return _grid(given, "<f4").astype(np.float32)
-
-
-def _truths(given: Any) -> npt.NDArray[np.bool_]:
-    return _grid(given, "u1").astype(np.bool_)
+    return PlainValidator(grid)
 
 
 class ProbeScores(FileModel):
-    """What one probe gave; also a line of a detection run's journal.
+    """What one probe gave, with the probe's own data; also a line of a detection run's journal.
 
-    Attributes:
-        name: the probe's name.
-        fingerprint: the probe's fingerprint.
-        task: the probe's task.
-        context_length: the length, in tokens, that the probe counts for.
-        depth: the depth of its needle.
-        tokens: the length of the context in the prompt.
-        scores: ``(layers, heads)`` float32: each head's null-calibrated attention from the question to the evidence,
-            in [-1, 1]; NaN in layers that were not measured.
-        hits: ``(layers, heads)`` bool: whether the head by itself ranks an item with evidence before all others.
+    ``tokens`` is the length of the context in the prompt. ``scores`` are ``(layers, heads)`` float32: each head's
+    null-calibrated attention from the question to the evidence, in [-1, 1]; NaN in layers that were not measured.
+    ``hits`` are ``(layers, heads)`` bool: whether the head by itself ranks an item with evidence before all others.
     """
 
     name: str
@@ -61,5 +47,5 @@ class ProbeScores(FileModel):
     context_length: Annotated[int, Field(ge=1)]
     depth: Annotated[float, Field(ge=0.0, le=1.0)]
     tokens: Annotated[int, Field(ge=1)]
-    scores: Annotated[FloatArray, PlainValidator(_floats), PlainSerializer(_packed)]
-    hits: Annotated[npt.NDArray[np.bool_], PlainValidator(_truths), PlainSerializer(_packed)]
+    scores: Annotated[FloatArray, _unpacked("<f4", np.float32), PlainSerializer(_packed)]
+    hits: Annotated[npt.NDArray[np.bool_], _unpacked("u1", np.bool_), PlainSerializer(_packed)]

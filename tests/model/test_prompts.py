@@ -149,7 +149,7 @@ def test_the_chat_template_surrounds_the_prompt() -> None:
     prompter = prompter_for("qwen3_vl")
     head = prompter.tokenizer.decode(prompter.prefix_segment().ids)
     assert head == "<|im_start|>user\nFind the pages that hold the evidence for the question.\n"
-    assert prompter.tokenizer.decode(prompter.answer_segment().ids) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert prompter.tokenizer.decode(prompter.answer_ids) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_templates_that_cannot_be_used_are_refused() -> None:

@@ -23,7 +23,7 @@ MASKED = (HeadId(0, 1), HeadId(1, 0), HeadId(1, 3))
 def answerer(model: Tiny, **options: object) -> Answerer:
     backbone = Backbone.of(model.model)
     prompter = ProbePrompter(Prompter(backbone, model.tokenizer, model.image_processor))
-    return Answerer(backbone, prompter, **options)  # type: ignore[arg-type]
+    return Answerer(prompter, **options)  # type: ignore[arg-type]
 
 
 def probe_for(name: str, **options: object) -> Probe:

@@ -49,7 +49,7 @@ def row(probe: str, masked: str, correct: float, *, seed: int | None = None, **m
 
 def test_maskings_have_two_controls_and_two_phases() -> None:
     unmasked, *found = _conditions(HEADS, range(3), CausalSettings(random_seeds=2))
-    assert (unmasked.masked, unmasked.seed, unmasked.heads) == ("unmasked", None, None)
+    assert (unmasked.masked, unmasked.seed, unmasked.heads) == ("unmasked", None, ())
     assert [(one.masked, one.phase, one.seed) for one in found] == [
         *(
             (masked, phase, seed)
@@ -64,14 +64,13 @@ def test_maskings_have_two_controls_and_two_phases() -> None:
         ),
     ]
     for one in found:
-        assert one.heads is not None
         assert len(one.heads) == 2
         if one.masked != "selected":
             assert not set(one.heads) & set(HEADS)
         if one.masked == "random, same layers":
             assert [head.layer for head in one.heads] == [0, 2]
     only = _conditions(HEADS, [1], CausalSettings(random_seeds=1, same_layers=False, phases=("all",)))
-    assert [one.heads and {head.layer for head in one.heads} for one in only] == [None, {0, 2}, {1}]
+    assert [{head.layer for head in one.heads} for one in only] == [set(), {0, 2}, {1}]
 
 
 def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.LogCaptureFixture) -> None:

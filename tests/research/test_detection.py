@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker
+from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker, TokenSpan
 from mmrh_retriever.detection import detect, detect_heads
-from mmrh_retriever.errors import ContextOverflowError, DataError
+from mmrh_retriever.errors import ContextOverflowError, DataError, PageError, QuestionError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.research.probes import TASKS, Evidence, Probe, ProbeBuilder, page_probes
@@ -88,6 +88,24 @@ def test_detection_equals_the_plain_computation(name: str, task: str) -> None:
     print(f"{name:16} {task:16} {difference:.1e} of {np.abs(expected).max():.1e}")
     assert np.abs(expected).max() > 1e-3
     assert difference < 1e-5
+
+
+def test_questions_of_pictures_have_something_that_looks() -> None:
+    model = tiny("qwen3_vl")
+    picture, words = Page(image=page_image(1)), Page(text="Words.")
+    prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)
+
+    def asked(*question: str | Page, **options: bool) -> list[list[TokenSpan]]:
+        probe = Probe("image", "p", (words,), question, (Evidence(0),), "a", 500)
+        return [segment.scored for segment in ProbePrompter(prompter, ProbePrompt(**options)).question_segments(probe)]
+
+    label, text, image = asked("This? ", picture)
+    assert (len(label), len(text), len(image)) == (1, 1, 1)
+    assert asked("This? ", picture, images_look=False)[1:] == [text, []]
+    with pytest.raises(QuestionError, match="no tokens that look"):
+        asked(picture, images_look=False)
+    with pytest.raises(PageError, match="no image that Qwen3-VL can take"):
+        asked("This? ", words)
 
 
 def test_pages_share_one_prefill_and_score_as_if_alone() -> None:

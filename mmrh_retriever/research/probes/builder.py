@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, cycle, islice
 
 import numpy as np
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.research.probes.haystacks import Haystack, PastedPicture, RenderedText, picture_of, sentences
-from mmrh_retriever.research.probes.needles import Fact, draw_fact
+from mmrh_retriever.research.probes.invented_text import draw_fact
 from mmrh_retriever.research.probes.probe import LETTERS, TASKS, CountTokens, Evidence, Probe, QuestionParts, was_shown
 from mmrh_retriever.types import Page
 
-UNIT_TOKENS = 500
-"""Tokens of text that make one unit of a haystack; a picture is a unit too."""
-ROOM_FOR_WORDING = 64
-"""Tokens kept for the chat template, the instruction and the question's label."""
+UNIT_TOKENS = 500  # of text; a picture is a unit of a haystack too
+ROOM_FOR_WORDING = 64  # tokens kept for the chat template, the instruction and the question's label
 
 
 @dataclass(frozen=True, slots=True)
 class _Needle:
-    """What is hidden (a sentence or an item of its own) and what is asked."""
+    """What is hidden (a sentence, or a picture as an item of its own) and what is asked."""
 
-    sentence: str | None
-    item: Page | None
+    item: Page
     question: QuestionParts
     answer: str
     choices: tuple[str, ...]
@@ -33,14 +32,14 @@ class _Needle:
 
 
 class ProbeBuilder:
-    """Builds the probes of one condition.
+    """Builds probes; the same seed gives the same ones.
 
     Args:
         count: how many tokens an item takes in the model's prompt (:func:`.prompts.token_counter`).
         haystack: what needles are hidden in; generated if ``None``.
-        image_share: share of the haystack's units that are pictures, 0 to 1; a unit is a picture or about 500
-            tokens of text. It is met as nearly as whole units allow.
-        seed: draws needles and haystacks; the same seed gives the same probes.
+        image_share: share of the haystack's units that are pictures, 0 to 1, as nearly as whole units allow; a unit is
+            a picture or about 500 tokens of text.
+        seed: draws needles and haystacks.
 
     Raises:
         DataError: an image share outside 0 to 1, or pictures asked of a haystack that has none.
@@ -60,8 +59,7 @@ class ProbeBuilder:
                 f"The haystack {self.haystack.name!r} has no pictures: give images, or an image share of 0."
             )
         self._sentences = [one for passage in self.haystack.passages for one in sentences(passage)]
-        self._sentence_tokens: dict[str, int] = {}
-        self._image_tokens: dict[int, int] = {}
+        self._sizes: dict[str | int, int] = {}
 
     def build(
         self,
@@ -75,10 +73,9 @@ class ProbeBuilder:
     ) -> Iterator[Probe]:
         """Probes of a task at a context length: each example with its needle at each depth.
 
-        The context with the question takes at most ``context_length`` tokens and falls short of it by about a
-        sentence. Depths run evenly from 0 to 1; a single one is 0.5. ``negatives`` adds, for ``identical_image``, a
-        probe without the needle for each one with it; its answer is "no". ``cloze`` asks with the needle sentence up to
-        its answer instead of a question, for models that complete texts and were not taught to answer.
+        Context and question take at most ``context_length`` tokens, and about a sentence less. Depths run evenly from 0
+        to 1; a single one is 0.5. ``negatives`` adds a probe without the needle, with the answer "no", for each one of
+        ``identical_image``. ``cloze`` asks with the needle up to its answer, for models that complete texts.
 
         Raises:
             DataError: an unknown task, or a needle and question longer than the context.
@@ -95,8 +92,8 @@ class ProbeBuilder:
             needle = self._needle(task, rng, cloze=cloze)
             units = self._fill(self._room(task, needle, context_length), needle, rng)
             for depth in shares:
-                items, evidence = _placed(units, needle, depth)
-                yield Probe(
+                items, evidence = _placed(units, needle.item, depth)
+                probe = Probe(
                     task=task,
                     name=f"{task}-{context_length}-{example}-{depth:.2f}",
                     items=items,
@@ -109,46 +106,34 @@ class ProbeBuilder:
                     choices=needle.choices,
                     continues=cloze,
                 )
+                yield probe
                 if negatives and task == "identical_image":
-                    yield Probe(
-                        task=task,
-                        name=f"{task}-{context_length}-{example}-{depth:.2f}-absent",
-                        items=tuple(units),
-                        question=needle.question,
-                        evidence=(),
-                        answer="no",
-                        context_length=context_length,
-                        depth=depth,
-                        choices=needle.choices,
-                    )
+                    yield replace(probe, name=f"{probe.name}-absent", items=tuple(units), evidence=(), answer="no")
 
     def _needle(self, task: str, rng: np.random.Generator, *, cloze: bool) -> _Needle:
         if task in ("text", "rendered_text"):
-            fact: Fact = draw_fact(rng)
-            question = (fact.stem if cloze else fact.question,)
-            if task == "text":
-                return _Needle(fact.sentence, None, question, fact.answer, fact.choices)
-            item = Page(image=RenderedText(fact.sentence), doc_id="needle")
-            return _Needle(None, item, question, fact.answer, fact.choices)
+            fact = draw_fact(rng)
+            item = Page(text=fact.sentence)
+            if task == "rendered_text":
+                item = Page(image=RenderedText(fact.sentence), doc_id="needle")
+            return _Needle(item, (fact.stem if cloze else fact.question,), fact.answer, fact.choices)
         if len(self.haystack.images) < 2:
             raise DataError(f"The task {task!r} needs pictures; the haystack {self.haystack.name!r} has too few.")
         drawn = rng.permutation(len(self.haystack.images))[:5]
-        pictures = [picture_of(self.haystack.images[index]) for index in drawn]
+        host, *options = pictures = tuple(picture_of(self.haystack.images[index]) for index in drawn)
         if task == "identical_image":
-            shown = pictures[0]
-            return _Needle(None, shown, was_shown(shown), "yes", ("yes", "no"), pictures=(shown,))
-        host, options = pictures[0], pictures[1:]
+            return _Needle(host, was_shown(host), "yes", ("yes", "no"), pictures=(host,))
         right = int(rng.integers(len(options)))
         pasted = Page(image=PastedPicture(host, options[right], int(rng.integers(1 << 31))), doc_id="needle")
         letters = tuple(LETTERS[: len(options)])
         asked_for = ("Which of the following pictures is part of a picture shown above?",)
-        return _Needle(None, pasted, asked_for, letters[right], letters, tuple(options), tuple(pictures))
+        return _Needle(pasted, asked_for, letters[right], letters, tuple(options), pictures)
 
     def _room(self, task: str, needle: _Needle, context_length: int) -> int:
         """Tokens that are left for the haystack."""
-        own = [needle.item] if needle.item is not None else [Page(text=needle.sentence)]
-        asked = [Page(text=part) if isinstance(part, str) else part for part in (*needle.question, *needle.options)]
-        taken = ROOM_FOR_WORDING + sum(map(self.count, [*own, *asked]))
+        parts = (needle.item, *needle.question, *needle.options)
+        sizes = [self.count(Page(text=part) if isinstance(part, str) else part) for part in parts]
+        taken = ROOM_FOR_WORDING + sum(sizes)
         if taken >= context_length:
             raise DataError(
                 f"The needle and question of the task {task!r} take {taken} tokens with their wording; the context of "
@@ -158,15 +143,11 @@ class ProbeBuilder:
 
     def _fill(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
         """Units of at most ``room`` tokens in all, pictures scattered among the texts; none of the needle's."""
-        images = self._draw_images(room, needle, rng)
-        left = room - sum(self._image_size(image) for image in images)
-        texts = self._draw_texts(left, max(1, round(left / UNIT_TOKENS)), rng)
-        units = [*images, *texts]
+        images = self._draw_images(room, needle, rng) if self.image_share else []
+        units = images + self._draw_texts(room - sum(map(self._size, images)), rng)
         return [units[index] for index in rng.permutation(len(units))]
 
     def _draw_images(self, room: int, needle: _Needle, rng: np.random.Generator) -> list[Page]:
-        if not self.image_share:
-            return []
         shuffled = [self.haystack.images[index] for index in rng.permutation(len(self.haystack.images))]
         taken = {id(page.image) for page in needle.pictures}
         pool = [picture_of(page) for page in shuffled if id(page.image) not in taken]
@@ -175,84 +156,68 @@ class ProbeBuilder:
                 f"The haystack {self.haystack.name!r} has {len(shuffled)} pictures, all of them in the question. Add "
                 "more, or ask for an image share of 0."
             )
-        each = self._image_size(pool[0])
+        each = self._size(pool[0])
         units = room / (self.image_share * each + (1 - self.image_share) * UNIT_TOKENS)
-        wanted = round(units * self.image_share)
-        found: list[Page] = []
-        left = room
-        while len(found) < wanted:
-            picture = pool[len(found) % len(pool)]
-            left -= self._image_size(picture)
-            if left < 0:
-                break
-            found.append(picture)
-        return found
+        pictures = list(islice(cycle(pool), round(units * self.image_share)))
+        fitting = bisect_right(list(accumulate(map(self._size, pictures))), room)
+        return pictures[:fitting]
 
-    def _draw_texts(self, room: int, units: int, rng: np.random.Generator) -> list[Page]:
-        start, made, left = int(rng.integers(len(self._sentences))), [], room
-        for unit in range(units):
-            budget = left // (units - unit)
+    def _draw_texts(self, room: int, rng: np.random.Generator) -> list[Page]:
+        """Sentences that follow one another, in units of about equal size."""
+        units: list[Page] = []
+        start = int(rng.integers(len(self._sentences)))
+        for missing in range(max(1, round(room / UNIT_TOKENS)), 0, -1):
+            budget = room // missing
             chosen: list[str] = []
-            size = 0
-            while True:
-                sentence = self._sentences[start % len(self._sentences)]
-                size += self._sentence_size(sentence)
+            size = tokens = 0
+            for sentence in islice(cycle(self._sentences), start, None):
+                size += max(1, self._size(Page(text=sentence)) - 1)
                 if size > budget:
                     break
                 chosen.append(sentence)
-                start += 1
-            while chosen:
-                page = Page(text=" ".join(chosen))
-                tokens = self.count(page)
-                if tokens <= budget:
-                    made.append(page)
-                    left -= tokens
-                    break
+            while chosen and (tokens := self.count(Page(text=" ".join(chosen)))) > budget:
                 chosen.pop()
-                start -= 1
-        return made
+            if chosen:
+                units.append(Page(text=" ".join(chosen)))
+                room -= tokens
+            start = (start + len(chosen)) % len(self._sentences)
+        return units
 
-    def _sentence_size(self, sentence: str) -> int:
-        if sentence not in self._sentence_tokens:
-            self._sentence_tokens[sentence] = self.count(Page(text=sentence)) - 1
-        return max(1, self._sentence_tokens[sentence])
-
-    def _image_size(self, page: Page) -> int:
-        key = id(page.image)
-        if key not in self._image_tokens:
-            self._image_tokens[key] = self.count(page)
-        return self._image_tokens[key]
+    def _size(self, page: Page) -> int:
+        """The tokens of a sentence or picture, counted once."""
+        key = page.text or id(page.image)
+        if key not in self._sizes:
+            self._sizes[key] = self.count(page)
+        return self._sizes[key]
 
 
-def _placed(units: Sequence[Page], needle: _Needle, depth: float) -> tuple[tuple[Page, ...], Evidence]:
+def _placed(units: Sequence[Page], needle: Page, depth: float) -> tuple[tuple[Page, ...], Evidence]:
     """The haystack with its needle at a depth, and where the needle stands."""
     before, behind = _split(units, depth)
-    if needle.item is not None:
-        items = [*before, needle.item, *behind]
-        return tuple(items), Evidence(len(before))
-    sentence = str(needle.sentence)
-    left = before.pop().text if before and before[-1].image is None else None
-    right = behind.pop(0).text if behind and behind[0].image is None else None
-    start = 0 if left is None else len(left)
-    text = " ".join(part for part in (left, sentence, right) if part)
+    if needle.text is None:
+        return (*before, needle, *behind), Evidence(len(before))
+    left = before.pop().text if before and before[-1].text else None
+    right = behind.pop(0).text if behind and behind[0].text else None
+    text = " ".join(part for part in (left, needle.text, right) if part)
     # the blank in front belongs to the needle, so that its first word is one token as in running text
-    return (*before, Page(text=text), *behind), Evidence(len(before), start, start + len(sentence) + (start > 0))
+    start = len(left) if left else 0
+    stop = start + len(needle.text) + (start > 0)
+    return (*before, Page(text=text), *behind), Evidence(len(before), start, stop)
 
 
 def _split(units: Sequence[Page], depth: float) -> tuple[list[Page], list[Page]]:
     """The units before and behind a depth; a text unit is cut between the nearest two sentences."""
-    weights = [len(unit.text) if unit.text is not None and unit.image is None else 4 * UNIT_TOKENS for unit in units]
-    target, passed = depth * sum(weights), 0.0
-    for index, (unit, weight) in enumerate(zip(units, weights, strict=True)):
-        if target > passed + weight:
-            passed += weight
-            continue
-        share = (target - passed) / weight
-        before, behind = list(units[:index]), list(units[index + 1 :])
-        parts = sentences(unit.text) if unit.image is None and unit.text is not None else []
-        if not parts:
-            return ([*before, unit], behind) if round(share) else (before, [unit, *behind])
-        cut = round(share * len(parts))
-        left, right = " ".join(parts[:cut]), " ".join(parts[cut:])
-        return [*before, *([Page(text=left)] if left else [])], [*([Page(text=right)] if right else []), *behind]
-    return list(units), []
+    if not units:
+        return [], []
+    weights = [len(unit.text) if unit.text else 4 * UNIT_TOKENS for unit in units]
+    ends = list(accumulate(weights))
+    target = depth * ends[-1]
+    index = min(bisect_left(ends, target), len(units) - 1)
+    unit, share = units[index], (target - ends[index] + weights[index]) / weights[index]
+    before, behind = list(units[:index]), list(units[index + 1 :])
+    if not unit.text:
+        return ([*before, unit], behind) if round(share) else (before, [unit, *behind])
+    parts = sentences(unit.text)
+    cut = round(share * len(parts))
+    left, right = ([Page(text=" ".join(half))] if half else [] for half in (parts[:cut], parts[cut:]))
+    return [*before, *left], [*right, *behind]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,36 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import read_text
 from mmrh_retriever.pdf.reader import iter_pdf
+from mmrh_retriever.research.probes.invented_text import draw_prose
 from mmrh_retriever.types import Page
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_ENDINGS = (".txt", ".md")
-LONGEST_SENTENCE = 60
-"""Words after which text without full stops is cut all the same."""
-
-_SUBJECTS = (
-    "The harbour committee", "A retired surveyor", "The evening newspaper", "The village school", "An old ferry line",
-    "The regional archive", "A group of volunteers", "The weather service", "The new library", "A travelling choir",
-    "The botanical garden", "The city council", "A small publishing house", "The railway workshop", "The night market",
-    "A family of bakers", "The coastal observatory", "The local museum", "A retired engineer", "The water company",
-)  # fmt: skip
-_VERBS = (
-    "reviewed", "described", "postponed", "restored", "catalogued", "replaced", "inspected", "announced", "repaired",
-    "discussed", "measured", "celebrated", "documented", "expanded", "moved", "painted", "recorded", "examined",
-)  # fmt: skip
-_OBJECTS = (
-    "the wooden bridge near the mill", "the annual budget", "a collection of glass plates", "the winter timetable",
-    "the stone wall along the river", "a plan for the orchard", "the bell in the north tower", "the drainage channel",
-    "a set of hand-drawn maps", "the roof of the concert hall", "the long queue at the ticket office",
-    "a proposal for cleaner streets", "the orchestra's new programme", "the path through the marsh",
-    "the catalogue of rare plants", "the lights on the promenade", "a report on the grain stores",
-)  # fmt: skip
-_CLOSINGS = (
-    "in early spring", "after a long debate", "with little notice", "despite the heavy rain", "before the summer",
-    "for the third year in a row", "while visitors waited outside", "at the request of the residents",
-    "without raising the price of tickets", "as the older records suggest", "during the first week of October",
-    "because the previous one had failed", "and nobody seemed to mind", "much to the surprise of the press",
-)  # fmt: skip
+LONGEST_SENTENCE = 60  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +44,13 @@ class DrawnPicture:
         for _ in range(int(rng.integers(5, 12))):
             x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
             half_width, half_height = int(rng.integers(12, width // 5)), int(rng.integers(12, height // 5))
-            box = (x - half_width, y - half_height, x + half_width, y + half_height)
-            colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+            left, top, right, bottom = x - half_width, y - half_height, x + half_width, y + half_height
+            colour = tuple(rng.integers(0, 256, 3).tolist())
             shape = int(rng.integers(0, 3))
-            if shape == 0:
-                draw.ellipse(box, fill=colour)
-            elif shape == 1:
-                draw.rectangle(box, fill=colour)
+            if shape == 2:
+                draw.polygon([(x, top), (right, bottom), (left, bottom)], fill=colour)
             else:
-                draw.polygon([(x, box[1]), (box[2], box[3]), (box[0], box[3])], fill=colour)
+                (draw.rectangle if shape else draw.ellipse)((left, top, right, bottom), fill=colour)
         return image
 
 
@@ -148,11 +122,9 @@ class Haystack:
     def generated(cls, seed: int = 0, *, passages: int = 1200, images: int = 64) -> Haystack:
         """Plain invented prose (passages of eight sentences, some 150,000 tokens in all) and pictures of shapes."""
         rng = np.random.default_rng([3, seed])
-        pictures = tuple(
-            Page(image=DrawnPicture(seed * 100_003 + number), doc_id="generated", index=number)
-            for number in range(images)
-        )
-        return cls(tuple(_prose(rng) for _ in range(passages)), pictures, f"generated, seed {seed}")
+        numbers = range(images)
+        drawn = (Page(image=DrawnPicture(seed * 100_003 + one), doc_id="generated", index=one) for one in numbers)
+        return cls(tuple(draw_prose(rng) for _ in range(passages)), tuple(drawn), f"generated, seed {seed}")
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path]) -> Haystack:
@@ -169,33 +141,23 @@ class Haystack:
             names.append(path.name)
             ending = path.suffix.lower()
             if ending == ".pdf":
-                for page in iter_pdf(path):
-                    images.append(page)
-                    passages.extend([page.text] if page.text and page.text.strip() else [])
+                pages = list(iter_pdf(path))
+                images += pages
+                passages += [page.text or "" for page in pages]
             elif ending in TEXT_ENDINGS:
-                text = read_text(path, what="haystack's text")
-                passages.extend(part for part in re.split(r"\n\s*\n", text) if part.strip())
+                passages += re.split(r"\n\s*\n", read_text(path, what="haystack's text"))
             else:
                 images.append(Page(image=path, doc_id=path.name))
-        return cls(tuple(passages), tuple(images), ", ".join(names))
+        return cls(tuple(passage for passage in passages if passage.strip()), tuple(images), ", ".join(names))
 
 
 def sentences(text: str) -> list[str]:
     """A text's sentences with single spaces; what has no full stops is cut every sixty words."""
     found: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split())):
-        words = sentence.split(" ")
-        starts = range(0, len(words), LONGEST_SENTENCE)
-        found.extend(" ".join(words[start : start + LONGEST_SENTENCE]) for start in starts)
-    return [sentence for sentence in found if sentence]
-
-
-def _prose(rng: np.random.Generator, count: int = 8) -> str:
-    def one(of: Sequence[str]) -> str:
-        return of[int(rng.integers(len(of)))]
-
-    made = (f"{one(_SUBJECTS)} {one(_VERBS)} {one(_OBJECTS)} {one(_CLOSINGS)}." for _ in range(count))
-    return " ".join(made)
+        words = sentence.split()
+        found += [" ".join(words[start : start + LONGEST_SENTENCE]) for start in range(0, len(words), LONGEST_SENTENCE)]
+    return found
 
 
 def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -212,11 +174,7 @@ def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def picture_of(page: Page) -> Page:
-    """The page's picture alone, without its text.
-
-    Raises:
-        PageError: the page has no picture.
-    """
+    """The page's picture alone, without its text; :class:`PageError` if it has none."""
     if page.image is None:
         raise page.error(f"{page.name} has no image. Give pages that have one.")
     return page if page.text is None else Page(image=page.image, doc_id=page.doc_id, index=page.index, size=page.size)

@@ -7,11 +7,10 @@ SlideVQA and MMDocIR are known beside our own, so that their files can be read a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import read_jsonl
@@ -21,12 +20,8 @@ from mmrh_retriever.research.probes.prompts import ProbePrompt
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
 
-TASK = "long_document"
-UNANSWERABLE = "not answerable"
-SHORTEST_CONDITION = 1024
-"""Documents are filed under the power of two at or above their tokens, from here."""
+SHORTEST_CONDITION = 1024  # documents are filed under the power of two at or above their tokens, from here
 DOCUMENT_PROMPT = ProbePrompt(ranking=PromptOptions(instruction="Read the following pages, then answer the question."))
-"""The wording for questions on documents: pages as in a ranking, but to be answered from."""
 
 
 class _Question(BaseModel):
@@ -34,8 +29,11 @@ class _Question(BaseModel):
 
     question: str = Field(min_length=1, validation_alias=AliasChoices("question", "Q"))
     answer: str | int | float | list[str | int | float] = Field(validation_alias=AliasChoices("answer", "answers", "A"))
-    pages: list[int] | None = Field(default=None, validation_alias=AliasChoices("pages", "page_id"))
-    """Indices of the pages with the evidence, from 0."""
+    pages: Annotated[
+        list[int],
+        BeforeValidator(lambda pages: [] if pages is None else pages),
+        Field(validation_alias=AliasChoices("pages", "page_id")),
+    ] = []
     choices: list[str] = []
 
 
@@ -56,15 +54,6 @@ class _Line(BaseModel):
         return {**given, "questions": [given]} if single else given
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """A document as it is shown, and the context length that its probes count for."""
-
-    name: str
-    pages: tuple[Page, ...]
-    condition: int
-
-
 def read_long_documents(
     questions: str | Path,
     documents: str | Path,
@@ -76,9 +65,8 @@ def read_long_documents(
     """Probes whose items are a PDF's pages: the questions of a JSON lines file in its order.
 
     Args:
-        questions: one object per line: ``document`` (a file name below ``documents``), ``question``, ``answer`` (or a
-            list of accepted ones) and, if known, ``pages`` (indices of the pages with the evidence, from 0). Or
-            ``document`` and a list of such ``questions``.
+        questions: one object per line: ``document``, ``question``, ``answer`` (or a list of accepted ones) and, if
+            known, ``pages`` (indices of the pages with the evidence). Or ``document`` and a list of such ``questions``.
         documents: the folder of PDFs.
         count: how many tokens a page takes; 512 if not given. Documents are filed by their length.
         limit: the most questions to ask.
@@ -89,67 +77,55 @@ def read_long_documents(
             have, or nothing to ask; names the file and the line.
         PageError: a PDF that can't be read.
     """
-    path, folder = Path(questions), Path(documents)
-    given = 0
-    shown: _Document | None = None
-    for number, line in read_jsonl(path, _Line, what="question on a document"):
-        where = f"{path}, line {number}"
+    given = length = 0
+    name: str | None = None
+    pages: tuple[Page, ...] = ()
+    for number, line in read_jsonl(Path(questions), _Line, what="question on a document"):
         for question in line.questions:
             if limit is not None and given >= limit:
                 return
-            if shown is None or shown.name != line.document:
-                pages = _pages(where, folder, line.document)[:max_pages]
-                shown = _Document(line.document, pages, _condition(pages, count))
-            probe = _probe(where, question, shown, given, cut=max_pages is not None)
-            if probe is not None:
-                given += 1
-                yield probe
+            try:
+                if name != line.document:
+                    name = line.document
+                    pages = tuple(read_pdf(_file(Path(documents), name)))[:max_pages]
+                    tokens = 512 * len(pages) if count is None else sum(map(count, pages))
+                    length = max(SHORTEST_CONDITION, 1 << (tokens - 1).bit_length())
+                if max_pages is not None and any(page >= len(pages) for page in question.pages):
+                    continue
+                probe = _probe(question, f"{name}-{given}", pages, length)
+            except DataError as error:
+                raise DataError(f"{questions}, line {number}: {error}") from error
+            yield probe
+            given += 1
     if given == 0:
-        raise DataError(f"{path}: holds no questions to ask. Expected one JSON object per line.")
+        raise DataError(f"{questions}: holds no questions to ask. Expected one JSON object per line.")
 
 
-def _pages(where: str, folder: Path, name: str) -> tuple[Page, ...]:
-    file = folder / name
-    if not file.is_file() and not name.lower().endswith(".pdf"):
-        file = folder / f"{name}.pdf"
-    if not file.is_file():
-        raise DataError(f"{where}: the document {name!r} is missing in {folder}. Put the PDF there.")
-    return tuple(read_pdf(file))
+def _file(folder: Path, name: str) -> Path:
+    for file in (folder / name, folder / f"{name}.pdf"):
+        if file.is_file():
+            return file
+    raise DataError(f"the document {name!r} is missing in {folder}. Put the PDF there.")
 
 
-def _condition(pages: tuple[Page, ...], count: CountTokens | None) -> int:
-    tokens = 512 * len(pages) if count is None else sum(map(count, pages))
-    condition = SHORTEST_CONDITION
-    while condition < tokens:
-        condition *= 2
-    return condition
-
-
-def _probe(where: str, record: _Question, document: _Document, number: int, *, cut: bool) -> Probe | None:
-    """The probe, or ``None`` where the evidence was cut off."""
-    name, pages = document.name, document.pages
-    answers = record.answer if isinstance(record.answer, list) else [record.answer]
+def _probe(asked: _Question, name: str, pages: tuple[Page, ...], length: int) -> Probe:
+    answers = asked.answer if isinstance(asked.answer, list) else [asked.answer]
     texts = [str(answer) for answer in answers if str(answer).strip()]
     if not texts:
-        raise DataError(
-            f"{where}: no answer to compare with. Give a text; for questions without one, {UNANSWERABLE!r}."
-        )
-    gold = record.pages or []
-    outside = [page for page in gold if not 0 <= page < len(pages)]
-    if outside and cut:
-        return None
+        raise DataError("no answer to compare with. Give a text; for questions without one, 'not answerable'.")
+    outside = [page for page in asked.pages if not 0 <= page < len(pages)]
     if outside:
-        raise DataError(f"{where}: evidence on pages {outside}, counted from 0; {name} has {len(pages)} pages.")
+        raise DataError(f"evidence on pages {outside}, counted from 0; the document has {len(pages)} pages.")
     return Probe(
-        task=TASK,
-        name=f"{name}-{number}",
+        task="long_document",
+        name=name,
         items=pages,
-        question=(record.question,),
-        evidence=tuple(Evidence(page) for page in dict.fromkeys(gold)),
+        question=(asked.question,),
+        evidence=tuple(map(Evidence, dict.fromkeys(asked.pages))),
         answer=texts[0],
-        context_length=document.condition,
-        depth=page_depth(gold, len(pages)),
-        choices=tuple(record.choices) if texts[0] in record.choices else (),
+        context_length=length,
+        depth=page_depth(asked.pages, len(pages)),
+        choices=tuple(asked.choices) if texts[0] in asked.choices else (),
         labelled=True,
         accepted=tuple(texts[1:]),
     )

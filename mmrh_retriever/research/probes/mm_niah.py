@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import read_jsonl
@@ -25,44 +26,37 @@ PLACEHOLDER = "<image>"
 FILE_NAME = re.compile(r"retrieval-(text|image).*?(?:_K(\d+))?(?:_dep\d+)?\.jsonl")
 
 
-class _Outside(BaseModel):
-    """What others' files hold: fields that we don't know are passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Passage(_Outside):
+class _Passage(BaseModel):
     text: str
 
 
-class _Meta(_Outside):
-    placed_depth: float | list[float] | None = None
-    context_length: int | None = Field(default=None, ge=1)
-    needles: list[str] | None = None
-    choices: list[str] | None = None
-    choices_image_path: list[str] | None = None
+class _Record(BaseModel):
+    """One line, in MMLongBench's form (``ctxs``) or the original one (``context``, and much of it under ``meta``)."""
 
-
-class _Record(_Outside):
-    """One line. MMLongBench cuts the context into ``ctxs``; the original has it whole in ``context``."""
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: int | str
     question: str = Field(min_length=1)
     answer: str | int
     ctxs: list[_Passage] | None = None
-    context: str | None = None
+    context: str = ""
     image_list: list[str] = Field(default=[], validation_alias=AliasChoices("image_list", "images_list"))
     depth: float | None = Field(default=None, ge=0.0, le=1.0)
-    needles: list[str] | None = None
-    needle_image_list: list[str] | None = None
-    choices: list[str] | None = None
-    choices_image: list[str] | None = None
-    meta: _Meta = _Meta()
+    placed_depth: float | list[float] = 0.0
+    context_length: int | None = Field(default=None, ge=1)
+    needles: list[str] = Field(default=[], validation_alias=AliasChoices("needles", "needle_image_list"))
+    choices: list[str] = []
+    choices_image: list[str] = Field(default=[], validation_alias=AliasChoices("choices_image", "choices_image_path"))
+    meta: dict[str, Any] = {}
 
-    @property
-    def text(self) -> str | None:
-        """The context as one text with placeholders."""
-        return "\n\n".join(passage.text for passage in self.ctxs) if self.ctxs is not None else self.context
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """What stands under ``meta`` counts where the record itself says nothing."""
+        meta = given.get("meta") if isinstance(given, dict) else None
+        levels = [level for level in (meta, given) if isinstance(level, dict)]
+        flat = {name: value for level in levels for name, value in level.items() if value not in (None, [])}
+        return flat if levels else given
 
 
 def read_mm_niah(
@@ -86,27 +80,40 @@ def read_mm_niah(
         tasks: the tasks to read.
         lengths: the context lengths to read, in tokens; all of them if ``None``.
         limit: the most records to read from each file.
-        needs_evidence: refuse records whose needle can't be located; otherwise they have no evidence, which is
-            enough for the causal test.
+        needs_evidence: refuse records whose needle can't be located; the causal test does without evidence.
 
     Raises:
         DataError: malformed JSON, missing fields or images, more or fewer placeholders than images, or a needle that
             can't be located; names the file and the line.
     """
     wanted = None if lengths is None else set(lengths)
+
+    def passed_over(length: int | None) -> bool:
+        return wanted is not None and length is not None and length not in wanted
+
     unknown = set(tasks) - set(TASKS)
     if unknown:
         raise DataError(f"Unknown tasks {sorted(unknown)}. Expected some of {', '.join(TASKS)}.")
-    for path, kind, length in _files(Path(source)):
-        if wanted is not None and length is not None and length not in wanted:
-            continue
-        for number, record in islice(read_jsonl(path, _Record, what="MM-NIAH record"), limit):
-            reader = _Reader(f"{path}, line {number}", record, Path(images), length)
-            if wanted is None or reader.length in wanted:
-                yield from reader.probes(kind, tasks, f"{path.stem}-{number}", needs_evidence=needs_evidence)
+    for path, kind, file_length in _files(Path(source)):
+        lines = () if passed_over(file_length) else read_jsonl(path, _Record, what="MM-NIAH record")
+        for number, record in islice(lines, limit):
+            length = file_length or record.context_length
+            if passed_over(length):
+                continue
+            try:
+                name = f"{path.stem}-{number}"
+                probe = _probe(record, kind, name, length, Path(images), needs_evidence=needs_evidence)
+            except DataError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+            if kind in tasks:
+                yield probe
+            derived = "rendered_text" if kind == "text" else "identical_image"
+            if derived in tasks and probe.evidence:
+                yield as_rendered_text(probe) if kind == "text" else as_identical_image(probe)
 
 
-def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
+def _files(source: Path) -> list[tuple[Path, str, int | None]]:
+    """The files, each with its task and its context length."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give MMLongBench's NIAH folder or one of its files.")
     paths = sorted(source.rglob("retrieval-*.jsonl")) if source.is_dir() else [source]
@@ -116,147 +123,89 @@ def _files(source: Path) -> Iterator[tuple[Path, str, int | None]]:
             f"{source}: no files named like retrieval-text_test_K8_dep6.jsonl. Detection uses MM-NIAH's retrieval "
             "tasks; counting and reasoning are not read."
         )
-    for path, match in found:
-        yield path, match[1], int(match[2]) * 1024 if match[2] else None
+    return [(path, match[1], int(match[2]) * 1024 if match[2] else None) for path, match in found]
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Turns one record into probes."""
-
-    where: str
-    record: _Record
-    images: Path
-    file_length: int | None
-
-    @property
-    def length(self) -> int:
-        """The condition, in tokens."""
-        length = self.file_length or self.record.meta.context_length
-        if length is None:
-            raise self._problem("no context length, neither in the file's name (_K8_) nor in meta.context_length")
-        return length
-
-    def probes(self, kind: str, tasks: Sequence[str], name: str, *, needs_evidence: bool) -> Iterator[Probe]:
-        """The record's probes."""
-        if kind == "text":
-            probe = self._text_probe(name, needs_evidence=needs_evidence)
-            if "text" in tasks:
-                yield probe
-            if "rendered_text" in tasks and probe.evidence:
-                yield as_rendered_text(probe)
-            return
-        probe = self._image_probe(name, needs_evidence=needs_evidence)
-        if "image" in tasks:
-            yield probe
-        if "identical_image" in tasks and probe.evidence:
-            yield as_identical_image(probe)
-
-    def _problem(self, text: str) -> DataError:
-        return DataError(f"{self.where}: {text}.")
-
-    def _page(self, relative: str) -> Page:
-        path = self.images / relative
-        if not path.is_file():
-            raise self._problem(f"the image {relative!r} is missing below {self.images}; unpack the images of the set")
-        return Page(image=path, doc_id=relative)
-
-    def _items(self, text: str, pictures: list[Page]) -> list[Page]:
-        items: list[Page] = []
-        for index, part in enumerate(text.split(PLACEHOLDER)):
-            if index:
-                items.append(pictures.pop(0))
-            if part.strip():
-                items.append(Page(text=part.strip()))
-        return items
-
-    def _parts(self) -> tuple[list[Page], tuple[str | Page, ...]]:
-        text = self.record.text
-        if not text:
-            raise self._problem("no context: expected ctxs (a list of {'text': ...}) or context")
-        asked = self.record.question
-        placeholders = text.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
-        if placeholders != len(self.record.image_list):
-            raise self._problem(
-                f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(self.record.image_list)} "
-                "images in image_list; there must be as many"
-            )
-        pictures = [self._page(relative) for relative in self.record.image_list]
-        items = self._items(text, pictures)
-        question: list[str | Page] = []
-        for index, part in enumerate(asked.split(PLACEHOLDER)):
-            if index:
-                question.append(pictures.pop(0))
-            if part:
-                question.append(part)
-        return items, tuple(question)
-
-    def _depth(self) -> float:
-        given = self.record.depth if self.record.depth is not None else self.record.meta.placed_depth
-        first = given[0] if isinstance(given, list) and given else given
-        return min(1.0, max(0.0, float(first))) if isinstance(first, (int, float)) else 0.0
-
-    def _needles(self) -> list[str]:
-        return self.record.needles or self.record.meta.needles or self.record.needle_image_list or []
-
-    def _text_probe(self, name: str, *, needs_evidence: bool) -> Probe:
-        items, question = self._parts()
-        evidence = []
-        for needle in self._needles():
-            found = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
-            hit = next(((index, start) for index, start in found if start >= 0), None)
-            if hit is not None:
-                index, start = hit
-                evidence.append(Evidence(index, start, start + len(needle)))
-        if needs_evidence and not evidence:
-            raise self._problem(
-                f"the needle can't be located: expected needles (or meta.needles) with texts of the context, "
-                f"got {self._needles()!r}"
-            )
-        answer = str(self.record.answer)
-        choices = tuple(self.record.choices or self.record.meta.choices or ())
-        choices = choices if answer in choices else ()
-        return Probe(
-            "text", name, tuple(items), question, tuple(evidence), answer, self.length, self._depth(), choices=choices
+def _probe(record: _Record, task: str, name: str, length: int | None, images: Path, *, needs_evidence: bool) -> Probe:
+    if length is None:
+        raise DataError("no context length, neither in the file's name (_K8_) nor in meta.context_length.")
+    items, question = _context_and_question(record, images)
+    options: tuple[Page, ...] = ()
+    if task == "image":
+        options = tuple(_page(images, path) for path in record.choices_image)
+        choices = tuple(LETTERS[: len(options)])
+        answer, names = _letter(record.answer, choices), {Path(needle).name for needle in record.needles}
+        shown = ((index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None)
+        evidence = [Evidence(index) for index, file in shown if file in names]
+    else:
+        answer, evidence = str(record.answer), [one for needle in record.needles for one in _found_text(needle, items)]
+        choices = tuple(record.choices) if answer in record.choices else ()
+    if needs_evidence and not evidence:
+        raise DataError(
+            "the needle can't be located: expected needles (or meta.needles, needle_image_list) with texts or image "
+            f"paths of the context, got {record.needles!r}."
         )
+    placed = record.placed_depth if isinstance(record.placed_depth, float) else record.placed_depth[0]
+    depth = min(1.0, max(0.0, placed)) if record.depth is None else record.depth
+    return Probe(task, name, items, question, tuple(evidence), answer, length, depth, options, choices)
 
-    def _image_probe(self, name: str, *, needs_evidence: bool) -> Probe:
-        items, question = self._parts()
-        named = self.record.choices_image or self.record.meta.choices_image_path or []
-        options = tuple(self._page(relative) for relative in named)
-        letters = tuple(LETTERS[: len(options)])
-        right = self.record.answer
-        if isinstance(right, str):
-            letter = right.strip().upper()
-            right = letters.index(letter) if letter in letters else -1
-        if not 0 <= right < len(options):
-            raise self._problem(
-                f"the answer {self.record.answer!r} names none of {len(options)} image choices; expected its "
-                "index from 0, or its letter, and choices_image"
-            )
-        names = {Path(needle).name for needle in self._needles()}
-        evidence = [
-            Evidence(index)
-            for index, item in enumerate(items)
-            if item.image is not None and Path(str(item.doc_id)).name in names
-        ]
-        if needs_evidence and not evidence:
-            raise self._problem(
-                f"the needle can't be located: expected needles (or meta.needles, needle_image_list) with the path of "
-                f"an image in the context, got {self._needles()!r}"
-            )
-        return Probe(
-            "image",
-            name,
-            tuple(items),
-            question,
-            tuple(evidence),
-            letters[right],
-            self.length,
-            self._depth(),
-            options=options,
-            choices=letters,
+
+def _context_and_question(record: _Record, images: Path) -> tuple[tuple[Page, ...], tuple[str | Page, ...]]:
+    context, asked = record.context, record.question
+    if record.ctxs is not None:
+        context = "\n\n".join(passage.text for passage in record.ctxs)
+    if not context:
+        raise DataError("no context: expected ctxs (a list of {'text': ...}) or context.")
+    placeholders = context.count(PLACEHOLDER) + asked.count(PLACEHOLDER)
+    if placeholders != len(record.image_list):
+        raise DataError(
+            f"{placeholders} {PLACEHOLDER} placeholders in context and question, {len(record.image_list)} images in "
+            "image_list; there must be as many."
         )
+    pictures = iter([_page(images, path) for path in record.image_list])
+    items = [
+        page
+        for part in _with_pictures(context, pictures)
+        for page in ([part] if isinstance(part, Page) else _text_pages(part))
+    ]
+    return tuple(items), tuple(part for part in _with_pictures(asked, pictures) if part)
+
+
+def _page(images: Path, relative: str) -> Page:
+    path = images / relative
+    if not path.is_file():
+        raise DataError(f"the image {relative!r} is missing below {images}; unpack the images of the set.")
+    return Page(image=path, doc_id=relative)
+
+
+def _letter(answer: str | int, choices: Sequence[str]) -> str:
+    """The right option's letter, from that or from the option's index."""
+    letter = answer.strip().upper() if isinstance(answer, str) else dict(enumerate(choices)).get(answer)
+    if letter not in choices:
+        raise DataError(
+            f"the answer {answer!r} names none of {len(choices)} image choices; expected its index from 0, or its "
+            "letter, and choices_image."
+        )
+    return str(letter)
+
+
+def _found_text(needle: str, items: Sequence[Page]) -> Iterator[Evidence]:
+    """Where a needle stands first, if it does."""
+    starts = ((index, item.text.find(needle)) for index, item in enumerate(items) if item.text is not None)
+    found = (Evidence(index, start, start + len(needle)) for index, start in starts if start >= 0)
+    return islice(found, 1)
+
+
+def _with_pictures(text: str, pictures: Iterator[Page]) -> Iterator[str | Page]:
+    """A text's parts, with the next picture in place of each placeholder."""
+    for index, part in enumerate(text.split(PLACEHOLDER)):
+        if index:
+            yield next(pictures)
+        yield part
+
+
+def _text_pages(text: str) -> list[Page]:
+    return [Page(text=text.strip())] if text.strip() else []
 
 
 def as_rendered_text(probe: Probe) -> Probe:
@@ -270,28 +219,13 @@ def as_rendered_text(probe: Probe) -> Probe:
     items: list[Page] = []
     evidence: list[Evidence] = []
     for index, item in enumerate(probe.items):
-        spans = probe.parts_of(index)
-        if not spans or item.text is None:
-            items.append(item)
-            continue
-        done = 0
-        for start, stop in spans:
-            items += _text_page(item.text[done:start])
-            evidence.append(Evidence(len(items)))
-            items.append(Page(image=RenderedText(item.text[start:stop].strip()), doc_id="needle"))
-            done = stop
-        items += _text_page(item.text[done:])
-    return Probe(
-        "rendered_text",
-        f"{probe.name}-rendered",
-        tuple(items),
-        probe.question,
-        tuple(evidence),
-        probe.answer,
-        probe.context_length,
-        probe.depth,
-        choices=probe.choices,
-    )
+        items += [] if probe.stretches(index) else [item]
+        for text, is_needle in probe.stretches(index):
+            if is_needle:
+                evidence.append(Evidence(len(items)))
+            items += [Page(image=RenderedText(text.strip()), doc_id="needle")] if is_needle else _text_pages(text)
+    name = f"{probe.name}-rendered"
+    return replace(probe, task="rendered_text", name=name, items=tuple(items), evidence=tuple(evidence))
 
 
 def as_identical_image(probe: Probe) -> Probe:
@@ -304,19 +238,14 @@ def as_identical_image(probe: Probe) -> Probe:
         raise DataError(f"Probe {probe.name!r} has no picture that could be shown itself.")
     needle = picture_of(probe.options[probe.choices.index(probe.answer)])
     index = probe.evidence[0].item
-    items = (*probe.items[:index], needle, *probe.items[index + 1 :])
-    return Probe(
-        "identical_image",
-        f"{probe.name}-identical",
-        items,
-        was_shown(needle),
-        (Evidence(index),),
-        "yes",
-        probe.context_length,
-        probe.depth,
+    return replace(
+        probe,
+        task="identical_image",
+        name=f"{probe.name}-identical",
+        items=(*probe.items[:index], needle, *probe.items[index + 1 :]),
+        question=was_shown(needle),
+        evidence=(Evidence(index),),
+        answer="yes",
+        options=(),
         choices=("yes", "no"),
     )
-
-
-def _text_page(text: str) -> list[Page]:
-    return [Page(text=text.strip())] if text.strip() else []

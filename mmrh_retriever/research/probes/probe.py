@@ -12,6 +12,7 @@ import hashlib
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,8 +26,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 QuestionParts = tuple[str | Page, ...]
 CountTokens = Callable[[Page], int]
 """How many tokens one item of the context takes in the prompt of the model that is probed."""
-LETTERS = string.ascii_uppercase
-"""What the pictures offered as answers are called, in their order."""
+LETTERS = string.ascii_uppercase  # what the pictures offered as answers are called
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,8 @@ class Evidence:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.start is None) != (self.stop is None) or (
-            self.start is not None and self.stop is not None and not 0 <= self.start < self.stop
-        ):
+        start, stop = (-1 if end is None else end for end in (self.start, self.stop))
+        if (self.start, self.stop) != (None, None) and not 0 <= start < stop:
             raise DataError(f"Evidence spans characters 0 <= start < stop, got {self.start} and {self.stop}.")
 
 
@@ -85,9 +84,8 @@ class Probe:
         if not self.items or not self.question:
             raise DataError(f"Probe {self.name!r} needs a context and a question; it has {len(self.items)} items.")
         for span in self.evidence:
-            known = 0 <= span.item < len(self.items)
-            text = self.items[span.item].text if known else None
-            if not known or (span.stop is not None and span.stop > len(text or "")):
+            text = self.items[span.item].text or "" if 0 <= span.item < len(self.items) else None
+            if text is None or (span.stop or 0) > len(text):
                 raise DataError(
                     f"Probe {self.name!r}: the evidence {span} lies outside of its {len(self.items)} items."
                 )
@@ -104,33 +102,34 @@ class Probe:
         """Items that hold evidence."""
         return frozenset(span.item for span in self.evidence)
 
-    def parts_of(self, item: int) -> list[tuple[int, int]]:
-        """The characters of an item's text that are evidence, as ``(start, stop)`` in their order."""
-        spans = ((span.start, span.stop) for span in self.evidence if span.item == item)
-        return sorted((start, stop) for start, stop in spans if start is not None and stop is not None)
+    def stretches(self, item: int) -> list[tuple[str, bool]]:
+        """An item's text, cut around the evidence in it: each stretch, and whether it is evidence.
+
+        Empty for items that are evidence as a whole or not at all.
+        """
+        spans = [(one.start, one.stop or 0) for one in self.evidence if one.item == item and one.start is not None]
+        text = self.items[item].text or ""
+        cuts = pairwise(accumulate([0, *chain(*sorted(spans)), len(text)], max)) if spans else ()
+        return [(text[start:stop], number % 2 == 1) for number, (start, stop) in enumerate(cuts) if start < stop]
 
     def fingerprint(self) -> str:
         """A digest of everything that the model is shown and asked, to know the same probe again."""
-        digest = hashlib.sha256()
         parts = [self.task, self.name, self.answer, str(self.context_length), str(self.labelled), repr(self.evidence)]
         shown: list[str | Page] = [*self.items, *self.question, *self.options]
         parts += [part if isinstance(part, str) else _identity(part) for part in shown]
-        for part in parts:
-            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+        digest = hashlib.sha256("".join(f"{part}\0" for part in parts).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
 
 def _identity(page: Page) -> str:
     image = page.image
-    if isinstance(image, bytes):
-        image_name = hashlib.sha256(image).hexdigest()
-    elif isinstance(image, Image.Image):
-        image_name = hashlib.sha256(image.tobytes()).hexdigest()
+    if isinstance(image, (bytes, Image.Image)):
+        name = hashlib.sha256(image if isinstance(image, bytes) else image.tobytes()).hexdigest()
     elif isinstance(image, (str, Path)):
-        image_name = f"{Path(image).name} {Path(image).stat().st_size}"
+        name = f"{Path(image).name} {Path(image).stat().st_size}"
     else:
-        image_name = "" if image is None else f"{type(image).__name__} {page.doc_id} {page.index} {image!r}"
-    return f"{page.text or ''}\1{image_name}"
+        name = "" if image is None else f"{type(image).__name__} {page.doc_id} {page.index} {image!r}"
+    return f"{page.text or ''}\1{name}"
 
 
 def page_probes(
@@ -145,12 +144,8 @@ def page_probes(
 
     The model sees the pages as :class:`Reranker` shows them. Probes on the same pages share one prefill in detection.
 
-    Args:
-        pages: the context of every question.
-        questions: ``(text, gold index or indices)``, counted from 0.
-        context_length: the condition, in tokens, that the scores are filed under.
-        task: the task that the scores are filed under.
-        name: what the probes are called; give each list of pages its own.
+    ``questions`` are ``(text, gold index or indices)``, counted from 0. Scores are filed under ``task`` and
+    ``context_length`` (in tokens). Give each list of pages a ``name`` of its own: what its probes are called.
 
     Raises:
         DataError: a gold index outside the pages.
