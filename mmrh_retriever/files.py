@@ -72,7 +72,7 @@ def read_json(path: Path, model: type[Model], *, what: str) -> Model:
 
 
 def parse_as(model: type[Model], text: str | bytes, *, where: str, what: str) -> Model:
-    """JSON text as a model. A :class:`DataError` names the first wrong fields, and what was found and expected there."""
+    """JSON text as a model. A :class:`DataError` names the first wrong fields and what was found there."""
     try:
         return model.model_validate_json(text)
     except ValidationError as error:

@@ -34,12 +34,9 @@ def open_image(image: object, name: str, error: Callable[[str], PageError]) -> I
 
     if not isinstance(image, (Image.Image, bytes, str, Path)):
         raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        opened = (
-            image
-            if isinstance(image, Image.Image)
-            else Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-        )
+        opened = file if isinstance(file, Image.Image) else Image.open(file)
     except FileNotFoundError as problem:
         raise refuse("no such file. Check the path.") from problem
     except Image.DecompressionBombError as problem:

@@ -47,6 +47,11 @@ class PageClues:
     text: str | None = None
     doc_id: str | None = None
 
+    @property
+    def has_text(self) -> bool:
+        """Whether there is text with anything but white space."""
+        return bool(self.text and self.text.strip())
+
 
 def clues_from_metadata(
     metadata: Mapping[str, Any],
@@ -64,7 +69,7 @@ def clues_from_metadata(
     ``page_label``.
 
     Args:
-        metadata: the document's metadata; not changed.
+        metadata: not changed.
         text: the document's text.
         doc_id: how to call the document.
         page_base: the number of the first page, 0 or 1.
@@ -73,23 +78,21 @@ def clues_from_metadata(
     Raises:
         PageError: a page number that is not a number, or is before the first page.
     """
-    image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
+    image, path, url, packed, label = map(
+        metadata.get, ("image", "image_path", "image_url", "image_base64", "page_label")
+    )
     if isinstance(image, str) and not is_picture_text(image):
         if is_web_address(image):
             image, url = None, image
         else:
             image, path = None, image
-    if image is None:
-        image = metadata.get("image_base64")
-    index = _page_index(metadata, page_base, page_key, numbered_source=metadata.get("file_path") is not None)
     files = [it for it in (metadata.get("file_path"), metadata.get("source")) if isinstance(it, (str, Path)) and it]
-    label = metadata.get("page_label")
     return PageClues(
-        image=image,
+        image=packed if image is None else image,
         image_path=path,
         file_path=next((file for file in files if not is_web_address(str(file))), None),
         image_url=None if url is None else str(url),
-        index=index,
+        index=_page_index(metadata, page_base, page_key),
         label=None if label is None or page_key is not None else str(label),
         text=text,
         doc_id=doc_id,
@@ -139,14 +142,12 @@ def decode_base64(text: str, *, name: str = "the image") -> bytes:
         ) from error
 
 
-def _page_index(
-    metadata: Mapping[str, Any], page_base: int, page_key: str | None, *, numbered_source: bool
-) -> int | None:
+def _page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None) -> int | None:
     key, base = "page" if page_key is None else page_key, page_base
-    if page_key is None and metadata.get("page") is None:
-        if not numbered_source or not re.fullmatch(r"\d{1,9}", str(metadata.get("source", "")), re.ASCII):
-            return None
-        key, base = "source", 1
+    if page_key is None and metadata.get("page") is None and metadata.get("file_path") is not None:
+        source = str(metadata.get("source", ""))
+        if re.fullmatch(r"\d{1,9}", source, re.ASCII):
+            key, base = "source", 1
     value = metadata.get(key)
     if value is None:
         return None
@@ -155,8 +156,6 @@ def _page_index(
         raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
     index = int(number) - base
     if index < 0:
-        raise PageError(
-            f"metadata[{key!r}] is {value!r}, but pages are counted from {base} here. Set page_base=0 if the first "
-            "page is 0."
-        )
+        counted = f"pages are counted from {base} here. Set page_base=0 if the first page is 0."
+        raise PageError(f"metadata[{key!r}] is {value!r}, but {counted}")
     return index
