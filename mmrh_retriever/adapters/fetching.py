@@ -66,8 +66,8 @@ def checked_address(host: str, port: int) -> str:
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not is_public(address):
-            problem = f"{host} is not fetched from: it is at {address}, which is not a public address. Fetch the page "
-            raise PageError(problem + "yourself and give its bytes or path.", source=host)
+            problem = f"it is at {address}, which is not a public address. Fetch it yourself and give bytes or a path."
+            raise PageError(f"{host} is not fetched from: {problem}", source=host)
     return addresses[0]
 
 

@@ -78,11 +78,8 @@ class PageSource:
         name = clues.doc_id or file or "The image"
         width, height = found.size if isinstance(found, Image.Image) else _size_of(found, name)
         if width * height > self.max_pixels:
-            raise PageError(
-                f"{name} has {width} x {height} pixels; max_pixels allows {self.max_pixels:,}. Scale it down, or raise "
-                "the limit.",
-                source=clues.doc_id,
-            )
+            allowed = f"max_pixels allows {self.max_pixels:,}. Scale it down, or raise the limit."
+            raise PageError(f"{name} has {width} x {height} pixels; {allowed}", source=clues.doc_id)
         return Page(image=found, text=clues.text or None, doc_id=clues.doc_id or file, index=clues.index or 0)
 
     def path(self, given: str | Path) -> Path:
@@ -179,27 +176,23 @@ def _is_pdf(source: Path | bytes) -> bool:
 
 def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
     """The page with a printed label; the only page there is, without one."""
+    label, total = clues.label, int(next(iter_pdf(source)).metadata["total_pages"])
+    if label is None and total == 1:
+        return 0
+    problem = f"has {total} pages, and the document does not say which one it is"
+    if label is not None:
+        if re.fullmatch(r"\d{1,9}", label, re.ASCII) and 1 <= int(label) <= total:
+            # Most labels are plain numbers; a PDF without labels counts from 1.
+            (page,) = read_pdf(source, pages=[int(label) - 1])
+            if page.label in (None, label):
+                return page.index
+        labels = _labels(source, source.stat().st_mtime_ns) if isinstance(source, Path) else _read_labels(source)
+        if label in labels:
+            return labels.index(label)
+        problem = f"has no page with the label {label!r}"
     name = clues.doc_id or (source.name if isinstance(source, Path) else "The PDF")
-    total = int(next(iter_pdf(source)).metadata["total_pages"])
-    label = clues.label
-    if label is None:
-        if total == 1:
-            return 0
-        raise PageError(
-            f"{name} has {total} pages, and the document does not say which one it is. Put the page's number into "
-            "metadata['page'], or name its key with page_key=.",
-            source=clues.doc_id,
-        )
-    if re.fullmatch(r"\d{1,9}", label, re.ASCII) and 1 <= int(label) <= total:
-        # Most labels are plain numbers; a PDF without labels counts from 1.
-        (page,) = read_pdf(source, pages=[int(label) - 1])
-        if page.label in (None, label):
-            return page.index
-    labels = _labels(source, source.stat().st_mtime_ns) if isinstance(source, Path) else _read_labels(source)
-    if label in labels:
-        return labels.index(label)
-    problem = f"{name} has no page with the label {label!r}. Put the page's number into metadata['page']."
-    raise PageError(problem, source=clues.doc_id)
+    advice = "Put the page's number into metadata['page'], or name its key with page_key=."
+    raise PageError(f"{name} {problem}. {advice}", source=clues.doc_id)
 
 
 def _read_labels(source: Path | bytes) -> tuple[str | None, ...]:
