@@ -40,13 +40,11 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a mean (Efron 1979). The same seed gives the same interval of coverage ``level``.
+    """Percentile bootstrap of the mean of one measure, ``(questions,)`` (Efron 1979), that covers ``level``.
 
-    Args:
-        values: one measure, ``(questions,)``.
-        domains: a question's domain; given, the mean is the macro one and domains are resampled each for itself.
-        clusters: what is drawn, such as the question's document; questions themselves by default. Questions of
-            one document share its pages, so drawing documents gives the more honest, wider interval.
+    Given the questions' ``domains``, the mean is the macro one and domains are resampled each for itself. Given
+    ``clusters``, such as the questions' documents, these are drawn instead of questions: questions of one document share
+    its pages, so the wider interval is the more honest one. The same ``seed`` gives the same interval.
 
     Raises:
         ValueError: no values, or lists of different lengths.
