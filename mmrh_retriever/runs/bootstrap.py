@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from mmrh_retriever.errors import DataError
+
 Values = npt.NDArray[np.float64]
 
 
@@ -43,11 +45,11 @@ def bootstrap_interval(
     """Percentile bootstrap of the mean of one measure, ``(questions,)`` (Efron 1979), that covers ``level``.
 
     Given the questions' ``domains``, the mean is the macro one and domains are resampled each for itself. Given
-    ``clusters``, such as the questions' documents, these are drawn instead of questions: questions of one document share
-    its pages, so the wider interval is the more honest one. The same ``seed`` gives the same interval.
+    ``clusters``, such as the questions' documents, these are drawn instead of questions: questions of one document
+    share its pages, so the wider interval is the more honest one. The same ``seed`` gives the same interval.
 
     Raises:
-        ValueError: no values, or lists of different lengths.
+        DataError: no values, or lists of different lengths.
     """
     mean, drawn = _resample(_flat(values), domains, clusters, samples, seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
@@ -72,11 +74,11 @@ def paired_bootstrap(
     ``theirs`` are in the same order of questions.
 
     Raises:
-        ValueError: no values, or lists of different lengths.
+        DataError: no values, or lists of different lengths.
     """
     first, second = _flat(ours), _flat(theirs)
     if first.shape != second.shape:
-        raise ValueError(f"Paired runs need the same questions, got {first.size} and {second.size} values.")
+        raise DataError(f"Paired runs need the same questions, got {first.size} and {second.size} values.")
     difference, drawn = _resample(first - second, domains, clusters, samples, seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     # A hair of tolerance: sums of the same values in another order differ in the last bits.
@@ -95,7 +97,7 @@ def _resample(
     strata = np.zeros(values.size, dtype=np.intp) if domains is None else _codes(domains)
     units = np.arange(values.size) if clusters is None else _codes(clusters)
     if not values.size or strata.size != values.size or units.size != values.size:
-        raise ValueError(
+        raise DataError(
             f"Expected one value, domain and cluster per question, got {values.size}, {strata.size} and {units.size}."
         )
     inside = [strata == stratum for stratum in np.unique(strata)]
