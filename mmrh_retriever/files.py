@@ -87,11 +87,7 @@ def parse_as(model: type[Model], text: str | bytes, *, where: str, what: str) ->
 
 
 def format_of(text: str, *, where: str, what: str) -> str | None:
-    """The ``format`` that a JSON object declares, or ``None`` where it declares none.
-
-    Raises:
-        DataError: not a JSON object.
-    """
+    """The ``format`` that a JSON object declares, if any; a :class:`DataError` if the text is no JSON object."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -123,11 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Save plain data or a pydantic model as JSON, packed when the name ends in ``.gz`` (the same bytes every time).
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
+    """Save plain data or a pydantic model as JSON, packed when the name ends in ``.gz`` (the same bytes every time)."""
     plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
     separators = (",", ":") if indent is None else None
     data = (json.dumps(plain, indent=indent, separators=separators, allow_nan=False) + "\n").encode()

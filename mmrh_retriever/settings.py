@@ -113,9 +113,8 @@ class RerankSettings(BaseModel):
     @classmethod
     def _checked_final_round(cls, value: int) -> int:
         if value < 0 or value == 1:
-            raise SettingsError(
-                f"final_round counts pages that are compared once more: 2 or more, or 0 for none; got {value}."
-            )
+            counts = "counts pages that are compared once more: 2 or more, or 0 for none"
+            raise SettingsError(f"final_round {counts}; got {value}.")
         return value
 
     @model_validator(mode="before")
