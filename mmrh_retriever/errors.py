@@ -29,11 +29,7 @@ class HeadSetError(MMRHError, ValueError):
 
 
 class PageError(MMRHError, ValueError):
-    """A page or document that can't be read.
-
-    ``source`` is the file's path or another name of the page's origin; ``page`` its 0-based index,
-    ``None`` when the whole document is meant.
-    """
+    """A page or document that can't be read: ``source`` is its path or name, ``page`` a 0-based index, if one."""
 
     def __init__(self, message: str, *, source: str | None = None, page: int | None = None) -> None:
         super().__init__(message)

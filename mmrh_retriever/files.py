@@ -32,11 +32,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``.
-
-    Args:
-        path: the file.
-        what: what the caller reads, for messages, such as ``"head set"``.
+    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``. ``what`` names the content in messages.
 
     Raises:
         DataError: the file is missing, unreadable, damaged or not UTF-8.
@@ -44,19 +40,18 @@ def read_text(path: Path, *, what: str) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Check the path of the {what}.") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file: the {what}.") from error
+        raise _unreadable(path, what, error) from error
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file. Check the path of the {what}.")
+    return DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file: the {what}.")
 
 
 def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[int, Model]]:
     """The lines of a JSON lines file, checked, each with its number (from 1). Empty lines are passed over.
-
-    Args:
-        path: the file.
-        model: the schema of a line.
-        what: what a line is, for messages, such as ``"question"``.
 
     Raises:
         DataError: the file can't be read, or a malformed line; names file, line and field.
@@ -67,27 +62,17 @@ def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[i
                 if line.strip():
                     cut = "" if line.endswith(b"\n") else " (without a line break: the file may be cut off here)"
                     yield number, parse_as(model, line, where=f"{path}, line {number}{cut}", what=what)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Check the path of the {what} file.") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error}). Expected JSON lines: a {what} per line.") from error
+        raise _unreadable(path, f"{what} file", error) from error
 
 
 def read_json(path: Path, model: type[Model], *, what: str) -> Model:
-    """A JSON file, checked.
-
-    Raises:
-        DataError: the file can't be read, or does not fit the schema.
-    """
+    """A JSON file as a model. A :class:`DataError` says what can't be read or does not fit the schema."""
     return parse_as(model, read_text(path, what=what), where=str(path), what=what)
 
 
 def parse_as(model: type[Model], text: str | bytes, *, where: str, what: str) -> Model:
-    """Check JSON text against a schema.
-
-    Raises:
-        DataError: names the first wrong fields, what was found there and what was expected.
-    """
+    """JSON text as a model. A :class:`DataError` names the first wrong fields and what was found there."""
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
@@ -102,13 +87,9 @@ def parse_as(model: type[Model], text: str | bytes, *, where: str, what: str) ->
 
 
 def format_of(text: str, *, where: str, what: str) -> str | None:
-    """The ``format`` that a JSON object declares, or ``None`` where it declares none.
-
-    Raises:
-        DataError: not a JSON object.
-    """
+    """The ``format`` that a JSON object declares, if any; a :class:`DataError` if the text is no JSON object."""
     try:
-        content: Any = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}). Expected a {what}.") from error
     if not isinstance(content, dict):
@@ -138,11 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Save plain data or a pydantic model as JSON, packed when the name ends in ``.gz`` (the same bytes every time).
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
+    """Save plain data or a pydantic model as JSON, packed when the name ends in ``.gz`` (the same bytes every time)."""
     plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
     separators = (",", ":") if indent is None else None
     data = (json.dumps(plain, indent=indent, separators=separators, allow_nan=False) + "\n").encode()

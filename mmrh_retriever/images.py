@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,46 +20,32 @@ MAX_ASPECT_RATIO = 150.0
 _TURNING_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")  # their EXIF orientation is known without decoding
 
 
-def open_image(
-    image: Image.Image | bytes | str | Path,
-    *,
-    name: str = "the image",
-    source: str | None = None,
-    page: int | None = None,
-) -> Image.Image:
-    """Open an image from memory or disk and check its size. No pixel is decoded.
-
-    Args:
-        image: a PIL image, the bytes of an image file, or its path.
-        name: what error messages call it.
-        source: the document it belongs to, for the error.
-        page: its 0-based page, for the error.
+def open_image(image: object, name: str, error: Callable[[str], PageError]) -> Image.Image:
+    """Open a PIL image, the bytes of an image file or its path, and check its size. No pixel is decoded.
 
     Raises:
-        PageError: not an image, missing, truncated at its beginning, too small, too large or too long.
+        PageError: made by ``error``; not an image, missing, truncated at its beginning, too small, too large or too
+            long. ``name`` is what the message calls the image.
     """
 
     def refuse(problem: str) -> PageError:
         where = f" ({image})" if isinstance(image, (str, Path)) else ""
-        return PageError(f"{name[0].upper()}{name[1:]}{where}: {problem}", source=source, page=page)
+        return error(f"{name[0].upper()}{name[1:]}{where}: {problem}")
 
-    if isinstance(image, Image.Image):
-        opened = image
-    elif not isinstance(image, (bytes, str, Path)):
+    if not isinstance(image, (Image.Image, bytes, str, Path)):
         raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
-    else:
-        stream: io.BytesIO | Path = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
-        try:
-            opened = Image.open(stream)
-        except FileNotFoundError as error:
-            raise refuse("no such file. Check the path.") from error
-        except Image.DecompressionBombError as error:
-            raise refuse(f"{error}. At most {MAX_IMAGE_PIXELS:,} pixels are accepted.") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            raise refuse(
-                "these bytes are not an image that Pillow can read. Expected PNG, JPEG, WebP, TIFF or the "
-                "like; PDF files go through read_pdf()."
-            ) from error
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    try:
+        opened = file if isinstance(file, Image.Image) else Image.open(file)
+    except FileNotFoundError as problem:
+        raise refuse("no such file. Check the path.") from problem
+    except Image.DecompressionBombError as problem:
+        raise refuse(f"{problem}. At most {MAX_IMAGE_PIXELS:,} pixels are accepted.") from problem
+    except (OSError, ValueError, SyntaxError) as problem:
+        raise refuse(
+            "these bytes are not an image that Pillow can read. Expected PNG, JPEG, WebP, TIFF or the like; PDF files "
+            "go through read_pdf()."
+        ) from problem
     width, height = opened.size
     if min(width, height) < MIN_IMAGE_SIDE:
         raise refuse(f"{width} x {height} pixels hold nothing to read; at least {MIN_IMAGE_SIDE} per side.")
@@ -71,11 +58,8 @@ def open_image(
 
 def shown_size(image: Image.Image) -> tuple[float, float]:
     """Width and height in pixels as the image is shown, after its EXIF orientation."""
-    width, height = float(image.width), float(image.height)
-    if image.format not in _TURNING_FORMATS:
-        return width, height
-    turned = int(image.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
-    return (height, width) if turned else (width, height)
+    turned = image.format in _TURNING_FORMATS and int(image.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
+    return (float(image.height), float(image.width)) if turned else (float(image.width), float(image.height))
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -86,16 +70,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, layered).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        return deep_to_grey(image).convert("RGB")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32-bit grey, which Pillow would clip to white
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).astype(np.uint8))
     return image.convert("RGB")
-
-
-def deep_to_grey(image: Image.Image) -> Image.Image:
-    """A 16 or 32-bit grey image stretched onto 0 to 255 (Pillow's own conversion clips it to white)."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0
-    return Image.fromarray(np.clip(values / top * 255.0, 0, 255).astype(np.uint8))

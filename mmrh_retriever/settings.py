@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmrh_retriever.errors import QuestionError, SettingsError
 
@@ -47,13 +47,24 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         if self.content not in get_args(PageContent):
-            raise ValueError(f"content is one of {', '.join(get_args(PageContent))}; got {self.content!r}.")
+            raise SettingsError(f"content is one of {', '.join(get_args(PageContent))}; got {self.content!r}.")
         if not self.null_question.strip():
             raise QuestionError("null_question is empty; expected an uninformative text such as 'N/A'.")
         try:
             self.page_label.format(number=1)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"page_label may hold {{number}} and nothing else, got {self.page_label!r}.") from error
+            raise SettingsError(f"page_label may hold {{number}} and nothing else, got {self.page_label!r}.") from error
+
+
+def _as_text(value: object) -> object:
+    """Paths, and torch's devices and types, as text; anything else as it is."""
+    if type(value).__module__ == "torch":
+        return str(value).removeprefix("torch.")
+    return str(value) if isinstance(value, Path) else value
+
+
+TextOrNone = Annotated[str | None, BeforeValidator(_as_text)]
+"""Text, which may be given as a path, or as a device or type of torch."""
 
 
 class RerankSettings(BaseModel):
@@ -65,13 +76,13 @@ class RerankSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str | None = Field(None, description="Hub id or folder; the model that ships with the package if None.")
-    device: str | None = Field(None, description="Where the model runs; the first accelerator, else the CPU.")
-    dtype: str | None = Field(None, description="The weights' type, such as 'bfloat16'.")
+    model: TextOrNone = Field(None, description="Hub id or folder; the model that ships with the package if None.")
+    device: TextOrNone = Field(None, description="Where the model runs; the first accelerator, else the CPU.")
+    dtype: TextOrNone = Field(None, description="The weights' type, such as 'bfloat16'.")
     attn_implementation: str | None = Field(None, description="transformers' attention implementation.")
     max_pixels: int | None = Field(None, gt=0, description="Pixels that the model sees of an image at most.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    cache_dir: str | None = Field(None, description="The hub's cache folder.")
+    cache_dir: TextOrNone = Field(None, description="The hub's cache folder.")
     local_files_only: bool = Field(False, description="Never go to the network for the model.")
     model_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="More settings for loading the model, handed to transformers untouched."
@@ -98,23 +109,12 @@ class RerankSettings(BaseModel):
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 
-    @field_validator("model", "cache_dir", mode="before")
-    @classmethod
-    def _path_as_text(cls, value: object) -> object:
-        return str(value) if isinstance(value, Path) else value
-
-    @field_validator("device", "dtype", mode="before")
-    @classmethod
-    def _torch_as_text(cls, value: object) -> object:
-        return str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
-
     @field_validator("final_round")
     @classmethod
     def _checked_final_round(cls, value: int) -> int:
         if value < 0 or value == 1:
-            raise SettingsError(
-                f"final_round counts pages that are compared once more: 2 or more, or 0 for none; got {value}."
-            )
+            counts = "counts pages that are compared once more: 2 or more, or 0 for none"
+            raise SettingsError(f"final_round {counts}; got {value}.")
         return value
 
     @model_validator(mode="before")
@@ -122,8 +122,7 @@ class RerankSettings(BaseModel):
     def _renamed(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "final_heat" in given:
             warnings.warn("final_heat= is called final_round= now.", DeprecationWarning, stacklevel=2)
-            given = dict(given)
-            given["final_round"] = given.pop("final_heat")
+            given = {"final_round" if name == "final_heat" else name: value for name, value in given.items()}
         return given
 
     @classmethod
@@ -137,13 +136,11 @@ class RerankSettings(BaseModel):
         unknown = sorted(changes.keys() - {*cls.model_fields, "final_heat"})
         if unknown:
             raise TypeError(f"There is no setting {unknown[0]!r}. Settings are {', '.join(cls.model_fields)}.")
-        kept = {} if settings is None else dict(settings)
         try:
-            return cls(**{**kept, **changes})
+            return cls(**{**dict(settings or {}), **changes})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            cause = first.get("ctx", {}).get("error")
-            problem = str(cause) if cause is not None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            problem = first.get("ctx", {}).get("error") or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise SettingsError(f"{problem} (got {first['input']!r})") from error
 
     @classmethod
@@ -156,10 +153,9 @@ class RerankSettings(BaseModel):
             SettingsError: a value that is out of its range, or of another type.
         """
         ours = {name: value for name, value in options.items() if name in (*cls.model_fields, "final_heat")}
-        more = {name: value for name, value in options.items() if name not in ours}
         if model is not None:
             ours["model"] = model
-        if more:
+        if more := {name: value for name, value in options.items() if name not in ours}:
             before = {} if settings is None else settings.model_kwargs
             ours["model_kwargs"] = {**before, **ours.get("model_kwargs", {}), **more}
         return cls.of(settings, ours)
@@ -171,11 +167,7 @@ class RerankSettings(BaseModel):
 
 
 def check_top_n(top_n: int | None, name: str = "top_n") -> int | None:
-    """A number of results as it is.
-
-    Raises:
-        SettingsError: not a whole number, or under 1.
-    """
+    """A number of results as it is; a :class:`SettingsError` if it is not a whole number of at least 1, or ``None``."""
     if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
         raise SettingsError(f"{name} is a whole number of at least 1 (or None for all), got {top_n!r}.")
     return top_n

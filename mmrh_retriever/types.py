@@ -41,14 +41,13 @@ class TokenSpan:
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """Which part of a page each visual token of its image sees.
+    """Which part of a page each visual token of its image sees: ``boxes[i]``, as fractions ``(x0, y0, x1, y1)``.
 
-    ``boxes[i]`` is the part that token ``i`` sees, in fractions of the page's width and height. Most families
-    have one regular grid of ``rows * columns`` tokens, row by row. Families that cut an image into tiles have
-    several grids, one after the other; these overlap.
+    Most families have one regular grid of ``rows * columns`` tokens, row by row. Families that cut an image into tiles
+    have several grids, one after the other; these overlap.
     """
 
-    boxes: FloatArray  # (visual tokens, 4) as fractions x0, y0, x1, y1
+    boxes: FloatArray  # (visual tokens, 4)
     rows: int
     columns: int
 
@@ -63,9 +62,8 @@ class PatchGrid:
 
 def grid_boxes(area: Box, rows: int, columns: int) -> FloatArray:
     """Boxes of a ``rows x columns`` grid over ``area``, row by row: ``(rows * columns, 4)``."""
-    x0, y0, x1, y1 = area
-    xs = np.linspace(x0, x1, columns + 1, dtype=np.float64)
-    ys = np.linspace(y0, y1, rows + 1, dtype=np.float64)
+    xs = np.linspace(area[0], area[2], columns + 1)
+    ys = np.linspace(area[1], area[3], rows + 1)
     left, top = np.meshgrid(xs[:-1], ys[:-1])  # (rows, columns)
     right, bottom = np.meshgrid(xs[1:], ys[1:])
     return np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4).astype(np.float32)
@@ -85,7 +83,7 @@ class Region:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        x0, y0, x1, y1 = (float(v) for v in self.box)
+        x0, y0, x1, y1 = map(float, self.box)
         if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
             raise PageError(
                 f"A region's box must be (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {tuple(self.box)}. "
@@ -95,18 +93,15 @@ class Region:
 
 
 class ImageSource(Protocol):
-    """Something that draws a page's image when it is asked to, such as a page of a PDF file.
-
-    A list of a thousand pages then holds no pixels. ``load`` raises :class:`PageError` where it can't.
-    """
+    """Something that draws a page's image when it is asked to, so that a list of a thousand pages holds no pixels."""
 
     def load(self) -> Image.Image:
-        """Draw the image."""
+        """Draw the image, or raise :class:`PageError`."""
         ...  # pragma: no cover
 
 
-ImageInput = Image.Image | bytes | str | Path | ImageSource
-"""What a page's image may be given as."""
+ImageData = Image.Image | bytes | str | Path
+"""An image, the bytes of an image file, or the path of one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +117,7 @@ class Page:
         PageError: neither image nor text, or an image that can't be read or is too small or too large.
     """
 
-    image: ImageInput | None = None
+    image: ImageData | ImageSource | None = None
     text: str | None = None
     doc_id: str | None = None
     index: int = 0
@@ -136,8 +131,8 @@ class Page:
             raise PageError(f"A page's index counts from 0, got {self.index}.", source=self.doc_id)
         if self.image is None and (self.text is None or not self.text.strip()):
             raise self.error(f"{self.name} has neither an image nor text. Give Page(image=...) or Page(text=...).")
-        if isinstance(self.image, (Image.Image, bytes, str, Path)):
-            opened = open_image(self.image, name=self.name, source=self.doc_id, page=self.index)
+        if isinstance(self.image, ImageData):
+            opened = open_image(self.image, self.name, self.error)
             if self.size is None:
                 object.__setattr__(self, "size", shown_size(opened))
             if opened is not self.image:
@@ -168,30 +163,26 @@ class Page:
         if self.image is None:
             raise self.error(f"{self.name} has no image.")
         try:
-            given = self.image if isinstance(self.image, (Image.Image, bytes, str, Path)) else self.image.load()
-            return as_rgb(open_image(given, name=self.name, source=self.doc_id, page=self.index))
+            given = self.image if isinstance(self.image, ImageData) else self.image.load()
+            return as_rgb(open_image(given, self.name, self.error))
+        except PageError:
+            raise
         except (OSError, ValueError, SyntaxError) as error:
-            if isinstance(error, PageError):
-                raise
-            raise self.error(
-                f"The image of {self.name} is damaged: {error}. Save it again or leave the page out."
-            ) from error
+            problem = f"The image of {self.name} is damaged: {error}. Save it again or leave the page out."
+            raise self.error(problem) from error
 
     def error(self, message: str) -> PageError:
         """An error about this page."""
         return PageError(message, source=self.doc_id, page=self.index)
 
 
-PageLike = Page | Image.Image | bytes | str | Path
-"""What callers may give for a page: a page, an image, the bytes of an image file, or the path of one."""
+PageLike = Page | ImageData
+"""What callers may give for a page."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A page on its way through the engine.
-
-    ``index`` counts from 0 in the caller's list, ``number`` stands on the page's label in the prompt.
-    """
+    """A page on its way through the engine: its index in the caller's list, and the number on its label."""
 
     index: int
     number: int
@@ -200,13 +191,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredPage:
-    """A page with its rank (1 is best) and its score.
+    """A page with its rank (1 is best), its score, and its index in the caller's list (``position``).
 
-    ``score`` is the calibrated attention mass: the mean over the selected heads of the question's mean
-    attention to the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). Scores
-    compare pages within one call and are never normalised over the candidates. ``position`` is the page's
-    index in the caller's list. ``token_scores`` holds one calibrated value per visual token, where it was
-    asked for; ``grid`` says which part of the page each token sees. Their sum is the image's part of ``score``.
+    ``score`` is the calibrated attention mass: the mean over the selected heads of the question's mean attention to
+    the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). Scores compare pages within one
+    call and are never normalised over the candidates. Where they were asked for, ``token_scores`` holds one calibrated
+    value per visual token, whose sum is the image's part of ``score``; ``grid`` says where on the page each token is.
     """
 
     page: Page

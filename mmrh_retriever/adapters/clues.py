@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +46,11 @@ class PageClues:
     text: str | None = None
     doc_id: str | None = None
 
+    @property
+    def has_text(self) -> bool:
+        """Whether there is text with anything but white space."""
+        return bool(self.text and self.text.strip())
+
 
 def clues_from_metadata(
     metadata: Mapping[str, Any],
@@ -58,17 +62,10 @@ def clues_from_metadata(
 ) -> PageClues:
     """Clues from the metadata that loaders of LangChain and LlamaIndex write.
 
-    ``image`` and ``image_base64`` hold a picture (``image`` may also be a path or a web address), ``image_path``
-    and ``image_url`` say where one is, ``file_path`` and ``source`` name the file that was read. The page is
-    ``page``; a numeric ``source`` beside a ``file_path`` (then always counted from 1); or the printed
-    ``page_label``.
-
-    Args:
-        metadata: the document's metadata; not changed.
-        text: the document's text.
-        doc_id: how to call the document.
-        page_base: the number of the first page, 0 or 1.
-        page_key: another key that holds the page's number; then only this one counts.
+    ``image`` and ``image_base64`` hold a picture (``image`` may also be a path or a web address), ``image_path`` and
+    ``image_url`` say where one is, ``file_path`` and ``source`` name the file that was read. The page is ``page``,
+    counted from ``page_base`` (0 or 1); a numeric ``source`` beside a ``file_path`` (then always counted from 1); or
+    the printed ``page_label``. If ``page_key`` names another key, only this one counts.
 
     Raises:
         PageError: a page number that is not a number, or is before the first page.
@@ -79,17 +76,14 @@ def clues_from_metadata(
             image, url = None, image
         else:
             image, path = None, image
-    if image is None:
-        image = metadata.get("image_base64")
-    index = _page_index(metadata, page_base, page_key, numbered_source=metadata.get("file_path") is not None)
-    files = [it for it in (metadata.get("file_path"), metadata.get("source")) if isinstance(it, (str, Path)) and it]
     label = metadata.get("page_label")
+    files = [it for it in (metadata.get("file_path"), metadata.get("source")) if isinstance(it, (str, Path)) and it]
     return PageClues(
-        image=image,
+        image=metadata.get("image_base64") if image is None else image,
         image_path=path,
         file_path=next((file for file in files if not is_web_address(str(file))), None),
         image_url=None if url is None else str(url),
-        index=index,
+        index=_page_index(metadata, page_base, page_key),
         label=None if label is None or page_key is not None else str(label),
         text=text,
         doc_id=doc_id,
@@ -113,7 +107,7 @@ def is_picture_text(text: str) -> bool:
         return found["kind"].lower().startswith("image/") or found["kind"].lower() == "application/pdf"
     try:
         start = base64.b64decode(text[:64].strip()[:32].translate(_TO_STANDARD), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return False
     return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
@@ -132,20 +126,15 @@ def decode_base64(text: str, *, name: str = "the image") -> bytes:
     packed = "".join(text.split()).translate(_TO_STANDARD).rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PageError(
-            f"The image of {name} is neither base64 nor a data: URI ({error}); it begins with {text[:24]!r}. "
-            "A path goes into image_path."
-        ) from error
+    except ValueError as error:
+        problem = f"is neither base64 nor a data: URI ({error}); it begins with {text[:24]!r}"
+        raise PageError(f"The image of {name} {problem}. A path goes into image_path.") from error
 
 
-def _page_index(
-    metadata: Mapping[str, Any], page_base: int, page_key: str | None, *, numbered_source: bool
-) -> int | None:
+def _page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None) -> int | None:
     key, base = "page" if page_key is None else page_key, page_base
-    if page_key is None and metadata.get("page") is None:
-        if not numbered_source or not re.fullmatch(r"\d{1,9}", str(metadata.get("source", "")), re.ASCII):
-            return None
+    source = "" if metadata.get("file_path") is None else str(metadata.get("source"))
+    if page_key is None and metadata.get("page") is None and re.fullmatch(r"\d{1,9}", source, re.ASCII):
         key, base = "source", 1
     value = metadata.get(key)
     if value is None:
@@ -153,10 +142,7 @@ def _page_index(
     number = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII):
         raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
-    index = int(number) - base
-    if index < 0:
-        raise PageError(
-            f"metadata[{key!r}] is {value!r}, but pages are counted from {base} here. Set page_base=0 if the first "
-            "page is 0."
-        )
-    return index
+    if int(number) < base:
+        counted = f"pages are counted from {base} here. Set page_base=0 if the first page is 0."
+        raise PageError(f"metadata[{key!r}] is {value!r}, but {counted}")
+    return int(number) - base

@@ -11,7 +11,6 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import httpcore
@@ -30,12 +29,9 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def fetch(url: str, *, max_bytes: int, timeout: float) -> bytes:
-    """The body behind a public ``http`` or ``https`` address.
+    """The body behind a public ``http`` or ``https`` address; ``timeout`` is in seconds, redirects included.
 
-    Args:
-        url: the address.
-        max_bytes: longer answers are refused, before anything is read where they give their length.
-        timeout: seconds for the whole fetch, redirects included.
+    Answers of more than ``max_bytes`` are refused, before anything is read where they give their length.
 
     Raises:
         PageError: another scheme, an address that is not public, too many bytes, too slow, or no such thing.
@@ -56,18 +52,13 @@ def fetch(url: str, *, max_bytes: int, timeout: float) -> bytes:
     except httpcore.TimeoutException as error:
         raise PageError(f"{url} takes too long. Raise url_timeout, or fetch it yourself.", source=url) from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-        raise PageError(
-            f"{url} can't be fetched ({type(error).__name__}: {error}). Check the address and the network.", source=url
-        ) from error
+        problem = f"{url} can't be fetched ({type(error).__name__}: {error}). Check the address and the network."
+        raise PageError(problem, source=url) from error
     raise PageError(f"{url} redirects more than {MAX_REDIRECTS} times. Give the final address.", source=url)
 
 
 def checked_address(host: str, port: int) -> str:
-    """Look a host up, and refuse it unless every address of it is public.
-
-    Raises:
-        PageError: an unknown host, or one that is not public.
-    """
+    """The first address of a host; a :class:`PageError` unless it is found and all its addresses are public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -75,11 +66,8 @@ def checked_address(host: str, port: int) -> str:
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not is_public(address):
-            raise PageError(
-                f"{host} is not fetched from: it is at {address}, which is not a public address. Fetch the page "
-                "yourself and give its bytes or path.",
-                source=host,
-            )
+            problem = f"it is at {address}, which is not a public address. Fetch it yourself and give bytes or a path."
+            raise PageError(f"{host} is not fetched from: {problem}", source=host)
     return addresses[0]
 
 
@@ -87,9 +75,7 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet: not private, loopback, link-local, reserved ..."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
         if inner is not None:
             return is_public(str(inner))
         if ip.teredo is not None or ip.is_site_local:
@@ -107,11 +93,8 @@ def _parsed(address: str, base: httpx.URL | None = None) -> httpx.URL:
     if url.userinfo:
         raise PageError(f"The address at {url.host} holds credentials, which are not sent. Remove them.")
     if url.scheme not in ("http", "https") or not url.host or "%" in url.host or (url.port or 0) > 65535:
-        raise PageError(
-            f"{address!r} is not fetched. Expected http:// or https:// with a host; files on disk are given by their "
-            "path.",
-            source=address,
-        )
+        expected = "Expected http:// or https:// with a host; files on disk are given by their path."
+        raise PageError(f"{address!r} is not fetched. {expected}", source=address)
     return url
 
 
@@ -141,16 +124,9 @@ class _CheckedNetwork(httpcore.NetworkBackend):
     def __init__(self, end: float) -> None:
         self.end = end
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore.NetworkStream:
         address = checked_address(host, port)
-        stream = httpcore.SyncBackend().connect_tcp(address, port, _left(self.end), local_address, socket_options)
+        stream = httpcore.SyncBackend().connect_tcp(address, port, **{**options, "timeout": _left(self.end)})
         return _TimedStream(stream, self.end)
 
 

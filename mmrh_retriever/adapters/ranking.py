@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
 from mmrh_retriever.adapters.page_sources import PageSource
+from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
 from mmrh_retriever.ranking.inputs import page_numbers
-from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
 
-RETRIEVAL_SCORE_KEY = "retrieval_score"
-"""Metadata: the score that the document came with."""
-REGIONS_KEY = "mmrh_regions"
-"""Metadata: the page's best regions (see :meth:`RankedItem.region_records`)."""
-ERROR_KEY = "mmrh_error"
-"""Metadata: why a document was put last without a score."""
+# Keys of metadata
+RETRIEVAL_SCORE_KEY = "retrieval_score"  # the score that the document came with
+REGIONS_KEY = "mmrh_regions"  # the page's best regions, as RankedItem.region_records gives them
+ERROR_KEY = "mmrh_error"  # why a document was put last without a score
 
-GRID_CELLS = 24
-"""About how many cells serve as the regions of a page whose layout is unknown."""
+GRID_CELLS = 24  # about how many serve as the regions of a page whose layout is unknown
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,7 +49,7 @@ class RankedItem:
         """
         return [
             {
-                "box": [float(side) for side in found.box],
+                "box": list(found.box),
                 "page_size": None if found.page.size is None else [float(side) for side in found.page.size],
                 "kind": found.kind,
                 "score": float(found.score),
@@ -63,8 +59,15 @@ class RankedItem:
         ]
 
 
-class DocumentRanker(BaseModel):
-    """Ranks a framework's documents, with the settings that decide which of them come back and how."""
+class AdapterSettings(DocumentSettings):
+    """Settings that every adapter takes, and the ranking of documents that they describe.
+
+    An adapter is a class of its framework and of this one. It gives what each of the framework's documents says of its
+    page (:class:`~mmrh_retriever.adapters.PageClues`), and turns ranked items into the framework's results.
+
+    The model is loaded at first use and shared by all adapters of the process that load it alike. An adapter may be
+    given a ``reranker=`` instead. Its model, heads and settings for ranking then count; the settings for loading don't.
+    """
 
     score_threshold: float | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
@@ -72,15 +75,6 @@ class DocumentRanker(BaseModel):
     )
     with_regions: bool = Field(False, description="Put the best regions of each page into its document's metadata.")
     regions_per_page: int = Field(3, ge=1, description="How many regions of a page are kept.")
-
-    @property
-    @abstractmethod
-    def reranker(self) -> Reranker:
-        """The reranker that scores."""
-
-    @abstractmethod
-    def page_source(self) -> PageSource:
-        """How pages are found and how far documents are trusted."""
 
     def rank_items(
         self,
@@ -93,14 +87,8 @@ class DocumentRanker(BaseModel):
     ) -> list[RankedItem]:
         """Rank documents for a question, best first; equals keep the caller's order.
 
-        Documents that lead to the same page are scored once. The items are not changed.
-
-        Args:
-            question: text.
-            items: the framework's documents.
-            clues_of: what one of them says of its page.
-            top_n: how many to give at most; all if ``None``.
-            score_threshold: instead of the setting.
+        ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
+        ``score_threshold`` counts instead of the setting.
 
         Raises:
             QuestionError: an empty question.
@@ -109,44 +97,32 @@ class DocumentRanker(BaseModel):
         """
         check_top_n(top_n)
         if not isinstance(question, str) or not question.strip():
-            raise QuestionError(
-                "The question is empty; pages are ranked by what its words attend to. Give it as text (a query by "
-                "image alone can't be ranked)."
-            )
+            advice = "Give it as text (a query by image alone can't be ranked)."
+            raise QuestionError(f"The question is empty; pages are ranked by what its words attend to. {advice}")
         source = self.page_source()
-        pages: dict[int, Page] = {}
+        found = dict(enumerate(self._page_or_error(source, clues_of, item) for item in items))
+        failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
         unique: dict[Hashable, Page] = {}
-        failed: dict[int, MMRHError] = {}
-        for position, item in enumerate(items):
-            found = self._page_or_error(source, item, clues_of)
-            if isinstance(found, Page):
-                pages[position] = unique.setdefault(page_key(found), found)
-            else:
-                failed[position] = found
+        pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
         reranker = self.reranker
-        ranking, unreadable = self.without_unreadable(
-            list(unique.values()), lambda readable: reranker.rank(question, readable)
-        )
+        ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
-        failed |= {position: unreadable[id(page)] for position, page in pages.items() if id(page) in unreadable}
-        ranked = [RankedItem(position, scores[id(page)]) for position, page in pages.items() if id(page) in scores]
+        failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
+        ranked = [RankedItem(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
         chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
         if not self.with_regions:
             return chosen
-        with_layout = {
-            item.position: with_some_regions(source.page(clues_of(items[item.position]), layout=True))
-            for item in chosen
-            if item.score is not None
-        }
+        readable = [item.position for item in chosen if item.score is not None]
+        with_layout = {i: with_some_regions(source.page(clues_of(items[i]), layout=True)) for i in readable}
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
 
     def choose(
         self,
-        ranked: Sequence[RankedItem],
-        failed: Mapping[int, MMRHError],
+        ranked: list[RankedItem],
+        failed: dict[int, MMRHError],
         *,
         top_n: int | None,
-        score_threshold: float | None = None,
+        score_threshold: float | None,
     ) -> list[RankedItem]:
         """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``."""
         threshold = self.score_threshold if score_threshold is None else score_threshold
@@ -157,36 +133,26 @@ class DocumentRanker(BaseModel):
         return best[:top_n]
 
     def add_regions(
-        self,
-        items: Sequence[RankedItem],
-        pages: Mapping[int, Page],
-        rank_regions: Callable[[list[Page]], Sequence[ScoredRegion]],
+        self, items: list[RankedItem], pages: dict[int, Page], rank_regions: Callable[[list[Page]], list[ScoredRegion]]
     ) -> list[RankedItem]:
-        """Give the items their pages' best regions.
+        """Give ranked items the best regions of their pages, which are known by position.
 
-        Args:
-            items: ranked items.
-            pages: the items' pages, with regions where they have an image, by position.
-            rank_regions: gives the regions of pages that have an image, best first.
+        ``rank_regions`` gives the regions of pages that have an image, best first.
         """
-        pictured = {page_key(page): page for page in pages.values() if page.image is not None}
+        keys = {position: page_key(page) for position, page in pages.items() if page.image is not None}
+        pictured = {key: pages[position] for position, key in keys.items()}
         found: dict[Hashable, list[ScoredRegion]] = {}
         for region in rank_regions(list(pictured.values())) if pictured else []:
             found.setdefault(page_key(region.page), []).append(region)
-        result = []
-        for item in items:
-            page = pages.get(item.position)
-            regions = [] if page is None else found.get(page_key(page), [])
-            result.append(replace(item, regions=tuple(regions[: self.regions_per_page])))
-        return result
+        best = {position: tuple(found.get(key, ())[: self.regions_per_page]) for position, key in keys.items()}
+        return [replace(item, regions=best.get(item.position, ())) for item in items]
 
     def without_unreadable(
         self, pages: Sequence[Page], run: Callable[[list[Page]], Result]
     ) -> tuple[Result | None, dict[int, MMRHError]]:
-        """Run something over pages; unless ``on_error`` is ``"raise"``, again without those that can't be read.
+        """What ``run`` gives for pages (``None`` if there are none), and errors by the ``id`` of their page.
 
-        Returns:
-            What ``run`` gave (``None`` if no page is left), and the errors by the ``id`` of their page.
+        Unless ``on_error`` is ``"raise"``, it is run again without pages that can't be read.
         """
         if not pages:
             return None, {}
@@ -199,7 +165,7 @@ class DocumentRanker(BaseModel):
         result, others = self.without_unreadable([page for page in pages if id(page) not in found], run)
         return result, found | others
 
-    def _page_or_error(self, source: PageSource, item: Item, clues_of: Callable[[Item], PageClues]) -> Page | PageError:
+    def _page_or_error(self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item) -> Page | PageError:
         try:
             return source.page(clues_of(item))
         except PageError as error:
@@ -209,10 +175,8 @@ class DocumentRanker(BaseModel):
 
     def _culprits(self, pages: Sequence[Page], error: PageError | ContextOverflowError) -> dict[int, MMRHError]:
         """The pages that can't be put into a prompt, or that are too long for a window."""
-        lengths = {
-            id(page): self._length_or_error(page, number)
-            for page, number in zip(pages, page_numbers(pages), strict=True)
-        }
+        numbered = zip(pages, page_numbers(pages), strict=True)
+        lengths = {id(page): self._length_or_error(page, number) for page, number in numbered}
         found: dict[int, MMRHError] = {key: value for key, value in lengths.items() if isinstance(value, PageError)}
         if isinstance(error, ContextOverflowError) and error.tokens in lengths.values():  # else it is the question
             allowed = error.allowed

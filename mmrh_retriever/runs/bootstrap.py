@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from mmrh_retriever.errors import DataError
+
 Values = npt.NDArray[np.float64]
 
 
@@ -40,22 +42,16 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a mean (Efron 1979).
+    """Percentile bootstrap of the mean of one measure, ``(questions,)`` (Efron 1979), that covers ``level``.
 
-    Args:
-        values: one measure, ``(questions,)``.
-        domains: a question's domain; given, the mean is the macro one and domains are resampled each for itself.
-        clusters: what is drawn, such as the question's document; questions themselves by default. Questions of
-            one document share its pages, so drawing documents gives the more honest, wider interval.
-        samples: how many resamples.
-        level: the interval's coverage.
-        seed: of the resampling; the same seed gives the same interval.
+    Given the questions' ``domains``, the mean is the macro one and domains are resampled each for itself. Given
+    ``clusters``, such as the questions' documents, these are drawn instead of questions: questions of one document
+    share its pages, so the wider interval is the more honest one. The same ``seed`` gives the same interval.
 
     Raises:
-        ValueError: no values, or lists of different lengths.
+        DataError: no values, or lists of different lengths.
     """
-    given = np.asarray(values, dtype=np.float64).reshape(-1)
-    mean, drawn = _resample(given, domains, clusters, samples, seed)
+    mean, drawn = _resample(_flat(values), domains, clusters, samples, seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high))
 
@@ -78,12 +74,11 @@ def paired_bootstrap(
     ``theirs`` are in the same order of questions.
 
     Raises:
-        ValueError: no values, or lists of different lengths.
+        DataError: no values, or lists of different lengths.
     """
-    first = np.asarray(ours, dtype=np.float64).reshape(-1)
-    second = np.asarray(theirs, dtype=np.float64).reshape(-1)
+    first, second = _flat(ours), _flat(theirs)
     if first.shape != second.shape:
-        raise ValueError(f"Paired runs need the same questions, got {first.size} and {second.size} values.")
+        raise DataError(f"Paired runs need the same questions, got {first.size} and {second.size} values.")
     difference, drawn = _resample(first - second, domains, clusters, samples, seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     # A hair of tolerance: sums of the same values in another order differ in the last bits.
@@ -91,19 +86,19 @@ def paired_bootstrap(
     return PairedDifference(difference, float(low), float(high), (further + 1) / (samples + 1))
 
 
+def _flat(values: npt.ArrayLike) -> Values:
+    return np.asarray(values, dtype=np.float64).reshape(-1)
+
+
 def _resample(
-    values: Values,
-    domains: Sequence[str] | None,
-    clusters: Sequence[Hashable] | None,
-    samples: int,
-    seed: int,
+    values: Values, domains: Sequence[str] | None, clusters: Sequence[Hashable] | None, samples: int, seed: int
 ) -> tuple[float, Values]:
     """The mean of the values, and that of each resample, ``(samples,)``."""
     strata = np.zeros(values.size, dtype=np.intp) if domains is None else _codes(domains)
     units = np.arange(values.size) if clusters is None else _codes(clusters)
     if not values.size or strata.size != values.size or units.size != values.size:
-        raise ValueError(
-            f"Expected one value, domain and cluster a question, got {values.size}, {strata.size} and {units.size}."
+        raise DataError(
+            f"Expected one value, domain and cluster per question, got {values.size}, {strata.size} and {units.size}."
         )
     inside = [strata == stratum for stratum in np.unique(strata)]
     members = [np.unique(units[chosen], return_inverse=True)[1] for chosen in inside]
@@ -118,7 +113,7 @@ def _resample(
 
 @lru_cache(maxsize=2)
 def _draws(units: tuple[int, ...], samples: int, seed: int) -> list[Values]:
-    """How often each unit is drawn in each resample, ``(samples, units)`` a stratum. A run asks for the same again."""
+    """How often each unit is drawn in each resample, ``(samples, units)`` per stratum; kept for the next measure."""
     rng = np.random.default_rng(seed)
     return [rng.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64) for count in units]
 

@@ -11,29 +11,22 @@ from typing import Any
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import write_atomically
 
-_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+_FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, distinct with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 @contextmanager
 def figure(path: str | Path, width: float, height: float, *, dpi: int = 150) -> Iterator[Any]:
-    """A matplotlib figure to draw on. It is saved to ``path`` at the end, all or nothing.
-
-    Args:
-        path: the file; its ending says the format.
-        width: in inches.
-        height: in inches.
-        dpi: dots per inch of a PNG.
+    """A matplotlib figure of some inches to draw on. It is saved to ``path`` at the end, all or nothing.
 
     Raises:
         ImportError: matplotlib is missing; names the extra to install.
         DataError: the ending is not .png, .svg or .pdf, or the file can't be written.
     """
-    target = Path(path)
-    kind = _FORMATS.get(target.suffix.lower())
-    if kind is None:
-        raise DataError(f"{target}: pictures are saved as {', '.join(_FORMATS)}. Give the file such an ending.")
+    kind = Path(path).suffix.lower()
+    if kind not in _FORMATS:
+        raise DataError(f"{path}: pictures are saved as {', '.join(_FORMATS)}. Give the file such an ending.")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,5 +36,5 @@ def figure(path: str | Path, width: float, height: float, *, dpi: int = 150) -> 
     FigureCanvasAgg(made)
     yield made
     memory = io.BytesIO()
-    made.savefig(memory, format=kind, dpi=dpi)
-    write_atomically(target, memory.getvalue())
+    made.savefig(memory, format=kind[1:], dpi=dpi)
+    write_atomically(Path(path), memory.getvalue())

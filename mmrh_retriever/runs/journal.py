@@ -3,9 +3,8 @@
     FOLDER/settings.json    what was run; a run that is resumed must have the same
     FOLDER/journal.jsonl    one line per finished unit, appended and written through to the disk at once
 
-A unit is whatever a run does not want to do twice: a probe, a document under a ranker. The journal knows its schema
-and its key, and nothing else of it. A kill loses the unit it interrupted: a last line that was cut off is dropped.
-A unit that is written again replaces the first.
+A unit is whatever a run does not want to do twice: a probe, a document under a ranker. A kill loses the unit that it
+interrupted: a last line that was cut off is dropped. A unit that is written again replaces the first.
 """
 
 from __future__ import annotations
@@ -17,31 +16,21 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.files import FileModel as _FileModel
-from mmrh_retriever.files import Model, leftovers, parse_as, read_json, write_json
+from mmrh_retriever.files import FileModel, Model, leftovers, parse_as, read_json, write_json
 
 _MISSING = object()
 _SHOWN = 12
 
 
-class _Settings(_FileModel):
-    """The settings file."""
-
+class _Settings(FileModel):
     format: Literal["mmrh-run"]
     settings: dict[str, Any]
 
 
 class Journal(Generic[Model]):
-    """A run's folder. Use as a context manager.
+    """A run's folder, as a context manager; ``done`` holds the finished units by what ``key`` gives for them.
 
-    Args:
-        folder: the run's folder; made where it is missing.
-        unit: the schema of a finished unit.
-        key: what tells one unit from another.
-        settings: everything that must be alike for the units of one run, ready for JSON.
-        what: what the run is, for messages, such as ``"detection run"``.
-        resume: go on with the run that the folder holds.
-        growing: the name of a setting, itself a mapping, to which a resumed run may add entries.
+    ``settings`` must be alike for all units of one run; a resumed run may add entries to the one named ``growing``.
 
     Raises:
         DataError: the folder holds a run and ``resume`` is off; that run had other settings (the differences are
@@ -60,19 +49,13 @@ class Journal(Generic[Model]):
         growing: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.done: dict[Any, Model] = {}
-        self._key = key
-        self._what = what
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        file = self.folder / "settings.json"
-        if file.is_file():
+        self._key, self._what = key, what
+        if (self.folder / "settings.json").is_file():
             if not resume:
-                raise DataError(
-                    f"{self.folder} holds a {what} already. Go on with it (--resume, resume=True), or choose another "
-                    "folder."
-                )
-            before = read_json(file, _Settings, what=f"settings file of a {what}").settings
-            self._check_same(before, growing)
+                advice = "Go on with it (--resume, resume=True), or choose another folder."
+                raise DataError(f"{self.folder} holds a {what} already. {advice}")
+            self._check_same(_read_settings(self.folder, what), growing)
         elif self.folder.exists() and not self.folder.is_dir():
             raise DataError(f"{self.folder} is a file. Expected a folder for the {what}.")
         elif self.folder.is_dir() and any(item not in leftovers(self.folder) for item in self.folder.iterdir()):
@@ -83,11 +66,10 @@ class Journal(Generic[Model]):
                 item.unlink()
         except OSError as error:
             raise DataError(f"{self.folder}: can't be made ({error}). Choose another folder.") from error
-        write_json(file, _Settings(format="mmrh-run", settings=self.settings))
+        write_json(self.folder / "settings.json", _Settings(format="mmrh-run", settings=self.settings))
         path = self.folder / "journal.jsonl"
         try:
-            for one in _whole_lines(path, unit, what, cut=True):
-                self.done[key(one)] = one
+            self.done = {key(one): one for one in _whole_lines(path, unit, what, cut=True)}
             self._stream = path.open("ab")
         except OSError as error:
             raise DataError(f"{path}: can't be written ({error}). Choose another folder.") from error
@@ -102,11 +84,7 @@ class Journal(Generic[Model]):
             raise self._unwritten(error) from error
 
     def add(self, unit: Model) -> None:
-        """Write one finished unit through to the disk.
-
-        Raises:
-            DataError: the file can't be written, such as on a full disk.
-        """
+        """Write one finished unit through to the disk; a :class:`DataError` if that fails, such as on a full disk."""
         try:
             self._stream.write(unit.model_dump_json().encode() + b"\n")
             self._stream.flush()
@@ -123,14 +101,11 @@ class Journal(Generic[Model]):
             old, new = before.get(growing, {}), self.settings[growing]
             self.settings[growing] = {**old, **new}
             before = before | {growing: {**new, **old}}
-        apart = list(differences(before, self.settings))
-        if apart:
+        if apart := list(differences(before, self.settings)):
             more = [f"and {len(apart) - _SHOWN} more"] if len(apart) > _SHOWN else []
             shown = "".join(f"\n  {line}" for line in apart[:_SHOWN] + more)
-            raise DataError(
-                f"{self.folder} holds a {self._what} with other settings:{shown}\nGive the same settings again, or "
-                "choose another folder."
-            )
+            advice = "Give the same settings again, or choose another folder."
+            raise DataError(f"{self.folder} holds a {self._what} with other settings:{shown}\n{advice}")
 
 
 def read_journal(folder: str | Path, unit: type[Model], *, what: str) -> tuple[dict[str, Any], list[Model]]:
@@ -139,8 +114,11 @@ def read_journal(folder: str | Path, unit: type[Model], *, what: str) -> tuple[d
     Raises:
         DataError: there is no run in the folder, or a malformed line.
     """
-    settings = read_json(Path(folder) / "settings.json", _Settings, what=f"settings file of a {what}").settings
-    return settings, list(_whole_lines(Path(folder) / "journal.jsonl", unit, what, cut=False))
+    return _read_settings(Path(folder), what), list(_whole_lines(Path(folder) / "journal.jsonl", unit, what, cut=False))
+
+
+def _read_settings(folder: Path, what: str) -> dict[str, Any]:
+    return read_json(folder / "settings.json", _Settings, what=f"settings file of a {what}").settings
 
 
 def _whole_lines(path: Path, unit: type[Model], what: str, *, cut: bool) -> Iterator[Model]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -50,8 +51,7 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown, its title above and its notes below it; the best figures are bold."""
         cells = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in self.rows]
-        words = self.text_columns
-        rule = ["---"] * words + ["---:"] * (len(self.columns) - words)
+        rule = ["---" if number < self.text_columns else "---:" for number in range(len(self.columns))]
         escaped = ([text.replace("|", r"\|") for text in line] for line in (self.columns, rule, *cells))
         lines = "".join(f"| {' | '.join(line)} |\n" for line in escaped)
         notes = "\n" + "".join(f"- {note}\n" for note in self.notes) if self.notes else ""
@@ -61,13 +61,9 @@ class Table:
         """The table for a terminal; the best figures are bold and have a star, which a pipe keeps."""
         made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, name in enumerate(self.columns):
-            upper, _, lower = name.rpartition(" ") if number >= self.text_columns else ("", "", name)
-            made.add_column(
-                Text("\n".join(filter(None, (upper, lower)))),
-                justify="left" if number < self.text_columns else "right",
-                overflow="fold",
-                vertical="bottom",
-            )
+            side: Literal["left", "right"] = "left" if number < self.text_columns else "right"
+            heading = name if side == "left" else "\n".join(name.rsplit(" ", 1))
+            made.add_column(Text(heading), justify=side, overflow="fold", vertical="bottom")
         starred = any(cell.best for row in self.rows for cell in row)
         for row in self.rows:
             made.add_row(*(self._shown(cell, number, starred=starred) for number, cell in enumerate(row)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
@@ -21,6 +21,23 @@ SCORE_KEY = "relevance_score"
 """Metadata: the score, where LangChain's other rerankers put theirs."""
 
 
+def reranked(
+    documents: Sequence[Document], query: str, settings: AdapterSettings, top_n: int | None, threshold: float | None
+) -> list[Document]:
+    """Copies of documents with their scores, best first; equals keep their order.
+
+    Raises:
+        QuestionError: an empty question.
+        PageError, ContextOverflowError: a document that can't be read or is too long (``on_error="raise"``).
+    """
+    if not documents:
+        return []
+    ranked = settings.rank_items(
+        query, documents, lambda document: clues_of(document, settings), top_n=top_n, score_threshold=threshold
+    )
+    return [scored_copy(documents[item.position], item, settings) for item in ranked]
+
+
 def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     """What a document says of its page.
 
@@ -30,15 +47,17 @@ def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     Raises:
         PageError: a page number in the metadata that is not a number.
     """
-    metadata, text = _without_blob(document.metadata), document.page_content
+    metadata, text = dict(document.metadata), document.page_content
+    key = next((key for key in ("image", "blob") if isinstance(metadata.get(key), Blob)), None)
+    if key is not None:
+        blob = metadata.pop(key)
+        metadata |= {"image_path": str(blob.path)} if blob.data is None else {"image": blob.as_bytes()}
     if is_picture_text(text):
         metadata, text = {"image_base64": text, **metadata}, ""
+    source = metadata.get("source")
+    doc_id = document.id or (source if isinstance(source, str) else None)
     return clues_from_metadata(
-        metadata,
-        text=text,
-        doc_id=document.id or _origin(document.metadata),
-        page_base=settings.page_base,
-        page_key=settings.page_key,
+        metadata, text=text, doc_id=doc_id, page_base=settings.page_base, page_key=settings.page_key
     )
 
 
@@ -55,19 +74,3 @@ def scored_copy(document: Document, item: RankedItem, settings: AdapterSettings)
     if item.error is not None:
         metadata[ERROR_KEY] = str(item.error)
     return document.model_copy(update={"metadata": metadata})
-
-
-def _without_blob(metadata: dict[Any, Any]) -> dict[Any, Any]:
-    key = next((key for key in ("image", "blob") if isinstance(metadata.get(key), Blob)), None)
-    if key is None:
-        return metadata
-    blob = metadata[key]
-    plain = {name: value for name, value in metadata.items() if name != key}
-    if blob.data is not None:
-        return {**plain, "image": blob.as_bytes()}
-    return {**plain, "image_path": str(blob.path)}
-
-
-def _origin(metadata: dict[Any, Any]) -> str | None:
-    source = metadata.get("source")
-    return source if isinstance(source, str) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.documents import Document
-from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, Reranker, ScoredRegion, read_pdf
+from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, ScoredRegion, read_pdf
 from mmrh_retriever.adapters import AdapterSettings, PageSource, RankedItem, with_some_regions
 from mmrh_retriever.bm25 import bm25_scores
 
@@ -24,23 +24,27 @@ class Answer:
 
 @dataclass(slots=True)
 class _Shelf:
-    """The pages of some files, and a document per page; a page that can't be read is an error."""
+    """A document per page of some files; the pages that can be read, and errors of the others, by their index."""
 
     documents: list[Document] = field(default_factory=list)
-    pages: list[Page | PageError] = field(default_factory=list)
+    pages: dict[int, Page] = field(default_factory=dict)
+    failed: dict[int, MMRHError] = field(default_factory=dict)
     encoded: EncodedPages | None = None
-    encoded_by: Reranker | None = None
-    errors: dict[int, MMRHError] = field(default_factory=dict)  # by index, as found while encoding
+    encoded_by: tuple[Any, ...] = ()  # model, heads and settings
+    not_encoded: dict[int, MMRHError] = field(default_factory=dict)
+
+    def add(self, page: Page | PageError, file: str) -> None:
+        index = len(self.documents)
+        if isinstance(page, Page):
+            self.pages[index] = page
+            self.documents.append(_document(page))
+        else:
+            self.failed[index] = page
+            self.documents.append(Document("", metadata={"source": file}))
 
     def indices(self) -> dict[int, int]:
         """The pages' indices by the ``id`` of the page."""
-        return {id(page): index for index, page in enumerate(self.pages)}
-
-    def readable(self) -> list[Page]:
-        return [page for page in self.pages if isinstance(page, Page)]
-
-    def unreadable(self) -> dict[int, MMRHError]:
-        return {index: page for index, page in enumerate(self.pages) if isinstance(page, PageError)}
+        return {id(page): index for index, page in self.pages.items()}
 
 
 class Library:
@@ -85,13 +89,14 @@ class Library:
         """
         reranker, indices = settings.reranker, shelf.indices()
         with self._lock:
-            if shelf.encoded_by is None or not _alike(shelf.encoded_by, reranker):
-                encoded, errors = settings.without_unreadable(
-                    shelf.readable(), lambda pages: reranker.encode(pages, memory_budget=memory_budget)
+            ranking_alike = (reranker.backbone.model, reranker.heads, reranker.settings)
+            if shelf.encoded_by != ranking_alike:
+                shelf.encoded, errors = settings.without_unreadable(
+                    list(shelf.pages.values()), lambda pages: reranker.encode(pages, memory_budget=memory_budget)
                 )
-                shelf.errors = shelf.unreadable() | {indices[key]: error for key, error in errors.items()}
-                shelf.encoded, shelf.encoded_by = encoded, reranker
-            encoded, failed = shelf.encoded, dict(shelf.errors)
+                shelf.not_encoded = {indices[key]: error for key, error in errors.items()}
+                shelf.encoded_by = ranking_alike
+            encoded, failed = shelf.encoded, shelf.failed | shelf.not_encoded
         if encoded is None:
             return Answer([], failed, lambda _: [])
         ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in encoded.rank(question)]
@@ -105,16 +110,11 @@ class Library:
             PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
         """
         reranker, indices = settings.reranker, shelf.indices()
-        chosen = shortlist(question, shelf.readable(), candidates)
+        chosen = shortlist(question, list(shelf.pages.values()), candidates)
         ranking, errors = settings.without_unreadable(chosen, lambda pages: reranker.rank(question, pages))
-        failed = shelf.unreadable() | {indices[key]: error for key, error in errors.items()}
+        failed = shelf.failed | {indices[key]: error for key, error in errors.items()}
         ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in ranking or []]
         return Answer(ranked, failed, lambda pages: reranker.rank_regions(question, pages))
-
-
-def _alike(one: Reranker, other: Reranker) -> bool:
-    """Whether two rerankers score alike, so that pages encoded by one serve the other."""
-    return (one.backbone.model, one.heads, one.settings) == (other.backbone.model, other.heads, other.settings)
 
 
 def shortlist(question: str, pages: Sequence[Page], count: int) -> list[Page]:
@@ -134,10 +134,7 @@ def _read(files: Sequence[str], settings: AdapterSettings) -> _Shelf:
     shelf = _Shelf()
     for file in files:
         for page in _pages_of(file, settings):
-            shelf.pages.append(page)
-            shelf.documents.append(
-                _document(page) if isinstance(page, Page) else Document("", metadata={"source": file})
-            )
+            shelf.add(page, file)
     return shelf
 
 
@@ -156,14 +153,13 @@ def _pages_of(file: str, settings: AdapterSettings) -> list[Page] | list[PageErr
 def _document(page: Page) -> Document:
     """The document of a PDF page, with the metadata that LangChain's own PDF loaders write."""
     source = str(page.metadata["path"])
-    metadata: dict[str, Any] = {
+    known = {
         "source": source,
         "file_path": source,
         "page": page.index,
         "total_pages": page.metadata["total_pages"],
+        "page_label": page.label,
+        "title": page.metadata.get("title"),
     }
-    if page.label is not None:
-        metadata["page_label"] = page.label
-    if "title" in page.metadata:
-        metadata["title"] = page.metadata["title"]
+    metadata = {name: value for name, value in known.items() if value is not None}
     return Document(page.text or "", metadata=metadata, id=f"{source}#{page.index}")

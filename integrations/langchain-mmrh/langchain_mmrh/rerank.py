@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
 from mmrh_retriever.adapters import AdapterSettings, check_top_n
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from langchain_mmrh.documents import clues_of, scored_copy
+from langchain_mmrh.documents import reranked
 
 
 class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
@@ -27,8 +28,6 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
-
     top_n: int | None = Field(None, ge=1, description="How many documents to return; all if None.")
 
     def compress_documents(
@@ -40,14 +39,9 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> list[Document]:
-        """Rerank documents for a question.
+        """Rerank documents for a question; ``top_n`` and ``score_threshold`` count instead of the settings.
 
-        Args:
-            documents: candidates; they are not changed.
-            query: the question.
-            callbacks: not used: nothing is called that reports.
-            top_n: how many to return; the setting if ``None``.
-            score_threshold: documents that score lower are left out; the setting if ``None``.
+        ``callbacks`` is not used: nothing is called that reports.
 
         Returns:
             Copies, best first; equals keep their order.
@@ -59,33 +53,10 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
         """
         del callbacks
         check_top_n(top_n)
-        if not documents:
-            return []
-        ranked = self.rank_items(
-            query,
-            documents,
-            lambda document: clues_of(document, self),
-            top_n=self.top_n if top_n is None else top_n,
-            score_threshold=score_threshold,
-        )
-        return [scored_copy(documents[item.position], item, self) for item in ranked]
+        return reranked(documents, query, self, self.top_n if top_n is None else top_n, score_threshold)
 
     async def acompress_documents(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        callbacks: Callbacks | None = None,
-        *,
-        top_n: int | None = None,
-        score_threshold: float | None = None,
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None, **options: Any
     ) -> list[Document]:
-        """:meth:`compress_documents` in a thread; the event loop goes on."""
-        return await run_in_executor(
-            None,
-            self.compress_documents,
-            documents,
-            query,
-            callbacks,
-            top_n=top_n,
-            score_threshold=score_threshold,
-        )
+        """:meth:`compress_documents` in a thread, with its options; the event loop goes on."""
+        return await run_in_executor(None, self.compress_documents, documents, query, callbacks, **options)

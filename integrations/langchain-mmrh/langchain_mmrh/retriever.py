@@ -9,12 +9,11 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever import Page
 from mmrh_retriever.adapters import AdapterSettings, check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from typing_extensions import Self
 
-from langchain_mmrh.documents import clues_of, scored_copy
+from langchain_mmrh.documents import reranked, scored_copy
 from langchain_mmrh.library import Library
 
 
@@ -34,7 +33,7 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     base_retriever: RetrieverLike | None = Field(None, description="Whose documents are reranked.")
     files: tuple[str, ...] = Field((), description="PDF files, if there is no base retriever.")
@@ -68,12 +67,11 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
         score_threshold: float | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        check_top_n(k, "k")
+        self._check(k, kwargs)
         if self.base_retriever is None:
-            self._check_no_more(kwargs)
             return self._from_files(query, k, score_threshold)
         found = self.base_retriever.invoke(query, config={"callbacks": run_manager.get_child()}, **kwargs)
-        return self._reranked(found, query, k, score_threshold)
+        return reranked(found, query, self, k or self.k, score_threshold)
 
     async def _aget_relevant_documents(
         self,
@@ -84,30 +82,16 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
         score_threshold: float | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        check_top_n(k, "k")
+        self._check(k, kwargs)
         if self.base_retriever is None:
-            self._check_no_more(kwargs)
             return await run_in_executor(None, self._from_files, query, k, score_threshold)
         found = await self.base_retriever.ainvoke(query, config={"callbacks": run_manager.get_child()}, **kwargs)
-        return await run_in_executor(None, self._reranked, found, query, k, score_threshold)
+        return await run_in_executor(None, reranked, found, query, self, k or self.k, score_threshold)
 
-    def _check_no_more(self, kwargs: dict[str, Any]) -> None:
-        if kwargs:
-            raise TypeError(f"Over files, a call takes k= and score_threshold= only; got {', '.join(sorted(kwargs))}.")
-
-    def _reranked(
-        self, documents: list[Document], query: str, k: int | None, score_threshold: float | None
-    ) -> list[Document]:
-        if not documents:
-            return []
-        ranked = self.rank_items(
-            query,
-            documents,
-            lambda document: clues_of(document, self),
-            top_n=k or self.k,
-            score_threshold=score_threshold,
-        )
-        return [scored_copy(documents[item.position], item, self) for item in ranked]
+    def _check(self, k: int | None, more: dict[str, Any]) -> None:
+        check_top_n(k, "k")
+        if self.base_retriever is None and more:
+            raise TypeError(f"Over files, a call takes k= and score_threshold= only; got {', '.join(sorted(more))}.")
 
     def _from_files(self, query: str, k: int | None, score_threshold: float | None) -> list[Document]:
         library, shelf = self._library, self._library.shelf(self.files, self)
@@ -117,7 +101,6 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
             answer = library.ask_best(shelf, self, query, self.candidates)
         chosen = self.choose(answer.ranked, answer.failed, top_n=k or self.k, score_threshold=score_threshold)
         if self.with_regions:
-            found = {item.position: shelf.pages[item.position] for item in chosen}
-            pages = {position: page for position, page in found.items() if isinstance(page, Page)}
+            pages = {item.position: shelf.pages[item.position] for item in chosen if item.score is not None}
             chosen = self.add_regions(chosen, pages, answer.rank_regions)
         return [scored_copy(shelf.documents[item.position], item, self) for item in chosen]

@@ -42,7 +42,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     top_n: int | None = Field(None, ge=1, description="How many nodes to return; all if None.")
     page_base: Literal[0, 1] = Field(
@@ -73,11 +73,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         """Rerank with another ``top_n`` or ``score_threshold`` than the component's own.
 
-        Args:
-            nodes: candidates; they are not changed.
-            query: the question. It may be missing only where there are no nodes.
-            top_n: how many to return; the setting if ``None``.
-            score_threshold: nodes that score lower are left out; the setting if ``None``.
+        The question may be missing only where there are no nodes.
 
         Returns:
             Copies, best first, with scores of this question; equals keep their order.
@@ -92,16 +88,19 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         bundle = QueryBundle(query) if isinstance(query, str) else query
         shown = len(nodes) if top_n is None else top_n
         dispatcher.event(ReRankStartEvent(query=bundle, nodes=list(nodes), top_n=shown, model_name=self.model_label))
+        question = "" if bundle is None else bundle.query_str
         payload = {
             EventPayload.NODES: list(nodes),
             EventPayload.MODEL_NAME: self.model_label,
-            EventPayload.QUERY_STR: "" if bundle is None else bundle.query_str,
+            EventPayload.QUERY_STR: question,
             EventPayload.TOP_K: shown,
         }
         found: list[NodeWithScore] = []
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-                found = self._ranked(nodes, bundle, top_n, score_threshold)
+                if nodes:
+                    ranked = self.rank_items(question, nodes, self.clues, top_n=top_n, score_threshold=score_threshold)
+                    found = [self._scored_copy(nodes[item.position], item) for item in ranked]
                 event.on_end(payload={EventPayload.NODES: found})
         except Exception as error:
             dispatcher.event(ExceptionEvent(exception=error))
@@ -111,15 +110,10 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         return found
 
     async def arerank(
-        self,
-        nodes: Sequence[NodeWithScore],
-        query: QueryBundle | str | None,
-        *,
-        top_n: int | None = None,
-        score_threshold: float | None = None,
+        self, nodes: Sequence[NodeWithScore], query: QueryBundle | str | None, **options: Any
     ) -> list[NodeWithScore]:
-        """:meth:`rerank` in a thread; the event loop goes on."""
-        return await asyncio.to_thread(self.rerank, nodes, query, top_n=top_n, score_threshold=score_threshold)
+        """:meth:`rerank` in a thread, with its options; the event loop goes on."""
+        return await asyncio.to_thread(self.rerank, nodes, query, **options)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -131,39 +125,22 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         return await self.arerank(nodes, query_bundle)
 
-    def _ranked(
-        self,
-        nodes: Sequence[NodeWithScore],
-        query: QueryBundle | None,
-        top_n: int | None,
-        score_threshold: float | None,
-    ) -> list[NodeWithScore]:
-        if not nodes:
-            return []
-        question = "" if query is None else query.query_str
-        ranked = self.rank_items(question, nodes, self.clues, top_n=top_n, score_threshold=score_threshold)
-        return [self._scored_copy(nodes[item.position], item) for item in ranked]
-
     def clues(self, scored: NodeWithScore) -> PageClues:
         """What a node says of its page.
 
         Raises:
             PageError: a page number in the metadata that is not a number.
         """
-        node = scored.node
+        node, text = scored.node, scored.node.get_content(metadata_mode=MetadataMode.NONE)
         clues = clues_from_metadata(
-            node.metadata,
-            text=node.get_content(metadata_mode=MetadataMode.NONE),
-            doc_id=node.node_id,
-            page_base=self.page_base,
-            page_key=self.page_key,
+            node.metadata, text=text, doc_id=node.node_id, page_base=self.page_base, page_key=self.page_key
         )
         image, path, url = _own_picture(node)
         return replace(
             clues,
-            image=image if image is not None or path is not None else clues.image,
-            image_path=path if path is not None else clues.image_path,
-            image_url=url if url is not None else clues.image_url,
+            image=image if image or path else clues.image,
+            image_path=path or clues.image_path,
+            image_url=url or clues.image_url,
         )
 
     def _scored_copy(self, scored: NodeWithScore, item: RankedItem) -> NodeWithScore:
@@ -177,14 +154,11 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         old = scored.node
         stale = {RETRIEVAL_SCORE_KEY, REGIONS_KEY, ERROR_KEY}
         metadata = {key: value for key, value in old.metadata.items() if key not in stale} | notes
-        node = old.model_copy(
-            update={
-                "metadata": metadata,
-                "excluded_llm_metadata_keys": _with(old.excluded_llm_metadata_keys, notes),
-                "excluded_embed_metadata_keys": _with(old.excluded_embed_metadata_keys, notes),
-            }
-        )
-        return NodeWithScore(node=node, score=item.score)
+        update: dict[str, Any] = {"metadata": metadata}
+        for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):
+            excluded = getattr(old, name)
+            update[name] = [*excluded, *(key for key in notes if key not in excluded)]
+        return NodeWithScore(node=old.model_copy(update=update), score=item.score)
 
 
 def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | None]:
@@ -199,7 +173,3 @@ def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | 
         path = path or resource.path
         url = url or resource.url
     return image or None, str(path) if path else None, str(url) if url else None
-
-
-def _with(keys: Sequence[str], more: dict[str, Any]) -> list[str]:
-    return [*keys, *(key for key in more if key not in keys)]
