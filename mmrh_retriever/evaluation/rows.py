@@ -77,31 +77,19 @@ class _Summary(RootModel[dict[str, Any]]):
 
 
 def open_journal(folder: str | Path, settings: Mapping[str, Any], *, resume: bool) -> Journal[Part]:
-    """The journal of an evaluation, one unit per document and ranker.
-
-    Raises:
-        DataError: as for :class:`~mmrh_retriever.runs.journal.Journal`.
-    """
+    """The journal of an evaluation, one unit per document and ranker; for errors see :class:`Journal`."""
     return Journal(folder, Part, _key, settings, what=_WHAT, resume=resume, growing="rankers")
 
 
 def write_results(folder: str | Path, parts: Iterable[Part], summary: Mapping[str, Any]) -> None:
-    """Write all rows, then the summary, which says that the run is finished.
-
-    Raises:
-        DataError: the files can't be written.
-    """
+    """Write all rows, then the summary, which says that the run is finished."""
     lines = [row.model_dump_json() for part in parts for row in part.rows]
     write_atomically(Path(folder) / "rows.jsonl", ("\n".join(lines) + "\n").encode())
     write_json(Path(folder) / "summary.json", summary)
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a finished run, from its folder or its ``rows.jsonl``.
-
-    Raises:
-        DataError: a missing file or a malformed row; names file and line.
-    """
+    """The rows of a finished run, from its folder or its ``rows.jsonl``; a DataError names the file and line."""
     file = Path(path)
     for _, row in read_jsonl(file / "rows.jsonl" if file.is_dir() else file, Row, what="row of an evaluation"):
         yield row
@@ -120,16 +108,14 @@ def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
     if not (folder / "summary.json").is_file():
         raise DataError(f"{folder}: the run was not finished. Go on with it (mmrh evaluate mmdocir ... --resume).")
     summary = read_json(folder / "summary.json", _Summary, what=f"summary of a {_WHAT}")
-    done = {_key(part): part for part in units}
-    found: dict[str, list[Part]] = {}
-    for ranker in summary.root:
-        own = [part for part in done.values() if part.ranker == ranker]
-        found[ranker] = sorted(own, key=lambda part: part.line)
-        expected = settings["dataset"]["documents"]
-        if len(own) != expected:
+    done = sorted({_key(part): part for part in units}.values(), key=lambda part: part.line)
+    found = {ranker: [part for part in done if part.ranker == ranker] for ranker in summary.root}
+    expected = settings["dataset"]["documents"]
+    for ranker, parts in found.items():
+        if len(parts) != expected:
             raise DataError(
-                f"{folder / 'journal.jsonl'}: holds {len(own)} documents under {ranker}, expected {expected}. Run the "
-                "evaluation again with --resume, which runs what is missing."
+                f"{folder / 'journal.jsonl'}: holds {len(parts)} documents under {ranker}, expected {expected}. Run "
+                "the evaluation again with --resume, which runs what is missing."
             )
     return settings["level"], found
 

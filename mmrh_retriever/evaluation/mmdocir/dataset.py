@@ -74,12 +74,9 @@ class MMDocIR:
     ) -> MMDocIR:
         """Questions from an annotations file, pages from a folder that holds each ``doc_name``.
 
-        Args:
-            annotations: the JSONL file.
-            documents: the folder of the PDFs.
-            max_pixels: a page's pixel budget, as for :func:`~mmrh_retriever.read_pdf`.
-            allow_missing: keep documents whose PDF is missing; reading their pages then fails, and whoever
-                measures has to count their questions as zero.
+        ``max_pixels`` is a page's pixel budget, as for :func:`~mmrh_retriever.read_pdf`. With ``allow_missing``
+        documents whose PDF is missing are kept; reading their pages then fails, and whoever measures has to count
+        their questions as zero.
 
         Raises:
             DataError: a malformed line, or missing PDFs (all of them are listed).
@@ -107,11 +104,8 @@ class MMDocIR:
     ) -> MMDocIR:
         """Questions from the annotations file, pages and layout boxes from the official parquet files.
 
-        Args:
-            annotations: ``MMDocIR_annotations.jsonl``.
-            pages: ``MMDocIR_pages.parquet``.
-            layouts: ``MMDocIR_layouts.parquet``; needed for layout boxes and for the pages' sizes in points.
-            text: which text of a page stands for its text layer.
+        ``layouts`` is needed for layout boxes and for the pages' sizes in points. ``text`` says which text of a page
+        stands for its text layer.
 
         Raises:
             DataError: a malformed line, a missing file or column, rows beyond the file's end.
@@ -156,13 +150,9 @@ def _fingerprint(documents: Iterable[Document]) -> str:
     """A hash over everything that measuring depends on."""
     digest = hashlib.sha256()
     for document in documents:
-        content = [
-            document.name,
-            document.domain,
-            [
-                (item.text, item.pages, item.types, [(g.page, g.box) for g in item.layouts])
-                for item in document.questions
-            ],
+        questions = [
+            (item.text, item.pages, item.types, [(gold.page, gold.box) for gold in item.layouts])
+            for item in document.questions
         ]
-        digest.update(json.dumps(content).encode())
+        digest.update(json.dumps([document.name, document.domain, questions]).encode())
     return digest.hexdigest()[:16]
