@@ -170,8 +170,7 @@ def evaluate(
         done = journal.done
     parts = {
         name: [
-            done.get((name, item.name)) or failed_part(item, name, level, "was not run")
-            for item in dataset.documents
+            done.get((name, item.name)) or failed_part(item, name, level, "was not run") for item in dataset.documents
         ]
         for name in rankers
     }
