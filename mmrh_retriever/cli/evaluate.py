@@ -23,10 +23,11 @@ from mmrh_retriever.cli.options import (
     take_renamed,
 )
 from mmrh_retriever.errors import HeadSetError
-from mmrh_retriever.evaluation.evaluate import Evaluation, Executor, evaluate, read_run, settings_of
+from mmrh_retriever.evaluation.evaluate import Evaluation, Executor, evaluate, read_run
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec
 from mmrh_retriever.evaluation.rows import Level
+from mmrh_retriever.evaluation.run_settings import settings_of
 from mmrh_retriever.evaluation.tables import markdown_tables, plot_comparison, result_tables
 from mmrh_retriever.files import write_atomically
 from mmrh_retriever.heads.published import published_head_set

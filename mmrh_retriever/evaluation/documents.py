@@ -14,7 +14,7 @@ from mmrh_retriever.errors import DataError, MMRHError
 from mmrh_retriever.evaluation.metrics import PageBox, layout_measures, page_measures
 from mmrh_retriever.evaluation.mmdocir.annotations import Document, Question
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
-from mmrh_retriever.evaluation.rankers import PageRanker, RegionRanker, Scores, listed_regions
+from mmrh_retriever.evaluation.rankers import Rankers, Scores, listed_regions
 from mmrh_retriever.evaluation.rows import Level, Part, RankedBox, Row
 from mmrh_retriever.types import Box, Page
 
@@ -24,8 +24,6 @@ KEPT_BOXES = 50
 """Boxes per question that a row keeps at layout level."""
 TEXT_LAYER, SCAN = "text layer", "scan"
 """A document is a scan if fewer than half of its pages have text."""
-
-Rankers = Mapping[str, PageRanker | RegionRanker]
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,13 +193,13 @@ class Summary:
     evidence types counts under each, one without under ``unspecified``. ``counts`` has the questions per group.
     """
 
-    questions: int
     micro: dict[str, float]
     macro: dict[str, float]
     by_domain: dict[str, dict[str, float]]
     by_type: dict[str, dict[str, float]]
     by_source: dict[str, dict[str, float]]
     counts: dict[str, dict[str, int]]
+    questions: int
 
 
 def summarise(results: Sequence[Measured]) -> Summary:

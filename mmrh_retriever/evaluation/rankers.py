@@ -48,10 +48,7 @@ class RegionRanker(Protocol):
 class HeadRanker:
     """A model's heads: the reranker of this package. Pages are read once for all questions.
 
-    Args:
-        reranker: model and heads.
-        aggregate: how visual tokens under a box become its score, as for ``Reranker.rank_regions``.
-        method: ``"page"`` takes boxes' scores from the page pass, ``"crops"`` runs each box as an image of its own.
+    ``aggregate`` and ``method`` say how boxes are scored, as for :meth:`~mmrh_retriever.Reranker.rank_regions`.
     """
 
     def __init__(
@@ -127,8 +124,7 @@ class RankerSpec:
         kind: what ranks.
         heads: the heads of a ``heads`` ranker, as for :class:`~mmrh_retriever.Reranker`.
         settings: for ``heads`` the model and how it ranks; for ``embedding`` its ``model`` and ``device``.
-        aggregate: for ``heads`` at layout level, see :class:`HeadRanker`.
-        region_method: for ``heads`` at layout level, see :class:`HeadRanker`.
+        aggregate, region_method: for ``heads`` at layout level, see :class:`HeadRanker`.
         seed: for ``random``.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``.
 
@@ -159,8 +155,7 @@ class RankerSpec:
             raise DataError(f"No ranker is called {kind!r}. Expected one of {', '.join(get_args(Kind))}.")
         given = RerankSettings.of(settings, changes)
         values = (kind, str(heads), given, aggregate, region_method, seed)
-        for name, value in zip(self.__dataclass_fields__, values, strict=True):
-            object.__setattr__(self, name, value)
+        vars(self).update(zip(self.__dataclass_fields__, values, strict=True))  # the object itself is frozen
 
     @property
     def needs_model(self) -> bool:
@@ -168,21 +163,24 @@ class RankerSpec:
         return self.kind == "heads"
 
 
-Ranker = HeadRanker | TextRanker | RandomRanker
+AnyRanker = RankerSpec | PageRanker | RegionRanker
+Rankers = Mapping[str, PageRanker | RegionRanker]
 
 
-def build_rankers(specs: Mapping[str, RankerSpec]) -> dict[str, Ranker]:
-    """Rankers by name. Head rankers with equal settings share one loaded model.
+def build_rankers(rankers: Mapping[str, AnyRanker]) -> dict[str, PageRanker | RegionRanker]:
+    """Rankers by name, those that are described made. Head rankers with equal settings share one loaded model.
 
     Raises:
         MMRHError: heads or models that can't be used.
         ImportError: a missing extra.
     """
     loaded: list[tuple[RerankSettings, Reranker]] = []
-    return {name: _build(spec, loaded) for name, spec in specs.items()}
+    return {name: _build(spec, loaded) for name, spec in rankers.items()}
 
 
-def _build(spec: RankerSpec, loaded: list[tuple[RerankSettings, Reranker]]) -> Ranker:
+def _build(spec: AnyRanker, loaded: list[tuple[RerankSettings, Reranker]]) -> PageRanker | RegionRanker:
+    if not isinstance(spec, RankerSpec):
+        return spec
     if spec.kind == "bm25":
         return TextRanker(bm25_scores)
     if spec.kind == "random":

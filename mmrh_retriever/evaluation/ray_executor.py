@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any
 
 from mmrh_retriever.errors import DataError, MMRHError
-from mmrh_retriever.evaluation.documents import DocumentJob, Rankers, measure_document
+from mmrh_retriever.evaluation.documents import DocumentJob, measure_document
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
-from mmrh_retriever.evaluation.rankers import RankerSpec, build_rankers
+from mmrh_retriever.evaluation.rankers import Rankers, RankerSpec, build_rankers
 from mmrh_retriever.evaluation.rows import Level, Part
 
 logger = logging.getLogger(__name__)
