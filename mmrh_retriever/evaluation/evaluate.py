@@ -25,10 +25,11 @@ from mmrh_retriever.evaluation.documents import DocumentJob, failed_part, measur
 from mmrh_retriever.evaluation.metrics import Summary, summarise
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import AnyRanker, Rankers, build_rankers
-from mmrh_retriever.evaluation.rows import Level, Part, Row, open_journal, read_parts, write_results
+from mmrh_retriever.evaluation.rows import WHAT, Level, Part, Row, read_parts, write_results
 from mmrh_retriever.evaluation.run_settings import settings_of
 from mmrh_retriever.pdf.boxes import area
 from mmrh_retriever.runs.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
+from mmrh_retriever.runs.journal import Journal
 
 
 class Executor(Protocol):
@@ -142,18 +143,19 @@ def evaluate(
     if level == "layout":
         _check_gold(dataset)
     about = settings_of(dataset, rankers, level=level, more=settings)
-    with open_journal(out, about, resume=resume) as journal:
+    with Journal(out, Part, Part.key, about, what=WHAT, resume=resume, growing="rankers") as journal:
         done = journal.done
-        left = [
-            DocumentJob(item, tuple(name for name in rankers if not _finished(done.get((name, item.name)))))
+        finished = {key for key, part in done.items() if not part.failed}
+        jobs = [
+            DocumentJob(item, tuple(name for name in rankers if (name, item.name) not in finished))
             for item in dataset.documents
         ]
-        if jobs := [job for job in left if job.rankers]:
+        if jobs := [job for job in jobs if job.rankers]:
             work = executor or LocalExecutor(dataset, build_rankers(rankers), level)
             total = len(rankers) * len(dataset.documents)
-            finished = total - sum(len(job.rankers) for job in jobs)
+            left = sum(len(job.rankers) for job in jobs)
             shown = {"desc": "documents x rankers", "disable": None, "leave": False}  # on a terminal only
-            for part in tqdm(work(jobs), total=total, initial=finished, **shown):
+            for part in tqdm(work(jobs), total=total, initial=total - left, **shown):
                 journal.add(part)
     parts = {
         name: [
@@ -164,10 +166,6 @@ def evaluate(
     found = Evaluation.of(level, parts)
     write_results(out, (part for own in parts.values() for part in own), summary_of(found))
     return found
-
-
-def _finished(part: Part | None) -> bool:
-    return part is not None and not part.failed
 
 
 def _check_gold(dataset: MMDocIR) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,7 @@ class ClusterError(MMRHError, RuntimeError):
     """Workers of a cluster that can't be started, or that are lost again and again."""
 
 
+@dataclass
 class RayExecutor:
     """An evaluation's executor on Ray: one actor per worker, each with one document at a time.
 
@@ -44,30 +46,22 @@ class RayExecutor:
         DataError: fewer than one worker.
     """
 
-    def __init__(
-        self,
-        dataset: MMDocIR,
-        rankers: Recipe,
-        level: Level = "page",
-        *,
-        workers: int | None = None,
-        address: str | None = None,
-        gpus: float | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        if workers is not None and workers < 1:
-            raise DataError(f"A cluster needs at least one worker, got {workers}.")
+    dataset: MMDocIR
+    rankers: Recipe
+    level: Level = "page"
+    _: KW_ONLY
+    workers: int | None = None
+    address: str | None = None
+    gpus: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise DataError(f"A cluster needs at least one worker, got {self.workers}.")
         try:
             self.ray = import_module("ray")
         except ImportError as error:
             raise ImportError("The Ray executor needs Ray: pip install 'mmrh-retriever[ray]'.") from error
-        self.task = (dataset, rankers, level)
-        self.needs_model = callable(rankers) or any(spec.needs_model for spec in rankers.values())
-        self.workers = workers
-        self.address = address
-        self.gpus = gpus
-        # Ray starts a lost worker again and gives it its document again.
-        self.options = {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1, **(options or {})}
 
     def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
         """One part per document and ranker, as workers finish. A lost worker's document is run again by a new one.
@@ -87,8 +81,10 @@ class RayExecutor:
 
     def _work(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
         count, gpus = self._workers()
-        worker = self.ray.remote(_Worker).options(num_gpus=gpus, **self.options)
-        idle = [worker.remote(*self.task) for _ in range(min(count, len(jobs)))]
+        # Ray starts a lost worker again and gives it its document again
+        options = {"num_gpus": gpus, "max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1, **self.options}
+        worker = self.ray.remote(_Worker).options(**options)
+        idle = [worker.remote(self.dataset, self.rankers, self.level) for _ in range(min(count, len(jobs)))]
         waiting = deque(jobs)
         busy: dict[Any, tuple[Any, DocumentJob]] = {}
         while waiting or busy:
@@ -112,7 +108,8 @@ class RayExecutor:
     def _workers(self) -> tuple[int, float]:
         """How many workers, and how many GPUs each gets."""
         there = self.ray.cluster_resources().get("GPU", 0)
-        gpus = float(self.needs_model and there > 0) if self.gpus is None else self.gpus
+        model = callable(self.rankers) or any(spec.needs_model for spec in self.rankers.values())
+        gpus = float(model and there > 0) if self.gpus is None else self.gpus
         if not gpus:
             return self.workers or 1, gpus
         room = int(there // gpus)
@@ -123,14 +120,14 @@ class RayExecutor:
         return self.workers or room, gpus
 
 
+@dataclass
 class _Worker:
     """Lives in its own process, perhaps on another machine. Its model is loaded once."""
 
-    def __init__(self, dataset: MMDocIR, recipe: Recipe, level: Level) -> None:
-        self.dataset = dataset
-        self.recipe = recipe
-        self.rankers: Rankers | None = None
-        self.level: Level = level
+    dataset: MMDocIR
+    recipe: Recipe
+    level: Level
+    rankers: Rankers | None = None
 
     def measure(self, job: DocumentJob) -> list[Part]:
         """A document under the rankers it lacks."""
