@@ -205,20 +205,14 @@ class OutputOptions:
 # Models
 
 
-def settings_from(model: ModelOptions, window: WindowOptions | None = None) -> RerankSettings:
-    """The settings that options name.
-
-    Raises:
-        SettingsError: a value that is out of its range.
-    """
-    return RerankSettings.of(None, {**model.changes(), **({} if window is None else window.changes())})
+def settings_from(*groups: SettingOptions) -> RerankSettings:
+    """The settings that groups of options name; SettingsError for a value that is out of its range."""
+    return RerankSettings.of(None, {name: value for group in groups for name, value in group.changes().items()})
 
 
-def load_reranker(
-    model: ModelOptions, window: WindowOptions | None = None, *, store: PageStore | None = None
-) -> Reranker:
+def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore | None = None) -> Reranker:
     """The reranker that options name; says on stderr when it is the bundled model."""
-    settings = settings_from(model, window)
+    settings = settings_from(model, *more)
     if model_path(model.model)[1]:
         say_bundled()
     with stderr.status("Loading the model ..."):
@@ -242,14 +236,9 @@ class LoadedModel:
 
 
 def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
-    """A model by hub id or folder, or the bundled one by the name ``bundled``.
-
-    Raises:
-        UnsupportedModelError: an unknown family.
-        OSError: transformers' own, if files are missing.
-    """
+    """A model by hub id or folder, or the bundled one by the name ``bundled``. For errors see :func:`load_model`."""
     path, bundled = model_path(model)
-    loaded, processors = load_model(path, **RerankSettings.of(None, options.changes()).loading())
+    loaded, processors = load_model(path, **settings_from(options).loading())
     backbone = Backbone.of(loaded)
     counter = token_counter(Prompter(backbone, processors.tokenizer, processors.image_processor))
     return LoadedModel(loaded, processors, BUNDLED if bundled else model, backbone, counter)
@@ -262,7 +251,7 @@ def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
 class ProbeOptions:
     """How the probes of ``mmrh detect`` and ``mmrh causal`` are made."""
 
-    task: Annotated[list[str] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
+    task: Annotated[list[Any] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
     lengths: Annotated[
         Any, typer.Option(parser=_lengths, metavar="N,N,...", help="Context lengths in tokens, such as 8192,16384.")
     ] = "8192"
@@ -282,24 +271,21 @@ class ProbeOptions:
     ] = False
 
     def settings(self, model: LoadedModel) -> dict[str, Any]:
-        """What must be alike when a run is resumed, ready for JSON."""
+        """What must be alike when a run is resumed."""
         return {
-            "tasks": list(self.tasks_for(model)),
-            "lengths": list(self.lengths),
+            **{name: getattr(self, name) for name in ("lengths", "examples", "depths", "seed", "cloze")},
+            "tasks": self.tasks_for(model),
             "haystack": [path.name for path in self.haystack or ()],
             "mm_niah": None if self.mm_niah is None else self.mm_niah.name,
-            "examples": self.examples,
-            "depths": self.depths,
             "image_share": self.share_for(model),
-            "seed": self.seed,
-            "cloze": self.cloze,
         }
 
     def tasks_for(self, model: LoadedModel) -> tuple[Task, ...]:
         """The tasks asked for; all that the model can take if none are."""
+        if self.task:
+            return tuple(dict.fromkeys(self.task))
         every: tuple[Task, ...] = ("text", "rendered_text") if self.cloze else TASKS
-        asked = tuple(task for name in dict.fromkeys(self.task or ()) for task in TASKS if task == name)
-        return asked or (every if model.backbone.takes_images else ("text",))
+        return every if model.backbone.takes_images else ("text",)
 
     def share_for(self, model: LoadedModel) -> float:
         """The image share asked for; 0.1 if none is, and 0 for text-only models."""
@@ -308,12 +294,7 @@ class ProbeOptions:
         return DEFAULT_IMAGE_SHARE if model.backbone.takes_images else 0.0
 
     def probes(self, model: LoadedModel) -> Iterator[Probe]:
-        """The probes, made as they are asked for.
-
-        Raises:
-            DataError: a haystack or data set that can't be read, or probes that can't be built.
-            ContextOverflowError: a length beyond the model's context.
-        """
+        """The probes, made as they are asked for; ContextOverflowError for a length beyond the model's context."""
         for length in self.lengths:
             if length > model.backbone.context:
                 raise ContextOverflowError(
