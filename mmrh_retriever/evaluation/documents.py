@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 KEPT_BOXES = 50
 """Boxes per question that a row keeps at layout level."""
-TEXT_LAYER, SCAN = "text layer", "scan"
-"""A document is a scan if fewer than half of its pages have text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,8 @@ def measure_document(dataset: MMDocIR, job: DocumentJob, rankers: Rankers, level
             yield failed_part(document, name, level, str(error))
         return
     with_text = sum(bool(page.text and page.text.strip()) for page in pages)
-    source = TEXT_LAYER if 2 * with_text >= len(pages) else SCAN
+    # a document is a scan if fewer than half of its pages have text
+    source = "text layer" if 2 * with_text >= len(pages) else "scan"
     for name in job.rankers:
         begun = time.perf_counter()
         try:

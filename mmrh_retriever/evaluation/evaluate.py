@@ -11,10 +11,10 @@ A question without result (a missing or damaged document) counts as zero. Measur
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,8 @@ from mmrh_retriever.pdf.boxes import area
 from mmrh_retriever.runs.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
 from mmrh_retriever.runs.journal import Journal
 
-
-class Executor(Protocol):
-    """Something that runs documents, in any order, here or elsewhere."""
-
-    def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
-        """One part per document and ranker, as they are done."""
-        ...  # pragma: no cover
+Executor = Callable[[Sequence[DocumentJob]], Iterator[Part]]
+"""What runs documents, in any order, here or elsewhere: one part per document and ranker, as they are done."""
 
 
 @dataclass(frozen=True, slots=True)

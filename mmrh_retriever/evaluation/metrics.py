@@ -174,8 +174,7 @@ def _check_area(whole: float, k: int) -> None:
 class Measured:
     """One question's measures, and the groups in whose averages it counts.
 
-    ``document`` is the question's document (questions of one document are not independent), ``source`` the
-    document's kind (such as ``scan``), ``types`` are kinds of evidence.
+    ``types`` are kinds of evidence, ``source`` is the document's kind (such as ``scan``).
     """
 
     document: str

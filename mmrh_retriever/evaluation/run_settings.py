@@ -19,7 +19,6 @@ from mmrh_retriever.evaluation.rankers import AnyRanker, RankerSpec
 from mmrh_retriever.evaluation.rows import FORMAT, Level
 from mmrh_retriever.model.loading import HEADS_FILE, cpu_dtype, default_device, model_path
 
-_PACKAGES = ("torch", "transformers", "pymupdf", "numpy")
 _MATTERS = {"bm25": ("kind",), "random": ("kind", "seed"), "embedding": ("kind", "model")}
 """What the settings of a ranker hold, where it is not everything."""
 _INDIFFERENT = {"cache_dir", "local_files_only"}
@@ -43,7 +42,7 @@ def settings_of(
         },
         "rankers": {name: _described(ranker) for name, ranker in rankers.items()},
         "versions": {
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "pymupdf", "numpy")},
             "mmrh_retriever": mmrh_retriever.__version__,
             "python": platform.python_version(),
         },
@@ -71,10 +70,7 @@ def _described(ranker: AnyRanker) -> dict[str, Any]:
 
 
 def _folder_fingerprint(folder: Path) -> str:
-    """A digest of the names and sizes of a model's files, and of the content of those not huge.
-
-    Texts and heads don't count.
-    """
+    """A digest of the names and sizes of a model's files but texts and heads, and of the content of those not huge."""
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.iterdir() if item.is_file()):
         if file.name != HEADS_FILE and file.suffix not in _NOT_WEIGHTS:

@@ -17,7 +17,6 @@ SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("reca
 """Measures in tables, by level; ``summary.json`` has all of them."""
 LABELS = {"selected": "selected heads", "all-heads": "all heads", "bm25": "BM25", "embedding": "embeddings"}
 """The names in tables of the rankers that the command line makes; others keep their own."""
-SIGNIFICANT = 0.05
 _GROUPS = {"by_domain": "domain", "by_type": "evidence"}
 
 
@@ -80,7 +79,7 @@ def comparisons(found: Evaluation) -> list[str]:
     for other in others:
         apart = found.compare(first, other, measure)
         side = "above" if apart.difference >= 0 else "below"
-        sure = "significant" if apart.p < SIGNIFICANT else "not significant"
+        sure = "significant" if apart.p < 0.05 else "not significant"
         sentences.append(
             f"{label(first)} {100 * abs(apart.difference):.1f} points {side} {label(other)} in {_short(measure)} "
             f"(95 % {100 * apart.low:+.1f} to {100 * apart.high:+.1f}, p = {apart.p:.2g}, {sure} at 5 %)"

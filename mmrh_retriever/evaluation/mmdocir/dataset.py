@@ -28,12 +28,7 @@ class PageReader(Protocol):
     """Where a document's pages come from."""
 
     def pages(self, document: Document, *, regions: bool) -> list[Page]:
-        """The document's pages in order, with their layout boxes if asked for.
-
-        Raises:
-            DataError: the pages are missing or don't fit the annotations.
-            PageError: a page that can't be read.
-        """
+        """The document's pages in order, with their layout boxes if asked for; for errors see :meth:`MMDocIR.pages`."""
         ...  # pragma: no cover
 
 
@@ -137,8 +132,7 @@ class MMDocIR:
                 f"{len(document.page_rows)}. Get the edition that was annotated."
             )
         for question in document.questions:
-            beyond = [page for page in question.pages if page >= len(pages)]
-            if beyond:
+            if beyond := [page for page in question.pages if page >= len(pages)]:
                 raise DataError(
                     f"{document.name} has {len(pages)} pages; question {question.number} of line {document.line} has "
                     f"its evidence on page ids {beyond} (from 0). Correct the annotations, or get the right edition."
