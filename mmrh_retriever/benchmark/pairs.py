@@ -28,18 +28,8 @@ from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, TokenSpan
 
-_WORDS = (
-    "harbour",
-    "revenue",
-    "emission",
-    "storm",
-    "ticket",
-    "vessel",
-    "crew",
-    "island",
-    "battery",
-    "refund",
-    "winter",
+_WORDS = np.array(
+    ["harbour", "revenue", "emission", "storm", "ticket", "vessel", "crew", "island", "battery", "refund", "winter"]
 )
 
 
@@ -96,13 +86,8 @@ class Benchmark:
             f"of {self.layers}; {self.tokens_per_second:,.0f} tokens per second",
             ("", "times", "spread", "seconds"),
             [
-                (
-                    ratio.name,
-                    _times(ratio.median),
-                    f"{_times(ratio.low)} to {_times(ratio.high)}",
-                    f"{ratio.seconds:.3f}",
-                )
-                for ratio in self.ratios
+                (one.name, _times(one.median), f"{_times(one.low)} to {_times(one.high)}", f"{one.seconds:.3f}")
+                for one in self.ratios
             ],
             notes=[peak] if self.peak_bytes else [],
         )
@@ -112,13 +97,12 @@ def sample_pages(count: int, *, side: tuple[int, int] = (510, 660), seed: int = 
     """Pages of drawn words, all different, ``side`` pixels wide and high."""
     rng = np.random.default_rng(seed)
     font = ImageFont.load_default(15)
-    words = np.array(_WORDS)
     pages = []
     for index in range(count):
         image = Image.new("RGB", side, "white")
         pen = ImageDraw.Draw(image)
         for top in range(30, side[1] - 40, 24):
-            pen.text((30, top), " ".join(rng.choice(words, 7)) + f" {rng.integers(10_000)}", fill="black", font=font)
+            pen.text((30, top), " ".join(rng.choice(_WORDS, 7)) + f" {rng.integers(10_000)}", fill="black", font=font)
         pages.append(Page(image=image, index=index))
     return pages
 
@@ -126,10 +110,9 @@ def sample_pages(count: int, *, side: tuple[int, int] = (510, 660), seed: int = 
 def sample_questions(count: int, *, seed: int = 0) -> list[str]:
     """Questions of a usual length with different beginnings."""
     rng = np.random.default_rng(seed)
-    words = np.array(_WORDS)
     starts = ("How did the", "Which", "What was the", "When did", "Who wrote about the", "Where does the")
     return [
-        f"{starts[number % len(starts)]} {' '.join(rng.choice(words, 4, replace=False))} change in {1990 + number}?"
+        f"{starts[number % len(starts)]} {' '.join(rng.choice(_WORDS, 4, replace=False))} change in {1990 + number}?"
         for number in range(count)
     ]
 
@@ -178,7 +161,9 @@ class PlainProcedure:
         self, segments: Sequence[PromptSegment], heads: HeadsByLayer | None, stop_at: int | None = None
     ) -> Recording | None:
         """One plain causal pass over all segments, the question last. Without heads it records nothing."""
+        *_, question = segments
         ids = [number for segment in segments for number in segment.ids]
+        start = len(ids) - len(question)
         owner = torch.full((len(ids),), -1, dtype=torch.long)
         positions, offset, position = [], 0, 0
         bidirectional: list[TokenSpan] = []
@@ -188,8 +173,6 @@ class PlainProcedure:
                 owner[span.start + offset : span.stop + offset] = number - 1
             bidirectional += [span.shifted(offset) for span in segment.bidirectional]
             offset, position = offset + len(segment), position + segment.extent
-        question = segments[-1]
-        start = len(ids) - len(question)
         owner[start:] = -1
         looking = question.scored[0].shifted(start)
         rows = [range(looking.start, looking.stop)]
@@ -216,14 +199,10 @@ def run_benchmark(
     rounds: int = 3,
     side: tuple[int, int] = (510, 660),
 ) -> Benchmark:
-    """Measure the ratios; both sides take turns.
+    """Measure the ratios on page images of ``side`` pixels; both sides take turns.
 
-    Args:
-        reranker: the model and heads to measure with.
-        pages: how many page images.
-        questions: how many questions are asked, together and singly.
-        rounds: how often each pair is measured, after one round that does not count.
-        side: width and height of a page in pixels.
+    ``questions`` are asked together and singly. Each pair is measured ``rounds`` times, after one round that does not
+    count.
     """
     images = sample_pages(pages, side=side)
     texts = sample_questions(questions)
@@ -233,34 +212,35 @@ def run_benchmark(
     whole = [*plain.prompt(), reranker.prompter.question_segment(texts[0])]
     heads = HeadsByLayer.of(list(reranker.heads))
     device = reranker.backbone.device
-    seconds: dict[str, list[float]] = {}
-
-    def timed(name: str, run: Callable[[], object], *, seen_before: bool = False) -> None:
-        if not seen_before:
-            reranker.vision.clear()
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        seconds.setdefault(name, []).append(time.perf_counter() - start)
-
-    if device.type == "cuda":
+    on_cuda = device.type == "cuda"
+    runs: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain.rank(texts[0]),
+        "first": lambda: reranker.rank(texts[0], images),
+        "seen": lambda: reranker.rank(texts[0], images),
+        "stored": lambda: stored.rank(texts[0], images),
+        "further": lambda: encoded.rank(texts[0]),
+        "singly": lambda: [encoded.rank(question) for question in texts],
+        "together": lambda: encoded.rank_many(texts),
+        "bare": lambda: plain.full_pass(whole, None, heads.deepest),
+        "recording": lambda: plain.full_pass(whole, heads, heads.deepest),
+        "encode": lambda: reranker.encode(images),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(rounds + 1):
-        timed("plain", lambda: plain.rank(texts[0]))
-        timed("first", lambda: reranker.rank(texts[0], images))
-        timed("seen", lambda: reranker.rank(texts[0], images), seen_before=True)
-        timed("stored", lambda: stored.rank(texts[0], images))
-        timed("further", lambda: encoded.rank(texts[0]))
-        timed("singly", lambda: [encoded.rank(question) for question in texts])
-        timed("together", lambda: encoded.rank_many(texts))
-        timed("bare", lambda: plain.full_pass(whole, None, heads.deepest))
-        timed("recording", lambda: plain.full_pass(whole, heads, heads.deepest))
-        timed("encode", lambda: reranker.encode(images))
-    kept = {name: values[1:] for name, values in seconds.items()}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            if name != "seen":
+                reranker.vision.clear()
+            taken = _timed(run, device)
+            seconds[name] += [taken] if number else []
+
+    def ratio(name: str, slow: str, fast: str) -> Ratio:
+        return Ratio.of(name, seconds[slow], seconds[fast])
+
     return Benchmark(
         model=reranker.backbone.name,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        device=torch.cuda.get_device_name(device) if on_cuda else str(device),
         pages=pages,
         tokens=encoded.tokens,
         questions=questions,
@@ -268,17 +248,26 @@ def run_benchmark(
         heads=len(reranker.heads),
         layers=reranker.backbone.layers,
         deepest=heads.deepest,
-        tokens_per_second=encoded.tokens / statistics.median(kept["encode"]),
-        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        tokens_per_second=encoded.tokens / statistics.median(seconds["encode"]),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if on_cuda else 0,
         ratios=(
-            Ratio.of("first question", kept["plain"], kept["first"]),
-            Ratio.of("each further question", kept["plain"], kept["further"]),
-            Ratio.of(f"{questions} questions together, against singly", kept["singly"], kept["together"]),
-            Ratio.of("first question, images seen before", kept["plain"], kept["seen"]),
-            Ratio.of("first question, pages in a store", kept["plain"], kept["stored"]),
-            Ratio.of("a pass that records, against a bare one", kept["recording"], kept["bare"]),
+            ratio("first question", "plain", "first"),
+            ratio("each further question", "plain", "further"),
+            ratio(f"{questions} questions together, against singly", "singly", "together"),
+            ratio("first question, images seen before", "plain", "seen"),
+            ratio("first question, pages in a store", "plain", "stored"),
+            ratio("a pass that records, against a bare one", "recording", "bare"),
         ),
     )
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    """The seconds that a run takes until the accelerator is done."""
+    _wait(device)
+    started = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

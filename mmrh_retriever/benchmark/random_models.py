@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,12 @@ SHARE = 0.1
 """The share of each layer's heads that is selected; the published sets of Qwen3-VL-8B have about as many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a Qwen3-VL model; a page of 510 x 660 pixels takes about 320 tokens in each."""
+_FILE = files("mmrh_retriever").joinpath("data", "random_models.json")
+SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
+"""Configurations of Qwen3-VL models. A page of 510 x 660 pixels takes about 320 tokens in each.
 
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    vision_width: int
-    vision_inner: int
-    vision_layers: int
-    vision_heads: int
-    deepstack: tuple[int, ...]
-
-
-SHAPES = {
-    "random": Shape(512, 1536, 8, 8, 4, 64, 256, 768, 4, 4, (1, 2, 3)),
-    "random-8b": Shape(4096, 12_288, 36, 32, 8, 128, 1152, 4304, 27, 16, (8, 16, 24)),
-}
-"""``random`` runs on a laptop; ``random-8b`` has the shape of Qwen3-VL-8B (16 GB in bfloat16)."""
+``random`` runs on a laptop; ``random-8b`` has the shape of Qwen3-VL-8B (16 GB in bfloat16).
+"""
 
 
 def reranker_to_measure(
@@ -58,71 +43,31 @@ def reranker_to_measure(
 
 
 def random_reranker(name: str, *, seed: int = 0, settings: RerankSettings | None = None, **changes: Any) -> Reranker:
-    """A reranker on a random model, with a tenth of each layer's heads, down to the last layer.
+    """A reranker on a random model of one of the ``SHAPES``, with a tenth of each layer's heads, down to the last.
 
-    Args:
-        name: one of ``SHAPES``.
-        seed: of the weights.
-        settings: ``device``, ``dtype`` and ``attn_implementation`` say how the model is made, the others how it ranks.
-            The type is bfloat16 on an accelerator and float32 on a CPU by default.
-        changes: fields of ``settings`` in place of theirs.
+    Of the settings ``device``, ``dtype`` and ``attn_implementation`` say how the model is made, the others how it
+    ranks. The type is bfloat16 on an accelerator and float32 on a CPU by default. ``seed`` is that of the weights.
 
     Raises:
         SettingsError: a setting that is out of its range, or an unknown type.
     """
-    shape = SHAPES[name]
     given = RerankSettings.of(settings, changes)
     target = default_device() if given.device is None else torch.device(given.device)
     dtype = getattr(torch, given.dtype or ("float32" if target.type == "cpu" else "bfloat16"), None)
     if not isinstance(dtype, torch.dtype):
         raise SettingsError(f"dtype is the name of one of torch's types, such as 'bfloat16'; got {given.dtype!r}.")
     torch.manual_seed(seed)
+    config = Qwen3VLConfig(**SHAPES[name])
     with target:
         model = AutoModelForImageTextToText.from_config(
-            _config(shape), dtype=dtype, attn_implementation=given.attn_implementation or "sdpa"
+            config, dtype=dtype, attn_implementation=given.attn_implementation or "sdpa"
         )
-    path, _ = model_path(None)
-    tokenizer = load_processors(path, text_only=True).tokenizer
+    tokenizer = load_processors(model_path(None)[0], text_only=True).tokenizer
     processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2)
-    each = max(1, round(SHARE * shape.heads))
-    heads = [
-        HeadId(layer, (layer * 3 + number * 5) % shape.heads) for layer in range(shape.layers) for number in range(each)
-    ]
-    chosen = HeadSet(tuple(heads))
-    return Reranker(model.to(target).eval(), (tokenizer, processor), chosen, settings=given, check=False)
-
-
-def _config(shape: Shape) -> Any:
-    half = shape.head_width // 2
-    side = half * 5 // 16
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": 4096,
-            "hidden_size": shape.width,
-            "intermediate_size": shape.inner,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "head_dim": shape.head_width,
-            "max_position_embeddings": 262_144,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5_000_000.0,
-                "mrope_section": [half - 2 * side, side, side],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": shape.vision_layers,
-            "hidden_size": shape.vision_width,
-            "intermediate_size": shape.vision_inner,
-            "num_heads": shape.vision_heads,
-            "patch_size": 16,
-            "out_hidden_size": shape.width,
-            "deepstack_visual_indexes": list(shape.deepstack),
-        },
-        image_token_id=5,
-        video_token_id=6,
-        vision_start_token_id=3,
-        vision_end_token_id=4,
+    heads, layers = config.text_config.num_attention_heads, config.text_config.num_hidden_layers
+    chosen = tuple(
+        HeadId(layer, (layer * 3 + number * 5) % heads)
+        for layer in range(layers)
+        for number in range(max(1, round(SHARE * heads)))
     )
+    return Reranker(model.to(target).eval(), (tokenizer, processor), HeadSet(chosen), settings=given, check=False)

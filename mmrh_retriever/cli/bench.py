@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmrh_retriever.cli.options import ModelOptions, OutputOptions, grouped, load_reranker, stderr
+from mmrh_retriever.cli.options import ModelOptions, OutputOptions, grouped, load_reranker, settings_from, stderr
 
 
 @grouped
@@ -28,7 +28,7 @@ def bench_command(
     from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker
 
     random = model.model in SHAPES
-    reranker = random_reranker(str(model.model), **model.changes()) if random else load_reranker(model)
+    reranker = random_reranker(str(model.model), settings=settings_from(model)) if random else load_reranker(model)
     if max_layer is not None:
         reranker = reranker.with_heads(reranker.heads.up_to_layer(max_layer))
     with stderr.status("Measuring ..."):

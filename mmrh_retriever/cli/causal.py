@@ -42,7 +42,6 @@ class CausalProbeOptions(ProbeOptions):
     max_pages: Annotated[int | None, typer.Option(min=1, help="The first N pages of each document.")] = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if (self.questions is None) != (self.documents is None):
             raise typer.BadParameter("--questions and --documents go together")
 

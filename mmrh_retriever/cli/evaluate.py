@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,16 +23,18 @@ from mmrh_retriever.cli.options import (
     take_renamed,
 )
 from mmrh_retriever.errors import HeadSetError
-from mmrh_retriever.evaluation.evaluate import Evaluation, Executor, evaluate, read_run, settings_of
+from mmrh_retriever.evaluation.evaluate import Evaluation, Executor, evaluate, read_run
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec
 from mmrh_retriever.evaluation.rows import Level
+from mmrh_retriever.evaluation.run_settings import settings_of
 from mmrh_retriever.evaluation.tables import markdown_tables, plot_comparison, result_tables
 from mmrh_retriever.files import write_atomically
 from mmrh_retriever.heads.published import published_head_set
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
+from mmrh_retriever.settings import RerankSettings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
 
@@ -67,11 +69,7 @@ class DataOptions:
         return {"source": "parquet"} if self.documents is None else {"source": "pdf", "page_pixels": self.page_pixels}
 
     def read(self) -> MMDocIR:
-        """The data.
-
-        Raises:
-            DataError: annotations or pages that can't be read, or that don't fit each other.
-        """
+        """The data; DataError for annotations or pages that can't be read, or that don't fit each other."""
         if self.documents is not None:
             data = MMDocIR.from_pdfs(
                 self.annotations, self.documents, max_pixels=self.page_pixels, allow_missing=self.allow_missing
@@ -82,8 +80,8 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class LevelOptions:
-    """What is ranked."""
+class RankerOptions:
+    """What is ranked, and what the model is compared with."""
 
     level: Annotated[Level, typer.Option(help="Rank pages, or the layout boxes on them.")] = "page"
     aggregate: Annotated[Aggregate, typer.Option(help="Layout level: from visual tokens to a box's score.")] = (
@@ -92,12 +90,6 @@ class LevelOptions:
     region_method: Annotated[
         RegionMethod, typer.Option(help="Layout level: from the page pass, or each box as an image (the paper).")
     ] = "page"
-
-
-@dataclass(frozen=True)
-class BaselineOptions:
-    """What the model is compared with."""
-
     baseline: Annotated[list[str] | None, repeatable(BASELINES, "Run beside the model; repeatable.")] = None
     baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Leave the model itself out.")] = False
     embedding_model: Annotated[str | None, typer.Option(help="Sentence encoder of the embedding baseline.")] = None
@@ -107,16 +99,18 @@ class BaselineOptions:
         if self.baselines_only and not self.baseline:
             raise typer.BadParameter("leaves nothing to run; name a --baseline", param_hint="--baselines-only")
 
-    def rankers(self, model: RankerSpec) -> dict[str, RankerSpec]:
+    def rankers(self, heads: str, settings: RerankSettings) -> dict[str, RankerSpec]:
         """The model and its baselines by name, in the order of the tables."""
+        boxes: dict[str, Any] = {"aggregate": self.aggregate, "region_method": self.region_method}
         made = {
-            "all-heads": replace(model, heads="all"),
+            SELECTED: RankerSpec("heads", heads=heads, settings=settings, **boxes),
+            "all-heads": RankerSpec("heads", heads="all", settings=settings, **boxes),
             "bm25": RankerSpec("bm25"),
-            "embedding": RankerSpec("embedding", model=self.embedding_model, device=model.settings.device),
+            "embedding": RankerSpec("embedding", model=self.embedding_model, device=settings.device),
             "random": RankerSpec("random", seed=self.seed),
         }
-        found = {} if self.baselines_only else {SELECTED: model}
-        return {**found, **{name: made[name] for name in BASELINES if name in (self.baseline or ())}}
+        wanted = {*(self.baseline or ()), *(() if self.baselines_only else (SELECTED,))}
+        return {name: ranker for name, ranker in made.items() if name in wanted}
 
 
 @dataclass(frozen=True)
@@ -147,10 +141,9 @@ class ExecutorOptions:
 def mmdocir(
     data: DataOptions,
     out: Annotated[Path, typer.Option(help="The run's folder: journal, rows, summary, tables.")],
-    ranked: LevelOptions,
+    ranked: RankerOptions,
     model: ModelOptions,
     window: WindowOptions,
-    baselines: BaselineOptions,
     executor: ExecutorOptions,
     output: OutputOptions,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -164,14 +157,7 @@ def mmdocir(
     """
     if ranked.level == "layout" and data.pages is not None and data.layouts is None:
         raise typer.BadParameter("layout level with --pages needs --layouts", param_hint="--layouts")
-    spec = RankerSpec(
-        "heads",
-        heads=model.heads,
-        settings=settings_from(model, window),
-        aggregate=ranked.aggregate,
-        region_method=ranked.region_method,
-    )
-    rankers = baselines.rankers(spec)
+    rankers = ranked.rankers(model.heads, settings_from(model, window))
     if model.model is None and any(ranker.needs_model for ranker in rankers.values()):
         say_bundled()
     dataset = data.read()

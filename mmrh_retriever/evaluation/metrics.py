@@ -12,10 +12,10 @@ pages the same score gets what a random order of them would get, not what the pa
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,6 @@ LAYOUT_CUTS = (1, 5, 10)
 """Cut-offs of layout recall, as in the paper's tables."""
 UNSPECIFIED = "unspecified"
 """The evidence type under which questions without one are counted."""
-
-Average = Literal["micro", "macro"]
-Values = npt.NDArray[np.float64]
 
 
 class PageBox(NamedTuple):
@@ -56,8 +53,8 @@ def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
     Raises:
         ValueError: no gold page, or ``k`` below 1.
     """
-    gains = _expected_gains(scores, _checked(gold, k))
-    return min(1.0, float(gains[:k].sum() / len(set(gold))))
+    sizes, hits = _ties(scores, gold, k)
+    return min(1.0, float(np.repeat(hits / sizes, sizes)[:k].sum() / len(set(gold))))
 
 
 def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
@@ -66,17 +63,14 @@ def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
     Raises:
         ValueError: no gold page.
     """
-    wanted = _checked(gold, 1)
-    first = 1
-    for members in _tie_groups(scores):
-        size, hits = len(members), sum(int(index) in wanted for index in members)
-        if hits:
-            # P(the first hit has rank j in the group, from 0) = C(size - j - 1, hits - 1) / C(size, hits)
-            orders = math.comb(size, hits)
-            ranks = range(size - hits + 1)
-            return min(1.0, sum(math.comb(size - j - 1, hits - 1) / orders / (first + j) for j in ranks))
-        first += size
-    return 0.0
+    sizes, hits = _ties(scores, gold, 1)
+    if not hits.any():
+        return 0.0
+    found = int(np.flatnonzero(hits)[0])
+    first, size, gains = int(sizes[:found].sum()) + 1, int(sizes[found]), int(hits[found])
+    # P(the first hit has rank j in the group, from 0) = C(size - j - 1, hits - 1) / C(size, hits)
+    chances = (math.comb(size - j - 1, gains - 1) / math.comb(size, gains) for j in range(size - gains + 1))
+    return min(1.0, sum(chance / (first + j) for j, chance in enumerate(chances)))
 
 
 def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
@@ -88,10 +82,10 @@ def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
     Raises:
         ValueError: no gold page, or ``k`` below 1.
     """
-    wanted = _checked(gold, k)
-    gains = _expected_gains(scores, wanted)[:k]
+    sizes, hits = _ties(scores, gold, k)
+    gains = np.repeat(hits / sizes, sizes)[:k]
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
-    return min(1.0, float(gains @ discounts[: len(gains)] / discounts[: len(wanted)].sum()))
+    return min(1.0, float(gains @ discounts[: len(gains)] / discounts[: len(set(gold))].sum()))
 
 
 def page_measures(scores: npt.ArrayLike, gold: Collection[int], cuts: Sequence[int] = PAGE_CUTS) -> dict[str, float]:
@@ -102,30 +96,21 @@ def page_measures(scores: npt.ArrayLike, gold: Collection[int], cuts: Sequence[i
     return measures
 
 
-def _checked(gold: Collection[int], k: int) -> set[int]:
+def _ties(scores: npt.ArrayLike, gold: Collection[int], k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Groups of ranked pages with equal scores, best first: how many pages each has, and how many gold ones."""
     if not gold:
         raise ValueError("A question needs at least one gold page, got none. Leave it out or annotate it.")
-    if k < 1:
-        raise ValueError(f"The cut-off k is at least 1, got {k}.")
-    return set(gold)
-
-
-def _tie_groups(scores: npt.ArrayLike) -> list[npt.NDArray[np.intp]]:
-    """Indices of the ranked pages, best first; pages of equal score together."""
+    _check_cut(k)
     values = np.asarray(scores, dtype=np.float64).reshape(-1)
     ranked = np.flatnonzero(~np.isnan(values))
-    order = ranked[np.argsort(-values[ranked], kind="stable")]
-    if not order.size:
-        return []
-    steps = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
-    return list(np.split(order, steps))
+    _, group = np.unique(-values[ranked], return_inverse=True)
+    sizes = np.bincount(group)
+    return sizes, np.bincount(group[np.isin(ranked, list(gold))], minlength=len(sizes))
 
 
-def _expected_gains(scores: npt.ArrayLike, gold: set[int]) -> Values:
-    """The chance of a gold page at each rank, ``(ranked pages,)``."""
-    groups = _tie_groups(scores)
-    shares = [sum(int(index) in gold for index in members) / len(members) for members in groups]
-    return np.repeat(np.array(shares, dtype=np.float64), [len(members) for members in groups])
+def _check_cut(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"The cut-off k is at least 1, got {k}.")
 
 
 # Layout
@@ -179,8 +164,7 @@ def layout_measures(
 def _check_area(whole: float, k: int) -> None:
     if not whole > 0:
         raise ValueError("The gold boxes have no area. Leave the question out or annotate it.")
-    if k < 1:
-        raise ValueError(f"The cut-off k is at least 1, got {k}.")
+    _check_cut(k)
 
 
 # Averages
@@ -190,8 +174,7 @@ def _check_area(whole: float, k: int) -> None:
 class Measured:
     """One question's measures, and the groups in whose averages it counts.
 
-    ``document`` is the question's document (questions of one document are not independent), ``source`` the
-    document's kind (such as ``scan``), ``types`` are kinds of evidence.
+    ``types`` are kinds of evidence, ``source`` is the document's kind (such as ``scan``).
     """
 
     document: str
@@ -209,13 +192,13 @@ class Summary:
     evidence types counts under each, one without under ``unspecified``. ``counts`` has the questions per group.
     """
 
-    questions: int
     micro: dict[str, float]
     macro: dict[str, float]
     by_domain: dict[str, dict[str, float]]
     by_type: dict[str, dict[str, float]]
     by_source: dict[str, dict[str, float]]
     counts: dict[str, dict[str, int]]
+    questions: int
 
 
 def summarise(results: Sequence[Measured]) -> Summary:
@@ -226,38 +209,35 @@ def summarise(results: Sequence[Measured]) -> Summary:
     Raises:
         ValueError: no questions, or questions with different measures.
     """
-    names = _measure_names(results)
-
-    def grouped(keys: Callable[[Measured], Iterable[str]]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-        groups: dict[str, list[Measured]] = defaultdict(list)
-        for item in results:
-            for key in keys(item):
-                groups[key].append(item)
-        found = {key: _mean([item.values for item in groups[key]], names) for key in sorted(groups)}
-        return found, {key: len(groups[key]) for key in found}
-
-    by_domain, domains = grouped(lambda item: [item.domain])
-    by_type, types = grouped(lambda item: dict.fromkeys(item.types) or [UNSPECIFIED])
-    by_source, sources = grouped(lambda item: [] if item.source is None else [item.source])
+    if not results:
+        raise ValueError("There are no questions to average. Give at least one.")
+    kinds = list(dict.fromkeys(tuple(item.values) for item in results))
+    if len(kinds) > 1:
+        raise ValueError(f"Questions carry different measures: {' and '.join(map(str, kinds[:2]))}.")
+    groups = {
+        "by_domain": _grouped(results, lambda item: [item.domain]),
+        "by_type": _grouped(results, lambda item: dict.fromkeys(item.types) or [UNSPECIFIED]),
+        "by_source": _grouped(results, lambda item: [] if item.source is None else [item.source]),
+    }
+    means = {name: {key: _mean(values) for key, values in group.items()} for name, group in groups.items()}
     return Summary(
         questions=len(results),
-        micro=_mean([item.values for item in results], names),
-        macro=_mean(list(by_domain.values()), names),
-        by_domain=by_domain,
-        by_type=by_type,
-        by_source=by_source,
-        counts={"by_domain": domains, "by_type": types, "by_source": sources},
+        micro=_mean([item.values for item in results]),
+        macro=_mean(list(means["by_domain"].values())),
+        counts={name: {key: len(values) for key, values in group.items()} for name, group in groups.items()},
+        **means,
     )
 
 
-def _measure_names(results: Sequence[Measured]) -> list[str]:
-    if not results:
-        raise ValueError("There are no questions to average. Give at least one.")
-    kinds = Counter(tuple(item.values) for item in results)
-    if len(kinds) > 1:
-        raise ValueError(f"Questions carry different measures: {' and '.join(map(str, list(kinds)[:2]))}.")
-    return list(results[0].values)
+def _grouped(
+    results: Sequence[Measured], keys: Callable[[Measured], Iterable[str]]
+) -> dict[str, list[Mapping[str, float]]]:
+    found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
+    for item in results:
+        for key in keys(item):
+            found[key].append(item.values)
+    return dict(sorted(found.items()))
 
 
-def _mean(values: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    return {name: math.fsum(item[name] for item in values) / len(values) for name in names}
+def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(item[name] for item in values) / len(values) for name in values[0]}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -45,21 +45,17 @@ class RegionRanker(Protocol):
         ...  # pragma: no cover
 
 
+@dataclass(frozen=True)
 class HeadRanker:
     """A model's heads: the reranker of this package. Pages are read once for all questions.
 
-    Args:
-        reranker: model and heads.
-        aggregate: how visual tokens under a box become its score, as for ``Reranker.rank_regions``.
-        method: ``"page"`` takes boxes' scores from the page pass, ``"crops"`` runs each box as an image of its own.
+    ``aggregate`` and ``method`` say how boxes are scored, as for :meth:`~mmrh_retriever.Reranker.rank_regions`.
     """
 
-    def __init__(
-        self, reranker: Reranker, *, aggregate: Aggregate = DEFAULT_AGGREGATE, method: RegionMethod = "page"
-    ) -> None:
-        self.reranker = reranker
-        self.aggregate: Aggregate = aggregate
-        self.method: RegionMethod = method
+    reranker: Reranker
+    _: KW_ONLY
+    aggregate: Aggregate = DEFAULT_AGGREGATE
+    method: RegionMethod = "page"
 
     def rank(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
         """Calibrated attention mass of each page (Li et al. 2026, arXiv 2605.27243)."""
@@ -80,11 +76,11 @@ class HeadRanker:
         return scores
 
 
+@dataclass(frozen=True)
 class TextRanker:
     """Ranks by text alone: the text layer of pages, the text of boxes."""
 
-    def __init__(self, scorer: TextScorer) -> None:
-        self.scorer = scorer
+    scorer: TextScorer
 
     def rank(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
         """Scores of the pages' text layers; a page without one ties with all others that have nothing to match."""
@@ -95,11 +91,11 @@ class TextRanker:
         return self.scorer(questions, [region.text or "" for region in listed_regions(pages)])
 
 
+@dataclass(frozen=True)
 class RandomRanker:
     """Chance. For one seed, a question over as many candidates always gets the same scores."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    seed: int = 0
 
     def rank(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
         """Uniform numbers."""
@@ -123,14 +119,9 @@ def listed_regions(pages: Sequence[Page]) -> list[Region]:
 class RankerSpec:
     """How to make a ranker: small, compared by value, and fit to be sent to another machine.
 
-    Args:
-        kind: what ranks.
-        heads: the heads of a ``heads`` ranker, as for :class:`~mmrh_retriever.Reranker`.
-        settings: for ``heads`` the model and how it ranks; for ``embedding`` its ``model`` and ``device``.
-        aggregate: for ``heads`` at layout level, see :class:`HeadRanker`.
-        region_method: for ``heads`` at layout level, see :class:`HeadRanker`.
-        seed: for ``random``.
-        changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``.
+    ``settings`` are, for ``heads``, the model and how it ranks, and for ``embedding`` its ``model`` and ``device``;
+    ``changes`` are fields of theirs in place of what they hold. ``heads`` is as for :class:`~mmrh_retriever.Reranker`,
+    ``aggregate`` and ``region_method`` are as for :class:`HeadRanker`. ``seed`` is that of ``random``.
 
     Raises:
         DataError: an unknown kind.
@@ -159,8 +150,7 @@ class RankerSpec:
             raise DataError(f"No ranker is called {kind!r}. Expected one of {', '.join(get_args(Kind))}.")
         given = RerankSettings.of(settings, changes)
         values = (kind, str(heads), given, aggregate, region_method, seed)
-        for name, value in zip(self.__dataclass_fields__, values, strict=True):
-            object.__setattr__(self, name, value)
+        vars(self).update(zip(self.__dataclass_fields__, values, strict=True))  # the object itself is frozen
 
     @property
     def needs_model(self) -> bool:
@@ -168,21 +158,19 @@ class RankerSpec:
         return self.kind == "heads"
 
 
-Ranker = HeadRanker | TextRanker | RandomRanker
+AnyRanker = RankerSpec | PageRanker | RegionRanker
+Rankers = Mapping[str, PageRanker | RegionRanker]
 
 
-def build_rankers(specs: Mapping[str, RankerSpec]) -> dict[str, Ranker]:
-    """Rankers by name. Head rankers with equal settings share one loaded model.
-
-    Raises:
-        MMRHError: heads or models that can't be used.
-        ImportError: a missing extra.
-    """
+def build_rankers(rankers: Mapping[str, AnyRanker]) -> dict[str, PageRanker | RegionRanker]:
+    """Rankers by name, those that are described made. Head rankers with equal settings share one loaded model."""
     loaded: list[tuple[RerankSettings, Reranker]] = []
-    return {name: _build(spec, loaded) for name, spec in specs.items()}
+    return {name: _build(spec, loaded) for name, spec in rankers.items()}
 
 
-def _build(spec: RankerSpec, loaded: list[tuple[RerankSettings, Reranker]]) -> Ranker:
+def _build(spec: AnyRanker, loaded: list[tuple[RerankSettings, Reranker]]) -> PageRanker | RegionRanker:
+    if not isinstance(spec, RankerSpec):
+        return spec
     if spec.kind == "bm25":
         return TextRanker(bm25_scores)
     if spec.kind == "random":

@@ -7,28 +7,28 @@ without a cluster.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from importlib import import_module
 from typing import Any
 
 from mmrh_retriever.errors import DataError, MMRHError
-from mmrh_retriever.evaluation.documents import DocumentJob, Rankers, measure_document
+from mmrh_retriever.evaluation.documents import DocumentJob, measure_document
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
-from mmrh_retriever.evaluation.rankers import RankerSpec, build_rankers
+from mmrh_retriever.evaluation.rankers import Rankers, RankerSpec, build_rankers
 from mmrh_retriever.evaluation.rows import Level, Part
-
-logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """How often a document is given to a worker that is then lost, before the run stops."""
+Recipe = Mapping[str, RankerSpec] | Callable[[], Rankers]
 
 
 class ClusterError(MMRHError, RuntimeError):
     """Workers of a cluster that can't be started, or that are lost again and again."""
 
 
+@dataclass
 class RayExecutor:
     """An evaluation's executor on Ray: one actor per worker, each with one document at a time.
 
@@ -46,27 +46,22 @@ class RayExecutor:
         DataError: fewer than one worker.
     """
 
-    def __init__(
-        self,
-        dataset: MMDocIR,
-        rankers: Mapping[str, RankerSpec] | Callable[[], Rankers],
-        level: Level = "page",
-        *,
-        workers: int | None = None,
-        address: str | None = None,
-        gpus: float | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        if workers is not None and workers < 1:
-            raise DataError(f"A cluster needs at least one worker, got {workers}.")
-        self.ray = _ray()
-        self.dataset = dataset
-        self.rankers = rankers
-        self.level: Level = level
-        self.workers = workers
-        self.address = address
-        self.gpus = gpus
-        self.options = dict(options or {})
+    dataset: MMDocIR
+    rankers: Recipe
+    level: Level = "page"
+    _: KW_ONLY
+    workers: int | None = None
+    address: str | None = None
+    gpus: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise DataError(f"A cluster needs at least one worker, got {self.workers}.")
+        try:
+            self.ray = import_module("ray")
+        except ImportError as error:
+            raise ImportError("The Ray executor needs Ray: pip install 'mmrh-retriever[ray]'.") from error
 
     def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
         """One part per document and ranker, as workers finish. A lost worker's document is run again by a new one.
@@ -85,69 +80,54 @@ class RayExecutor:
                 self.ray.shutdown()
 
     def _work(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
-        waiting = deque((job, 1) for job in jobs)
-        busy: dict[Any, tuple[Any, DocumentJob, int]] = {}
-        idle = [self._worker() for _ in range(min(self._count(), len(jobs)))]
+        count, gpus = self._workers()
+        # Ray starts a lost worker again and gives it its document again
+        options = {"num_gpus": gpus, "max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1, **self.options}
+        worker = self.ray.remote(_Worker).options(**options)
+        idle = [worker.remote(self.dataset, self.rankers, self.level) for _ in range(min(count, len(jobs)))]
+        waiting = deque(jobs)
+        busy: dict[Any, tuple[Any, DocumentJob]] = {}
         while waiting or busy:
             while waiting and idle:
-                job, attempt = waiting.popleft()
-                worker = idle.pop()
-                busy[worker.measure.remote(job)] = worker, job, attempt
+                actor, job = idle.pop(), waiting.popleft()
+                busy[actor.measure.remote(job)] = actor, job
             (done, *_), _ = self.ray.wait(list(busy), num_returns=1)
-            worker, job, attempt = busy.pop(done)
+            actor, job = busy.pop(done)
             try:
                 parts = self.ray.get(done)
             except self.ray.exceptions.RayActorError as error:
-                waiting.append((job, self._next(job, attempt, error)))
-                idle.append(self._worker())
-                continue
+                raise ClusterError(
+                    f"{MAX_ATTEMPTS} workers were lost over {job.document.name}, the last with: {error}. Look at the "
+                    "workers' memory; finished documents are kept, so the run can be resumed."
+                ) from error
             except self.ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
-            idle.append(worker)
+            idle.append(actor)
             yield from parts
 
-    def _next(self, job: DocumentJob, attempt: int, error: Exception) -> int:
-        if attempt >= MAX_ATTEMPTS:
-            raise ClusterError(
-                f"{MAX_ATTEMPTS} workers were lost over {job.document.name}, the last with: {error}. Look at the "
-                "workers' memory; finished documents are kept, so the run can be resumed."
-            ) from error
-        logger.warning("A worker was lost over %s; another one runs it again.", job.document.name)
-        return attempt + 1
-
-    def _worker(self) -> Any:
-        options = {"num_gpus": self._gpus(), "max_restarts": 0, **self.options}
-        return self.ray.remote(_Worker).options(**options).remote(self.dataset, self.rankers, self.level)
-
-    def _count(self) -> int:
-        gpus = self._gpus()
+    def _workers(self) -> tuple[int, float]:
+        """How many workers, and how many GPUs each gets."""
+        there = self.ray.cluster_resources().get("GPU", 0)
+        model = callable(self.rankers) or any(spec.needs_model for spec in self.rankers.values())
+        gpus = float(model and there > 0) if self.gpus is None else self.gpus
         if not gpus:
-            return self.workers or 1
-        room = int(self.ray.cluster_resources().get("GPU", 0) // gpus)
+            return self.workers or 1, gpus
+        room = int(there // gpus)
         if room < (self.workers or 1):
             raise ClusterError(
                 f"{self.workers or 1} workers with {gpus:g} GPUs each were asked for; the cluster has room for {room}."
             )
-        return self.workers or room
-
-    def _gpus(self) -> float:
-        if self.gpus is not None:
-            return self.gpus
-        rankers = self.rankers
-        needed = callable(rankers) or any(spec.needs_model for spec in rankers.values())
-        return float(needed and self.ray.cluster_resources().get("GPU", 0) > 0)
+        return self.workers or room, gpus
 
 
+@dataclass
 class _Worker:
     """Lives in its own process, perhaps on another machine. Its model is loaded once."""
 
-    def __init__(
-        self, dataset: MMDocIR, rankers: Mapping[str, RankerSpec] | Callable[[], Rankers], level: Level
-    ) -> None:
-        self.dataset = dataset
-        self.recipe = rankers
-        self.rankers: Rankers | None = None
-        self.level: Level = level
+    dataset: MMDocIR
+    recipe: Recipe
+    level: Level
+    rankers: Rankers | None = None
 
     def measure(self, job: DocumentJob) -> list[Part]:
         """A document under the rankers it lacks."""
@@ -162,10 +142,3 @@ def _cause(error: Exception) -> Exception:
     if isinstance(cause, (MMRHError, ImportError)):
         return cause
     return ClusterError(f"A worker failed: {error}. Finished documents are kept, so the run can be resumed.")
-
-
-def _ray() -> Any:
-    try:
-        return import_module("ray")
-    except ImportError as error:
-        raise ImportError("The Ray executor needs Ray: pip install 'mmrh-retriever[ray]'.") from error

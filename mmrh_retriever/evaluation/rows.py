@@ -19,7 +19,7 @@ from pydantic import Field, RootModel
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.metrics import Measured
 from mmrh_retriever.files import FileModel, Finite, read_json, read_jsonl, write_atomically, write_json
-from mmrh_retriever.runs.journal import Journal, read_journal
+from mmrh_retriever.runs.journal import read_journal
 
 Level = Literal["page", "layout"]
 Measure = Annotated[float, Field(ge=0, le=1)]
@@ -27,15 +27,16 @@ RankedBox = tuple[int, tuple[Finite, Finite, Finite, Finite], Finite]
 """0-based page, box in the units of the gold boxes, score."""
 FORMAT = {"format": "mmrh-evaluation", "version": 2}
 """What the settings of an evaluation begin with."""
-_WHAT = "ranking evaluation"
+WHAT = "ranking evaluation"
+"""How messages call such a run."""
 
 
 class Row(FileModel):
     """One question under one ranker.
 
-    ``scores`` has one per page, ``null`` for a page that was not ranked, and is empty where there is no result;
-    ``boxes`` are the best boxes at layout level; ``gold`` are the gold pages, from 0; ``source`` says whether the
-    document has a text layer; ``error`` why there is no result. ``measures`` are then all zero.
+    ``scores`` has one per page, ``null`` for a page that was not ranked; ``boxes`` are the best boxes at layout level;
+    ``gold`` are the gold pages, from 0; ``source`` says whether the document has a text layer; ``error`` why there is
+    no result. ``measures`` are then all zero.
     """
 
     ranker: str
@@ -66,6 +67,10 @@ class Part(FileModel):
     seconds: Annotated[float, Field(ge=0)]
     rows: Annotated[list[Row], Field(min_length=1)]
 
+    def key(self) -> tuple[str, str]:
+        """What tells one unit of the journal from another."""
+        return self.ranker, self.document
+
     @property
     def failed(self) -> bool:
         """Whether there is no result."""
@@ -76,32 +81,15 @@ class _Summary(RootModel[dict[str, Any]]):
     """The summary file: averages by ranker."""
 
 
-def open_journal(folder: str | Path, settings: Mapping[str, Any], *, resume: bool) -> Journal[Part]:
-    """The journal of an evaluation, one unit per document and ranker.
-
-    Raises:
-        DataError: as for :class:`~mmrh_retriever.runs.journal.Journal`.
-    """
-    return Journal(folder, Part, _key, settings, what=_WHAT, resume=resume, growing="rankers")
-
-
 def write_results(folder: str | Path, parts: Iterable[Part], summary: Mapping[str, Any]) -> None:
-    """Write all rows, then the summary, which says that the run is finished.
-
-    Raises:
-        DataError: the files can't be written.
-    """
+    """Write all rows, then the summary, which says that the run is finished."""
     lines = [row.model_dump_json() for part in parts for row in part.rows]
     write_atomically(Path(folder) / "rows.jsonl", ("\n".join(lines) + "\n").encode())
     write_json(Path(folder) / "summary.json", summary)
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a finished run, from its folder or its ``rows.jsonl``.
-
-    Raises:
-        DataError: a missing file or a malformed row; names file and line.
-    """
+    """The rows of a finished run, from its folder or its ``rows.jsonl``; a DataError names the file and line."""
     file = Path(path)
     for _, row in read_jsonl(file / "rows.jsonl" if file.is_dir() else file, Row, what="row of an evaluation"):
         yield row
@@ -114,25 +102,19 @@ def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
         DataError: no run, one that was not finished, or files that are not ours.
     """
     folder = Path(path)
-    settings, units = read_journal(folder, Part, what=_WHAT)
+    settings, units = read_journal(folder, Part, what=WHAT)
     if {key: settings.get(key) for key in FORMAT} != FORMAT:
-        raise DataError(f"{folder} holds another kind of run. Give the folder of a finished {_WHAT} (--out).")
+        raise DataError(f"{folder} holds another kind of run. Give the folder of a finished {WHAT} (--out).")
     if not (folder / "summary.json").is_file():
         raise DataError(f"{folder}: the run was not finished. Go on with it (mmrh evaluate mmdocir ... --resume).")
-    summary = read_json(folder / "summary.json", _Summary, what=f"summary of a {_WHAT}")
-    done = {_key(part): part for part in units}
-    found: dict[str, list[Part]] = {}
-    for ranker in summary.root:
-        own = [part for part in done.values() if part.ranker == ranker]
-        found[ranker] = sorted(own, key=lambda part: part.line)
-        expected = settings["dataset"]["documents"]
-        if len(own) != expected:
+    summary = read_json(folder / "summary.json", _Summary, what=f"summary of a {WHAT}")
+    done = sorted({part.key(): part for part in units}.values(), key=lambda part: part.line)
+    found = {ranker: [part for part in done if part.ranker == ranker] for ranker in summary.root}
+    expected = settings["dataset"]["documents"]
+    for ranker, parts in found.items():
+        if len(parts) != expected:
             raise DataError(
-                f"{folder / 'journal.jsonl'}: holds {len(own)} documents under {ranker}, expected {expected}. Run the "
-                "evaluation again with --resume, which runs what is missing."
+                f"{folder / 'journal.jsonl'}: holds {len(parts)} documents under {ranker}, expected {expected}. Run "
+                "the evaluation again with --resume, which runs what is missing."
             )
     return settings["level"], found
-
-
-def _key(part: Part) -> tuple[str, str]:
-    return part.ranker, part.document

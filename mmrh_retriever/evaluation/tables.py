@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mmrh_retriever.evaluation.evaluate import Evaluation
+from mmrh_retriever.evaluation.metrics import Summary
 from mmrh_retriever.runs.bootstrap import Interval
 from mmrh_retriever.runs.figures import figure
 from mmrh_retriever.runs.tables import Cell, Table
 
 SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("recall@1", "recall@5", "recall@10")}
 """Measures in tables, by level; ``summary.json`` has all of them."""
-LABELS = {
-    "selected": "selected heads",
-    "all-heads": "all heads",
-    "bm25": "BM25",
-    "embedding": "embeddings",
-}
+LABELS = {"selected": "selected heads", "all-heads": "all heads", "bm25": "BM25", "embedding": "embeddings"}
 """The names in tables of the rankers that the command line makes; others keep their own."""
-SIGNIFICANT = 0.05
 _GROUPS = {"by_domain": "domain", "by_type": "evidence"}
 
 
@@ -30,7 +27,7 @@ def label(ranker: str) -> str:
 
 def result_tables(found: Evaluation) -> list[Table]:
     """All rankers, with comparisons as notes; documents with a text layer and scans apart; by domain; by evidence."""
-    groups = next(iter(found.summaries.values())).counts
+    groups = _first(found).counts
     tables = [overall_table(found)]
     tables += [source_table(found)] if groups["by_source"] else []
     return tables + [group_table(found, group) for group in _GROUPS if groups[group]]
@@ -39,41 +36,36 @@ def result_tables(found: Evaluation) -> list[Table]:
 def overall_table(found: Evaluation) -> Table:
     """Rankers as rows: micro means with 95 % intervals, and macro means."""
     measures = SHOWN_MEASURES[found.level]
-    columns = [_marked([found.interval(ranker, name) for ranker in found.summaries]) for name in measures]
-    columns += [_marked([summary.macro[name] for summary in found.summaries.values()]) for name in measures]
-    names = ["", *(f"micro {_short(name)}" for name in measures), *(f"macro {_short(name)}" for name in measures)]
-    title = f"{found.level.capitalize()} level: {_questions(found)} about {_documents(found)}, in %"
-    return Table.of(title, names, _rows(found, columns), notes=notes(found))
+    columns: dict[str, Sequence[float | Interval]] = {}
+    for name in measures:
+        columns[f"micro {_short(name)}"] = [found.interval(ranker, name) for ranker in found.summaries]
+    for name in measures:
+        columns[f"macro {_short(name)}"] = [summary.macro[name] for summary in found.summaries.values()]
+    questions = _counted(_first(found).questions, "question")
+    documents = _counted(len(next(iter(found.parts.values()))), "document")
+    title = f"{found.level.capitalize()} level: {questions} about {documents}, in %"
+    return _ranker_table(found, title, columns, notes(found))
 
 
 def source_table(found: Evaluation) -> Table:
     """Rankers as rows, documents with a text layer and scans apart: micro means, the first with its interval."""
-    measures = SHOWN_MEASURES[found.level]
-    counts = next(iter(found.summaries.values())).counts["by_source"]
-    names = [""]
-    columns: list[list[Cell]] = []
-    for source in sorted(counts, reverse=True):
-        names += [f"{source} {_short(name)}" for name in measures]
-        columns.append(_marked([found.interval(ranker, measures[0], source=source) for ranker in found.summaries]))
-        summaries = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
-        columns += [_marked([summary.get(name, 0.0) for summary in summaries]) for name in measures[1:]]
-    parts = [f"{source} {_counted(counts[source], 'question')}" for source in sorted(counts, reverse=True)]
-    return Table.of(f"By text layer, micro: {', '.join(parts)}", names, _rows(found, columns))
+    first, *others = SHOWN_MEASURES[found.level]
+    counts = dict(sorted(_first(found).counts["by_source"].items(), reverse=True))
+    columns: dict[str, Sequence[float | Interval]] = {}
+    for source in counts:
+        columns[f"{source} {_short(first)}"] = [found.interval(name, first, source=source) for name in found.summaries]
+        means = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
+        columns |= {f"{source} {_short(name)}": [mean.get(name, 0.0) for mean in means] for name in others}
+    parts = ", ".join(f"{source} {_counted(count, 'question')}" for source, count in counts.items())
+    return _ranker_table(found, f"By text layer, micro: {parts}", columns)
 
 
 def group_table(found: Evaluation, group: str, measure: str | None = None) -> Table:
-    """Groups as rows, rankers as columns, one measure.
-
-    Args:
-        found: the evaluation.
-        group: ``by_domain`` or ``by_type``.
-        measure: the level's first by default.
-    """
+    """Groups (``by_domain`` or ``by_type``) as rows, rankers as columns, one measure: the level's first by default."""
     measure = measure or SHOWN_MEASURES[found.level][0]
-    counts = next(iter(found.summaries.values())).counts[group]
     rows: list[list[str | Cell]] = [
         [key, str(count), *_marked([getattr(item, group)[key][measure] for item in found.summaries.values()])]
-        for key, count in counts.items()
+        for key, count in _first(found).counts[group].items()
     ]
     names = [_GROUPS[group], "questions", *map(label, found.summaries)]
     return Table.of(f"{_short(measure)} by {_GROUPS[group]}, in %", names, rows)
@@ -87,7 +79,7 @@ def comparisons(found: Evaluation) -> list[str]:
     for other in others:
         apart = found.compare(first, other, measure)
         side = "above" if apart.difference >= 0 else "below"
-        sure = "significant" if apart.p < SIGNIFICANT else "not significant"
+        sure = "significant" if apart.p < 0.05 else "not significant"
         sentences.append(
             f"{label(first)} {100 * abs(apart.difference):.1f} points {side} {label(other)} in {_short(measure)} "
             f"(95 % {100 * apart.low:+.1f} to {100 * apart.high:+.1f}, p = {apart.p:.2g}, {sure} at 5 %)"
@@ -123,13 +115,10 @@ def plot_comparison(found: Evaluation, path: str | Path) -> None:
         axes = drawn.subplots()
         for number, ranker in enumerate(found.summaries):
             intervals = [found.interval(ranker, name) for name in measures]
-            centres = [group + (number - (count - 1) / 2) * width for group in range(len(measures))]
-            errors = [
-                [100 * max(0.0, item.mean - item.low) for item in intervals],
-                [100 * max(0.0, item.high - item.mean) for item in intervals],
-            ]
-            heights = [100 * item.mean for item in intervals]
-            axes.bar(centres, heights, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
+            mean, low, high = 100 * np.array([(item.mean, item.low, item.high) for item in intervals]).T
+            centres = np.arange(len(measures)) + (number - (count - 1) / 2) * width
+            errors = np.maximum(0.0, [mean - low, high - mean])
+            axes.bar(centres, mean, width * 0.92, yerr=errors, label=label(ranker), capsize=2, error_kw={"lw": 0.8})
         axes.set_xticks(range(len(measures)), [_short(name) for name in measures])
         axes.set_ylim(0, 100)
         axes.set_ylabel(f"{found.level} level, micro mean in %")
@@ -137,31 +126,27 @@ def plot_comparison(found: Evaluation, path: str | Path) -> None:
         drawn.legend(loc="outside right upper", frameon=False)
 
 
-def _rows(found: Evaluation, columns: Sequence[Sequence[Cell]]) -> Iterable[list[str | Cell]]:
-    """One row per ranker."""
-    return ([label(name), *cells] for name, cells in zip(found.summaries, zip(*columns, strict=True), strict=True))
+def _ranker_table(
+    found: Evaluation, title: str, columns: Mapping[str, Sequence[float | Interval]], below: Sequence[str] = ()
+) -> Table:
+    rows = zip(map(label, found.summaries), *map(_marked, columns.values()), strict=True)
+    return Table.of(title, ["", *columns], rows, notes=below)
 
 
 def _marked(values: Sequence[float | Interval]) -> list[Cell]:
     """Cells in percent; the best is marked if there is another one, ties by the text."""
     means = [value.mean if isinstance(value, Interval) else value for value in values]
-    texts = list(_percents(means))
-    best = texts[max(range(len(means)), key=means.__getitem__)]
-    marks = [len(set(texts)) > 1 and text == best for text in texts]
-    return [
-        Cell(text + _bracketed(value) if isinstance(value, Interval) else text, mark)
-        for text, value, mark in zip(texts, values, marks, strict=True)
+    texts = [f"{100 * mean:.1f}" for mean in means]
+    best = texts[means.index(max(means))] if len(set(texts)) > 1 else None
+    spreads = [
+        f" ({100 * value.low:.1f}–{100 * value.high:.1f})" if isinstance(value, Interval) else "" for value in values
     ]
+    return [Cell(text + spread, text == best) for text, spread in zip(texts, spreads, strict=True)]
 
 
-def _percents(values: Sequence[float]) -> Iterator[str]:
-    for value in values:
-        yield f"{100 * value:.1f}"
-
-
-def _bracketed(found: Interval) -> str:
-    low, high = _percents([found.low, found.high])
-    return f" ({low}–{high})"
+def _first(found: Evaluation) -> Summary:
+    """The summary of the first ranker; all have the same questions."""
+    return next(iter(found.summaries.values()))
 
 
 def _short(measure: str) -> str:
@@ -170,11 +155,3 @@ def _short(measure: str) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _questions(found: Evaluation) -> str:
-    return _counted(next(iter(found.summaries.values())).questions, "question")
-
-
-def _documents(found: Evaluation) -> str:
-    return _counted(len(next(iter(found.parts.values()))), "document")

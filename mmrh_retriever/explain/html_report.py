@@ -19,17 +19,11 @@ from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from mmrh_retriever.ranking.encoded_pages import EncodedPages
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.types import ScoredPage, ScoredRegion
+from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
-PICTURE_SIDE = 1000
-"""The longer side of a heat map in the report, in pixels."""
-_THUMB_SIDE = 320
 _TOKEN_SIDE = 240
 _TOKEN_MAPS = 6  # for the tokens that look most at a page
 _BOXES = 5  # listed and drawn per page
-_SNIPPET = 180  # characters of a box's text
-_HEADS_NAMED = 400
-_HEAD_MAP_WIDTH = 420
 
 
 def html_report(
@@ -75,24 +69,16 @@ def html_report(
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("report.html.jinja")
-    view = _View(ranked, regions, attention)
-    pages = [view.row(scored) for scored in ranked]
-    details = [row | view.detail(scored) for row, scored in zip(pages, ranked[:pictures], strict=False)]
-    thumbs = [
-        row | {"thumb": view.thumb(scored), "detailed": index < pictures}
-        for index, (row, scored) in enumerate(zip(pages, ranked[:thumbnails], strict=False))
-        if scored.page.image is not None
-    ]
     text = template.render(
         question=question,
-        summary=_summary(ranked, reranker),
-        pages=pages,
-        details=[detail for detail in details if detail["picture"]],
-        thumbs=thumbs,
-        scale=f"{view.scale:.3g}" if view.scale > 0.0 else "",
+        ranked=ranked,
+        pictures=pictures,
+        thumbnails=thumbnails,
+        view=_View(ranked, regions, attention),
         ramp=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*colour) for colour in RAMP),
-        heads=None if reranker is None else _heads(reranker),
-        settings=_settings(reranker, settings or {}),
+        reranker=reranker,
+        model=None if reranker is None else _model_name(reranker),
+        settings=settings or {},
         version=mmrh_retriever.__version__,
     )
     target = Path(path)
@@ -138,127 +124,53 @@ def report_on(
 
 
 class _View:
-    """What the template shows of each page."""
+    """What the template asks about pages: numbers as text, shares in percent, pictures as data addresses."""
 
     def __init__(
         self, ranked: Sequence[ScoredPage], regions: Sequence[ScoredRegion], attention: Sequence[QuestionAttention]
     ) -> None:
-        self.best = max((scored.score for scored in ranked), default=0.0)
-        self.score = _Numbers(scored.score for scored in ranked)
-        self.box_score = _Numbers(region.score for region in regions)
+        self.number = _Numbers(scored.score for scored in ranked)
+        self.box_number = _Numbers(region.score for region in regions)
         self.scale = full_colour(ranked)
-        self.one_document = len({scored.page.doc_id for scored in ranked}) == 1
-        self.regions: dict[int, list[ScoredRegion]] = {}
-        for region in regions:
-            self.regions.setdefault(id(region.page), []).append(region)
-        self.attention = {id(item.page): item for item in attention}
+        self._best = max(scored.score for scored in ranked)
+        self._one_document = len({scored.page.doc_id for scored in ranked}) == 1
+        self._regions = regions
+        self._attention = {id(item.page): item for item in attention}
 
-    def row(self, scored: ScoredPage) -> dict[str, Any]:
-        page = scored.page
-        short = f"page {page.label or page.number}" if self.one_document else page.name
-        share = round(100 * min(1.0, max(0.0, scored.score / self.best)), 1) if self.best > 0 else 0
-        return {
-            "rank": scored.rank,
-            "name": page.name,
-            "short": short,
-            "score": self.score(scored.score),
-            "share": share,
-        }
+    def short(self, page: Page) -> str:
+        return f"page {page.label or page.number}" if self._one_document else page.name
 
-    def detail(self, scored: ScoredPage) -> dict[str, Any]:
-        boxes = self.regions.get(id(scored.page), [])[:_BOXES]
-        found: dict[str, Any] = {"picture": None, "tokens": [], "token_maps": []}
-        found["boxes"] = [
-            {"rank": box.rank, "kind": box.kind, "score": self.box_score(box.score), "text": _snippet(box.region.text)}
-            for box in boxes
-        ]
-        if scored.page.image is not None:
-            found["picture"] = _data_uri(self.drawn(scored, PICTURE_SIDE, boxes))
-        by_token = self.attention.get(id(scored.page))
-        if by_token is not None:
-            found |= _by_token(by_token)
-        return found
+    def share(self, scored: ScoredPage) -> float:
+        return round(100 * min(1.0, max(0.0, scored.score / self._best)), 1) if self._best > 0 else 0
 
-    def thumb(self, scored: ScoredPage) -> str:
-        return _data_uri(self.drawn(scored, _THUMB_SIDE, ()))
+    def boxes(self, scored: ScoredPage) -> list[ScoredRegion]:
+        return [region for region in self._regions if region.page is scored.page][:_BOXES]
 
-    def drawn(self, scored: ScoredPage, side: int, boxes: Sequence[ScoredRegion]) -> Image.Image:
+    def picture(self, scored: ScoredPage, side: int, boxes: Sequence[ScoredRegion] = ()) -> str:
         if scored.token_scores is not None:
-            return heat_map(scored, regions=boxes, scale=self.scale, max_side=side)
+            return _data_uri(heat_map(scored, regions=boxes, scale=self.scale, max_side=side))
         image = scored.page.pixels()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return draw_regions(image, boxes)
+        return _data_uri(draw_regions(image, boxes))
 
-
-def _by_token(attention: QuestionAttention) -> dict[str, Any]:
-    """The question's tokens, what each pays the page, and heat maps of those that pay most."""
-    pages = [attention.of_token(index) for index in range(len(attention.tokens))]
-    top = max((page.score for page in pages), default=0.0)
-    number = _Numbers(page.score for page in pages)
-    tokens = [
-        {
-            "text": text,
-            "score": number(page.score),
-            "share": round(80 * max(0.0, page.score / top)) if top > 0 else 0,
-        }
-        for text, page in zip(attention.tokens, pages, strict=True)
-    ]
-    best = sorted(range(len(pages)), key=lambda index: -pages[index].score)[:_TOKEN_MAPS]
-    maps = [
-        tokens[index] | {"picture": _data_uri(heat_map(pages[index], max_side=_TOKEN_SIDE))} for index in sorted(best)
-    ]
-    return {"tokens": tokens, "token_maps": maps}
-
-
-def _summary(ranked: Sequence[ScoredPage], reranker: Reranker | None) -> str:
-    documents = sorted({scored.page.doc_id for scored in ranked if scored.page.doc_id})
-    parts = [f"{len(ranked)} {'page' if len(ranked) == 1 else 'pages'} ranked"]
-    if documents:
-        parts.append(documents[0] if len(documents) == 1 else f"{len(documents)} documents")
-    if reranker is not None:
-        parts += [_model_name(reranker), f"{len(reranker.heads)} heads"]
-    return " · ".join(parts)
-
-
-def _heads(reranker: Reranker) -> dict[str, Any]:
-    heads, backbone = reranker.heads, reranker.backbone
-    cell = max(3, min(12, _HEAD_MAP_WIDTH // max(backbone.heads, backbone.layers)))
-    names = [str(head) for head in heads]
-    about = [f"{len(names)} of {backbone.layers * backbone.heads} heads"]
-    about += [f"from {heads.source}"] if heads.source else []
-    about += [f"tasks: {', '.join(heads.tasks)}"] if heads.tasks else []
-    about += [f"detected at {heads.context_length:,} tokens"] if heads.context_length else []
-    everything = len(names) == backbone.layers * backbone.heads
-    listed = ", ".join(names[:_HEADS_NAMED]) + (" ..." if len(names) > _HEADS_NAMED else "")
-    return {
-        "count": len(names),
-        "layers": backbone.layers,
-        "per_layer": backbone.heads,
-        "cell": cell,
-        "width": backbone.heads * cell + 28,
-        "height": backbone.layers * cell + 28,
-        "cells": [(20 + head * cell, 20 + layer * cell) for layer, head in heads],
-        "about": "; ".join(about) + ".",
-        "names": "" if everything else f"Layer and head, best first: {listed}",
-    }
-
-
-def _settings(reranker: Reranker | None, more: Mapping[str, object]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, object]] = []
-    if reranker is not None:
-        backbone, chosen = reranker.backbone, reranker.settings
-        rows = [
-            ("Model", _model_name(reranker)),
-            ("Family", backbone.family.name),
-            ("Number format", str(backbone.model.dtype).removeprefix("torch.")),
-            ("Device", backbone.device),
-            ("Longest window", f"{reranker.token_budget:,} tokens"),
-            ("Pages encoded", "each alone" if reranker.independent else "one after the other"),
-            ("Null question", f"{chosen.options.null_question!r}, subtracted" if chosen.calibrate else "not used"),
-            ("Instruction", chosen.options.instruction),
-            ("Content", chosen.options.content),
+    def tokens(self, scored: ScoredPage) -> list[dict[str, Any]]:
+        """The question's tokens, what each pays the page, and heat maps of those that pay most."""
+        attention = self._attention.get(id(scored.page))
+        if attention is None:
+            return []
+        pages = [attention.of_token(index) for index in range(len(attention.tokens))]
+        top = max(page.score for page in pages)
+        number = _Numbers(page.score for page in pages)
+        best = sorted(range(len(pages)), key=lambda index: -pages[index].score)[:_TOKEN_MAPS]
+        return [
+            {
+                "text": attention.tokens[index],
+                "score": number(page.score),
+                "share": round(80 * max(0.0, page.score / top)) if top > 0 else 0,
+                "picture": _data_uri(heat_map(page, max_side=_TOKEN_SIDE)) if index in best else None,
+            }
+            for index, page in enumerate(pages)
         ]
-    return [(name, str(value)) for name, value in (*rows, *more.items())]
 
 
 def _model_name(reranker: Reranker) -> str:
@@ -277,11 +189,6 @@ class _Numbers:
 
     def __call__(self, value: float) -> str:
         return f"{value:.{self.decimals}f}".replace("-", "−")
-
-
-def _snippet(text: str | None) -> str:
-    words = " ".join((text or "").split())
-    return words if len(words) <= _SNIPPET else words[: _SNIPPET - 1].rstrip() + "…"
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from mmrh_retriever.model.prompts import Prompter
 SAMPLES = 64
 """Numbers of each weight that go into a fingerprint, spread over the whole of it."""
 _CHANGING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
-_HASHED_BYTES = 64 * 1024 * 1024
-_NOT_WEIGHTS = (".md", ".txt")
 
 
 def encoding_fingerprint(prompter: Prompter, *, independent: bool) -> str:
@@ -52,26 +49,6 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
             sample = flat[:: max(1, flat.numel() // SAMPLES)].to("cpu", torch.float32)
             digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
-
-
-def folder_fingerprint(folder: Path, *, without: str = "") -> str:
-    """A digest of a model folder that is not loaded: names and sizes of its files, and the content of those not huge.
-
-    Args:
-        folder: the model's folder.
-        without: the name of a file that does not count; texts don't either.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.iterdir() if item.is_file()):
-        if file.name != without and file.suffix not in _NOT_WEIGHTS:
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size} {file_fingerprint(file) if size <= _HASHED_BYTES else ''}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def file_fingerprint(file: Path) -> str:
-    """A digest of a file's content."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> bytes:

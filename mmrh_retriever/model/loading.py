@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import cached_file
@@ -147,20 +146,6 @@ def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if stored is torch.bfloat16 and capabilities.get("amx_bf16") else torch.float32
-
-
-def default_dtype(folder: Path, device: str | torch.device | None = None) -> str:
-    """The name of the type that a saved model's weights get where none is asked for: ``"auto"`` is as stored.
-
-    Raises:
-        OSError: transformers' own, if the folder has no configuration.
-    """
-    target = default_device() if device is None else torch.device(device)
-    if target.type != "cpu":
-        return "auto"
-    written, _ = PreTrainedConfig.get_config_dict(folder)
-    stored = getattr(torch, str(written.get("dtype", written.get("torch_dtype"))), None)
-    return str(cpu_dtype(stored)).removeprefix("torch.")
 
 
 def load_processors(

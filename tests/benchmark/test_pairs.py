@@ -6,14 +6,29 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 from mmrh_retriever import Reranker
 from mmrh_retriever.benchmark.pairs import PlainProcedure, Ratio, run_benchmark, sample_pages, sample_questions
-from mmrh_retriever.benchmark.random_models import SHAPES, Shape, _config, random_reranker
+from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker
 from mmrh_retriever.cli.main import main
 from mmrh_retriever.errors import SettingsError
 from tests.factories import tiny
+
+TINY = {
+    "text_config": {
+        "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True
+        },
+    },
+    "vision_config": {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0, 1],
+    },
+    "image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4,
+}  # fmt: skip
 
 
 def test_both_sides_give_the_same_scores() -> None:
@@ -47,12 +62,13 @@ def test_ratios_are_taken_pair_by_pair() -> None:
 
 
 def test_random_models_have_the_shapes_they_say() -> None:
-    assert {name: (shape.layers, shape.heads, shape.key_heads) for name, shape in SHAPES.items()} == {
+    sizes = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    assert {name: tuple(shape["text_config"][size] for size in sizes) for name, shape in SHAPES.items()} == {
         "random": (8, 8, 4),
         "random-8b": (36, 32, 8),
     }
     with torch.device("meta"):
-        config = _config(SHAPES["random-8b"])
+        config = Qwen3VLConfig(**SHAPES["random-8b"])
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     decoder = model.model.language_model
     assert sum(weight.numel() for weight in decoder.layers.parameters()) == pytest.approx(6.95e9, rel=0.01)
@@ -60,7 +76,7 @@ def test_random_models_have_the_shapes_they_say() -> None:
 
 
 def test_the_random_model_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "random", Shape(64, 96, 3, 4, 2, 32, 32, 48, 2, 2, (0, 1)))
+    monkeypatch.setitem(SHAPES, "random", TINY)
     reranker = random_reranker("random", device="cpu")
     assert sorted({head.layer for head in reranker.heads}) == [0, 1, 2]
     assert reranker.backbone.model.dtype is torch.float32
@@ -73,7 +89,7 @@ def test_the_random_model_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_measures_a_random_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setitem(SHAPES, "random", Shape(64, 96, 3, 4, 2, 32, 32, 48, 2, 2, (0, 1)))
+    monkeypatch.setitem(SHAPES, "random", TINY)
     few = ["--pages", "1", "--questions", "2", "--rounds", "1", "--device", "cpu", "--max-layer", "1", "--json"]
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--model", "random", *few])

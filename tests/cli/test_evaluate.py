@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mmrh_retriever import Reranker, RerankSettings
+from mmrh_retriever.evaluation import run_settings
 from tests import factories
 from tests.cli.conftest import Mmrh
 
@@ -146,7 +146,7 @@ def test_baselines_alone_load_no_model(run: Mmrh, pdfs: list[object], tiny: list
 def test_the_bundled_model_is_announced_on_stderr(
     run: Mmrh, pdfs: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["mmrh_retriever.evaluation.evaluate"], "model_path", lambda _: ("bundled", True))
+    monkeypatch.setattr(run_settings, "model_path", lambda _: ("bundled", True))
     done = run(*pdfs, "--dry-run")
     assert done.code == 0, done.stderr
     assert "small bundled model" in done.stderr

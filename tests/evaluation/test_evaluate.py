@@ -116,6 +116,23 @@ def test_settings_know_model_heads_and_versions(data: MMDocIR, tmp_path: Path) -
     assert {"torch", "transformers", "mmrh_retriever", "python"} <= set(found["versions"])
 
 
+def test_the_type_of_the_weights_is_known_before_they_are_read(
+    data: MMDocIR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for capabilities, stored, expected in (
+        ({"amx_bf16": True}, torch.bfloat16, "bfloat16"),
+        ({"amx_bf16": True}, torch.float32, "float32"),
+        ({"amx_bf16": True}, None, "float32"),
+        ({"avx512_f": True}, torch.bfloat16, "float32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        config = {} if stored is None else {"dtype": str(stored).removeprefix("torch.")}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        for device, dtype in (("cpu", expected), ("cuda", "auto")):
+            spec = RankerSpec("heads", model=tmp_path, heads="all", device=device)
+            assert settings_of(data, {"x": spec}, level="page")["rankers"]["x"]["dtype"] == dtype
+
+
 def test_settings_are_ready_for_json(data: MMDocIR) -> None:
     given = RerankSettings(
         model="some/model", cache_dir="x", model_kwargs={"torch_dtype": torch.float16}, options=PromptOptions("text")

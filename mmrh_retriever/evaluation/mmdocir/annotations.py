@@ -6,11 +6,10 @@ One JSON object per line and document; source and format as in :mod:`mmrh_retrie
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import Finite, read_jsonl
@@ -21,20 +20,26 @@ Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 RowRange = tuple[Index, Index]
 
 
-class _Line(BaseModel):
-    """Parts of the annotations file; fields that we don't know are left alone."""
+def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("at least one is needed")
+    return values
 
-    model_config = ConfigDict(strict=True, frozen=True)
+
+class _Annotated(BaseModel):
+    """A part of the annotations, under names of ours; fields of the file that we don't know are left alone."""
+
+    model_config = ConfigDict(strict=True, frozen=True, populate_by_name=True)
 
 
-class LayoutEntry(_Line):
-    """A box that holds evidence."""
+class GoldLayout(_Annotated):
+    """A box that holds evidence: ``page`` from 0, ``box`` in the units of ``page_size`` (width, height)."""
 
     page: Index
+    box: Annotated[tuple[Finite, Finite, Finite, Finite], Field(alias="bbox")]
     page_size: tuple[Side, Side]
-    bbox: tuple[Finite, Finite, Finite, Finite]
 
-    @field_validator("bbox")
+    @field_validator("box")
     @classmethod
     def _in_order(cls, box: Box) -> Box:
         if box[0] > box[2] or box[1] > box[3]:
@@ -42,72 +47,66 @@ class LayoutEntry(_Line):
         return box
 
 
-class QuestionEntry(_Line):
-    """A question with its answer and evidence."""
+class Question(_Annotated):
+    """A question about a document, which counts its questions from 0.
 
-    Q: Annotated[str, Field(min_length=1)]
-    A: str = ""
-    page_id: Annotated[list[Index], Field(min_length=1)]
-    type: list[str] = []
-    layout_mapping: list[LayoutEntry] = []
+    ``pages`` are the gold pages from 0, each once; ``types`` kinds of evidence.
+    """
 
-    @field_validator("type", mode="before")
+    number: int = 0
+    text: Annotated[str, Field(alias="Q", min_length=1)]
+    answer: Annotated[str, Field(alias="A")] = ""
+    pages: Annotated[tuple[Index, ...], Field(alias="page_id"), AfterValidator(_some)]
+    types: Annotated[tuple[str, ...], Field(alias="type")] = ()
+    layouts: Annotated[tuple[GoldLayout, ...], Field(alias="layout_mapping")] = ()
+
+    @field_validator("types", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """The official file writes the list of types as a string."""
-        if not isinstance(value, str):
-            return value
         try:
-            return ast.literal_eval(value)
+            listed = ast.literal_eval(value) if isinstance(value, str) else value
         except (ValueError, SyntaxError) as error:
             raise ValueError("types are a list of texts, such as ['Table']") from error
+        return tuple(listed) if isinstance(listed, list) else listed
+
+    @field_validator("pages", "types")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(dict.fromkeys(values))
 
 
-class DocumentEntry(_Line):
-    """A line of the annotations file."""
+class Document(_Annotated):
+    """A document with its questions. ``line`` is its line in the annotations file, from 1."""
 
-    doc_name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(alias="doc_name", min_length=1)]
     domain: Annotated[str, Field(min_length=1)]
+    questions: Annotated[tuple[Question, ...], AfterValidator(_some)]
+    line: int = 0
     page_indices: RowRange | None = None
     layout_indices: RowRange | None = None
-    questions: Annotated[list[QuestionEntry], Field(min_length=1)]
 
+    @field_validator("page_indices", "layout_indices")
+    @classmethod
+    def _forwards(cls, rows: RowRange | None) -> RowRange | None:
+        if rows is not None and rows[1] < rows[0]:
+            raise ValueError("rows run backwards; expected [first, last]")
+        return rows
 
-@dataclass(frozen=True, slots=True)
-class GoldLayout:
-    """A box that holds evidence: ``page`` from 0, ``box`` in the units of ``page_size`` (width, height)."""
+    @field_validator("questions")
+    @classmethod
+    def _numbered(cls, questions: tuple[Question, ...]) -> tuple[Question, ...]:
+        return tuple(item.model_copy(update={"number": number}) for number, item in enumerate(questions))
 
-    page: int
-    box: Box
-    page_size: tuple[float, float]
+    @property
+    def page_rows(self) -> range | None:
+        """The document's rows in the official pages file; ``None`` where the annotations don't say."""
+        return None if self.page_indices is None else range(self.page_indices[0], self.page_indices[1] + 1)
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about a document. ``pages`` are the gold pages from 0, each once; ``types`` kinds of evidence."""
-
-    number: int
-    text: str
-    answer: str
-    pages: tuple[int, ...]
-    types: tuple[str, ...]
-    layouts: tuple[GoldLayout, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document with its questions.
-
-    ``page_rows`` and ``layout_rows`` are its rows in the official parquet files, half-open; ``None`` where the
-    annotations don't say. ``line`` is its line in the annotations file, from 1.
-    """
-
-    name: str
-    domain: str
-    questions: tuple[Question, ...]
-    line: int
-    page_rows: range | None = None
-    layout_rows: range | None = None
+    @property
+    def layout_rows(self) -> range | None:
+        """Its rows in the official layouts file, likewise."""
+        return None if self.layout_indices is None else range(self.layout_indices[0], self.layout_indices[1] + 1)
 
 
 def read_annotations(path: str | Path) -> list[Document]:
@@ -116,43 +115,12 @@ def read_annotations(path: str | Path) -> list[Document]:
     Raises:
         DataError: missing file, no documents, or a malformed line; names file, line and field.
     """
-    path = Path(path)
     documents: dict[str, Document] = {}
-    for number, entry in read_jsonl(path, DocumentEntry, what="annotated document"):
-        if entry.doc_name in documents:
-            first = documents[entry.doc_name].line
-            raise DataError(f"{path}, line {number}: {entry.doc_name} stands on line {first} already. Join the two.")
-        documents[entry.doc_name] = _document(entry, number, path)
+    for line, document in read_jsonl(Path(path), Document, what="annotated document"):
+        if document.name in documents:
+            first = documents[document.name].line
+            raise DataError(f"{path}, line {line}: {document.name} stands on line {first} already. Join the two.")
+        documents[document.name] = document.model_copy(update={"line": line})
     if not documents:
         raise DataError(f"{path}: holds no documents. Expected one JSON object per line.")
     return list(documents.values())
-
-
-def _document(entry: DocumentEntry, line: int, path: Path) -> Document:
-    return Document(
-        name=entry.doc_name,
-        domain=entry.domain,
-        questions=tuple(_question(item, number) for number, item in enumerate(entry.questions)),
-        line=line,
-        page_rows=_half_open(entry.page_indices, path, line),
-        layout_rows=_half_open(entry.layout_indices, path, line),
-    )
-
-
-def _question(entry: QuestionEntry, number: int) -> Question:
-    return Question(
-        number=number,
-        text=entry.Q,
-        answer=entry.A,
-        pages=tuple(dict.fromkeys(entry.page_id)),
-        types=tuple(dict.fromkeys(entry.type)),
-        layouts=tuple(GoldLayout(item.page, item.bbox, item.page_size) for item in entry.layout_mapping),
-    )
-
-
-def _half_open(given: RowRange | None, path: Path, line: int) -> range | None:
-    if given is None:
-        return None
-    if given[1] < given[0]:
-        raise DataError(f"{path}, line {line}: rows {list(given)} run backwards. Expected [first, last].")
-    return range(given[0], given[1] + 1)

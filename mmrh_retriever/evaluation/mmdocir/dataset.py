@@ -28,12 +28,7 @@ class PageReader(Protocol):
     """Where a document's pages come from."""
 
     def pages(self, document: Document, *, regions: bool) -> list[Page]:
-        """The document's pages in order, with their layout boxes if asked for.
-
-        Raises:
-            DataError: the pages are missing or don't fit the annotations.
-            PageError: a page that can't be read.
-        """
+        """The document's pages in order, with their layout boxes if asked for; for errors see :meth:`MMDocIR.pages`."""
         ...  # pragma: no cover
 
 
@@ -74,12 +69,9 @@ class MMDocIR:
     ) -> MMDocIR:
         """Questions from an annotations file, pages from a folder that holds each ``doc_name``.
 
-        Args:
-            annotations: the JSONL file.
-            documents: the folder of the PDFs.
-            max_pixels: a page's pixel budget, as for :func:`~mmrh_retriever.read_pdf`.
-            allow_missing: keep documents whose PDF is missing; reading their pages then fails, and whoever
-                measures has to count their questions as zero.
+        ``max_pixels`` is a page's pixel budget, as for :func:`~mmrh_retriever.read_pdf`. With ``allow_missing``
+        documents whose PDF is missing are kept; reading their pages then fails, and whoever measures has to count
+        their questions as zero.
 
         Raises:
             DataError: a malformed line, or missing PDFs (all of them are listed).
@@ -107,11 +99,8 @@ class MMDocIR:
     ) -> MMDocIR:
         """Questions from the annotations file, pages and layout boxes from the official parquet files.
 
-        Args:
-            annotations: ``MMDocIR_annotations.jsonl``.
-            pages: ``MMDocIR_pages.parquet``.
-            layouts: ``MMDocIR_layouts.parquet``; needed for layout boxes and for the pages' sizes in points.
-            text: which text of a page stands for its text layer.
+        ``layouts`` is needed for layout boxes and for the pages' sizes in points. ``text`` says which text of a page
+        stands for its text layer.
 
         Raises:
             DataError: a malformed line, a missing file or column, rows beyond the file's end.
@@ -143,8 +132,7 @@ class MMDocIR:
                 f"{len(document.page_rows)}. Get the edition that was annotated."
             )
         for question in document.questions:
-            beyond = [page for page in question.pages if page >= len(pages)]
-            if beyond:
+            if beyond := [page for page in question.pages if page >= len(pages)]:
                 raise DataError(
                     f"{document.name} has {len(pages)} pages; question {question.number} of line {document.line} has "
                     f"its evidence on page ids {beyond} (from 0). Correct the annotations, or get the right edition."
@@ -156,13 +144,9 @@ def _fingerprint(documents: Iterable[Document]) -> str:
     """A hash over everything that measuring depends on."""
     digest = hashlib.sha256()
     for document in documents:
-        content = [
-            document.name,
-            document.domain,
-            [
-                (item.text, item.pages, item.types, [(g.page, g.box) for g in item.layouts])
-                for item in document.questions
-            ],
+        questions = [
+            (item.text, item.pages, item.types, [(gold.page, gold.box) for gold in item.layouts])
+            for item in document.questions
         ]
-        digest.update(json.dumps(content).encode())
+        digest.update(json.dumps([document.name, document.domain, questions]).encode())
     return digest.hexdigest()[:16]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 TextColumn = Literal["ocr_text", "vlm_text"]
 """Which of the official texts of a page stands for its text layer."""
 _BATCH = 32
+_LAYOUT_COLUMNS = ("page_id", "type", "bbox", "page_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +31,47 @@ class ParquetPages:
     text: TextColumn = "ocr_text"
 
     def check(self, documents: Sequence[Document], *, name: str) -> None:
-        """Compare the files with the annotations before anything is run.
+        """Compare the files with the annotations, which messages call ``name``, before anything is run.
 
         Raises:
             DataError: a missing file or column, documents without rows, rows beyond the end.
         """
-        self._check_file(self.pages_file, ["doc_name", "image_binary", self.text], documents, _page_rows, name)
-        if self.layouts_file is not None:
-            columns = ["doc_name", "page_id", "type", "bbox", "page_size"]
-            self._check_file(self.layouts_file, columns, documents, _layout_rows, name)
+        given: list[tuple[Path | None, tuple[str, ...], list[range | None]]] = [
+            (self.pages_file, ("image_binary", self.text), [item.page_rows for item in documents]),
+            (self.layouts_file, _LAYOUT_COLUMNS, [item.layout_rows for item in documents]),
+        ]
+        for path, columns, rows in given:
+            if path is None:
+                continue
+            found = _columns(path)
+            lacking = sorted({"doc_name", *columns} - {*found})
+            if lacking:
+                raise DataError(f"{path}: columns {lacking} are missing, found {found}. Get the official file.")
+            total = _parquet(path).metadata.num_rows
+            for document, wanted in zip(documents, rows, strict=True):
+                if wanted is None or wanted.stop > total:
+                    rows_given = "no rows" if wanted is None else f"rows up to {wanted.stop - 1}"
+                    raise DataError(
+                        f"{name}, line {document.line}: {document.name} has {rows_given}; {path} has {total}. "
+                        "Annotations and parquet files are of different editions."
+                    )
 
     def pages(self, document: Document, *, regions: bool) -> list[Page]:
         """The document's pages, images still packed; ``size`` is in points where the layouts file gives it."""
         layouts, sizes = self._layouts(document, regions=regions)
         found = []
-        rows = self._rows(self.pages_file, ["image_binary", self.text], document, document.page_rows)
+        rows = _rows(self.pages_file, ("image_binary", self.text), document, document.page_rows)
         for index, row in enumerate(rows):
-            text = row[self.text]
-            if row["image_binary"] is None and not (text and text.strip()):
+            image, text = row["image_binary"], row[self.text]
+            text = text if text and text.strip() else None
+            if image is None and text is None:
                 raise PageError(
                     f"{self.pages_file}: page {index + 1} of {document.name} has neither image_binary nor {self.text}.",
                     source=document.name,
                     page=index,
                 )
-            page = Page(
-                image=row["image_binary"],
-                text=text if text and text.strip() else None,
-                doc_id=document.name,
-                index=index,
-                size=sizes.get(index),
-                regions=tuple(layouts.get(index, ())),
-            )
-            found.append(page)
+            boxes = tuple(layouts.get(index, ()))
+            found.append(Page(image, text, document.name, index, sizes.get(index), regions=boxes))
         return found
 
     def _layouts(
@@ -73,60 +84,21 @@ class ParquetPages:
         if self.layouts_file is None:
             raise DataError(f"Layout boxes of {document.name} were asked for. Give the layouts parquet file.")
         texts = [name for name in ("text", "ocr_text", "vlm_text") if name in _columns(self.layouts_file)]
-        columns = ["page_id", "type", "bbox", "page_size", *texts]
         found: dict[int, list[Region]] = {}
         skipped = 0
-        for row in self._rows(self.layouts_file, columns, document, document.layout_rows):
-            index, box = int(row["page_id"]), tuple(float(value) for value in row["bbox"])
+        for row in _rows(self.layouts_file, (*_LAYOUT_COLUMNS, *texts), document, document.layout_rows):
+            index = int(row["page_id"])
             sizes[index] = (float(row["page_size"][0]), float(row["page_size"][1]))
             words = next((row[name] for name in texts if row[name] and row[name].strip()), None)
             try:
-                found.setdefault(index, []).append(Region(box=box, kind=str(row["type"]), text=words))  # type: ignore[arg-type]
+                region = Region(row["bbox"], str(row["type"]), words)
             except PageError:
                 skipped += 1
+            else:
+                found.setdefault(index, []).append(region)
         if skipped:
             logger.warning("%s: %d layout boxes without area were left out.", document.name, skipped)
         return found, sizes
-
-    def _rows(self, path: Path, columns: Sequence[str], document: Document, rows: range | None) -> Iterator[Any]:
-        if rows is None:
-            raise DataError(f"Line {document.line} ({document.name}) has no row indices, which parquet files need.")
-        for row in _read_rows(path, ["doc_name", *columns], rows):
-            if row["doc_name"] != document.name:
-                raise DataError(
-                    f"{path}: rows {rows.start} to {rows.stop - 1} should be {document.name}, found {row['doc_name']}. "
-                    "Annotations and parquet files are of different editions."
-                )
-            yield row
-
-    def _check_file(
-        self,
-        path: Path,
-        columns: Sequence[str],
-        documents: Sequence[Document],
-        rows: Callable[[Document], range | None],
-        name: str,
-    ) -> None:
-        lacking = sorted(set(columns) - set(_columns(path)))
-        if lacking:
-            raise DataError(f"{path}: columns {lacking} are missing, found {_columns(path)}. Get the official file.")
-        total = _parquet(path).metadata.num_rows
-        for document in documents:
-            wanted = rows(document)
-            if wanted is None or wanted.stop > total:
-                rows_given = "no rows" if wanted is None else f"rows up to {wanted.stop - 1}"
-                raise DataError(
-                    f"{name}, line {document.line}: {document.name} has {rows_given}; {path} has {total}. Annotations "
-                    "and parquet files are of different editions."
-                )
-
-
-def _page_rows(document: Document) -> range | None:
-    return document.page_rows
-
-
-def _layout_rows(document: Document) -> range | None:
-    return document.layout_rows
 
 
 def _parquet(path: Path) -> Any:
@@ -148,23 +120,24 @@ def _columns(path: Path) -> list[str]:
     return list(_parquet(path).schema_arrow.names)
 
 
-def _read_rows(path: Path, columns: Sequence[str], rows: range) -> Iterator[dict[str, Any]]:
-    """The given rows, and no more of the file in memory than a batch of them."""
+def _rows(path: Path, columns: Sequence[str], document: Document, rows: range | None) -> Iterator[dict[str, Any]]:
+    """A document's rows, checked to be its own, and no more of the file in memory than a batch of them."""
+    if rows is None:
+        raise DataError(f"Line {document.line} ({document.name}) has no row indices, which parquet files need.")
     with _parquet(path) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            if start < rows.stop and stop > rows.start:
-                yield from _read_group(file, group, columns, range(rows.start - start, rows.stop - start))
-            start = stop
-
-
-def _read_group(file: Any, group: int, columns: Sequence[str], rows: range) -> Iterator[dict[str, Any]]:
-    start = 0
-    for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=list(columns)):
-        first, last = max(rows.start - start, 0), min(rows.stop - start, batch.num_rows)
-        if first < last:
-            yield from batch.slice(first, last - first).to_pylist()
-        start += batch.num_rows
-        if start >= rows.stop:
-            return
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = list(accumulate(sizes, initial=0))
+        groups = [group for group in range(len(sizes)) if starts[group] < rows.stop and starts[group + 1] > rows.start]
+        start = starts[groups[0]]
+        for batch in file.iter_batches(batch_size=_BATCH, row_groups=groups, columns=["doc_name", *columns]):
+            first, last = max(rows.start - start, 0), min(rows.stop - start, batch.num_rows)
+            for row in batch.slice(first, last - first).to_pylist() if first < last else ():
+                if row["doc_name"] != document.name:
+                    raise DataError(
+                        f"{path}: rows {rows.start} to {rows.stop - 1} should be {document.name}, found "
+                        f"{row['doc_name']}. Annotations and parquet files are of different editions."
+                    )
+                yield row
+            start += batch.num_rows
+            if start >= rows.stop:
+                return
