@@ -166,7 +166,7 @@ def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id
 
 def _what_it_is(beginning: bytes, source: str | os.PathLike[str] | bytes) -> str:
     try:
-        with open_image(source if isinstance(source, bytes) else Path(source)) as image:
+        with open_image(source if isinstance(source, bytes) else Path(source), "the file", PageError) as image:
             return f"is a {image.format} image, not a PDF. Give it as Page(image=...)."
     except PageError:
         return f"is not a PDF: it has no %PDF mark and begins with {beginning[:24]!r}. Expected a PDF file."
