@@ -119,11 +119,7 @@ class AttentionSeam:
 
     @contextmanager
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
-        """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
-
-        Raises:
-            AttentionCaptureError: what should have been recorded was not, or is NaN.
-        """
+        """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there."""
         with self.lock:
             state = self._state
             outer = state.plan, state.recording
@@ -276,11 +272,7 @@ def _attend(
 
 
 def decoder_attention(decoder: nn.Module) -> dict[int, nn.Module]:
-    """The attention module of each decoder layer, by layer index.
-
-    Raises:
-        UnsupportedModelError: no such modules, or two of the same index.
-    """
+    """The attention module of each decoder layer, by layer index."""
     found: dict[int, nn.Module] = {}
     for name, module in decoder.named_modules():
         if name.rsplit(".", 1)[-1] in ("self_attn", "attention", "attn") and hasattr(module, "layer_idx"):

@@ -63,11 +63,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def find_family(model_type: str) -> Family:
-    """The row for a ``config.model_type``.
-
-    Raises:
-        UnsupportedModelError: no such row; the message lists those there are.
-    """
+    """The row for a ``config.model_type``."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
@@ -90,11 +86,7 @@ class Backbone:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Backbone:
-        """Find the model's row and take hold of its attention (once per model, however often it is asked).
-
-        Raises:
-            UnsupportedModelError: an unknown family, or a model without what its row promises.
-        """
+        """Find the model's row and take hold of its attention (once per model, however often it is asked)."""
         config = getattr(model, "config", None)
         if not isinstance(model, PreTrainedModel) or config is None:
             raise UnsupportedModelError(

@@ -43,11 +43,7 @@ class Processors:
 
     @classmethod
     def of(cls, processor: Any) -> Processors:
-        """From a ``*Processor``, a tokenizer, or a pair of tokenizer and image processor.
-
-        Raises:
-            UnsupportedModelError: none of these.
-        """
+        """From a ``*Processor``, a tokenizer, or a pair of tokenizer and image processor."""
         if isinstance(processor, cls):
             return processor
         if isinstance(processor, tuple) and len(processor) == 2:
@@ -66,11 +62,7 @@ class Processors:
 
 
 def model_path(model: str | Path | None) -> tuple[str, bool]:
-    """A model's name or folder, and whether it is the bundled model.
-
-    Raises:
-        UnsupportedModelError: the bundled model is missing from this installation.
-    """
+    """A model's name or folder, and whether it is the bundled model."""
     if model is not None and str(model) != BUNDLED:
         return str(model), False
     folder = BUNDLED_FOLDER
@@ -151,11 +143,7 @@ def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
 def load_processors(
     model: str, *, text_only: bool, max_pixels: int | None = None, where: Mapping[str, Any] | None = None
 ) -> Processors:
-    """A model's tokenizer with its chat template, and its image processor in its Pillow form.
-
-    Raises:
-        UnsupportedModelError: ``max_pixels`` for a family whose images have a fixed size.
-    """
+    """A model's tokenizer with its chat template, and its image processor in its Pillow form."""
     where = where or {}
     tokenizer = AutoTokenizer.from_pretrained(model, **where)
     if not getattr(tokenizer, "chat_template", None):

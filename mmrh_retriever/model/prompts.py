@@ -79,9 +79,6 @@ class Prompter:
     """Writes pages and questions as prompt segments, for one model.
 
     ``answer_ids`` are what the chat template puts behind the question, where the model's answer begins.
-
-    Raises:
-        UnsupportedModelError: the chat template can't be used.
     """
 
     def __init__(
@@ -108,20 +105,13 @@ class Prompter:
         return segment
 
     def image_shown(self, page: Page) -> Image.Image | None:
-        """The page's image, decoded, if the model is shown it.
-
-        Raises:
-            PageError: the page has nothing that this model can take, or can't be read.
-        """
+        """The page's image, decoded, if the model is shown it."""
         return page.pixels() if self._content(page)[0] else None
 
     def page_segment(self, page: Page, number: int, pixels: Image.Image | None = None) -> PromptSegment:
         """One page: its label (not scored), its image and / or text (scored), a newline.
 
         ``pixels`` is what :meth:`image_shown` gave for it, if it was asked already.
-
-        Raises:
-            PageError: the page has nothing that this model can take, or can't be read.
         """
         image, text = self._content(page)
         segment = self.text_segment(self.options.page_label.format(number=number))
@@ -152,11 +142,7 @@ class Prompter:
     # Questions
 
     def question_segment(self, question: str) -> PromptSegment:
-        """A question with its label; ``scored`` holds the tokens that look.
-
-        Raises:
-            QuestionError: not text, or empty.
-        """
+        """A question with its label; ``scored`` holds the tokens that look."""
         return self.question_segments([question])[0]
 
     def question_segments(self, questions: Sequence[str]) -> list[PromptSegment]:
@@ -196,11 +182,7 @@ class Prompter:
         return segment
 
     def image_segment(self, page: Page) -> PromptSegment:
-        """A page's image alone, without label or newline.
-
-        Raises:
-            PageError: the page has no image that this model can take, or it can't be read.
-        """
+        """A page's image alone, without label or newline."""
         if not self._content(page)[0]:
             raise page.error(
                 f"{page.name} has no image that {self.backbone.family.name} can take, where one is to be shown. Put "

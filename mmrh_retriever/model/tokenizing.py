@@ -40,11 +40,7 @@ class TextTokenizer:
         self._reserved = self._reserved_ids()
 
     def token(self, text: str) -> int:
-        """The id of one special token.
-
-        Raises:
-            UnsupportedModelError: the tokenizer has no such token.
-        """
+        """The id of one special token."""
         found = self.tokenizer.convert_tokens_to_ids(text)
         if found is None or found == self.tokenizer.unk_token_id:
             raise UnsupportedModelError(
@@ -66,11 +62,7 @@ class TextTokenizer:
         ]
 
     def chat_template(self) -> tuple[list[int], list[int]]:
-        """Ids before and behind the user's turn, from the template rendered once, around a slot.
-
-        Raises:
-            UnsupportedModelError: the template can't hold a plain user turn.
-        """
+        """Ids before and behind the user's turn, from the template rendered once, around a slot."""
         tokenizer = self.tokenizer
         if not getattr(tokenizer, "chat_template", None):
             begin = tokenizer.bos_token_id

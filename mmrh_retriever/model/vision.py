@@ -51,9 +51,6 @@ class Vision:
     """One model's vision tower, with up to ``memory`` bytes of features kept; those used longest ago go first.
 
     Call :meth:`clear` after a change to the model's weights.
-
-    Raises:
-        SettingsError: a negative memory.
     """
 
     def __init__(self, backbone: Backbone, memory: int = DEFAULT_VISION_MEMORY) -> None:
