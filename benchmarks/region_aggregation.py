@@ -28,12 +28,7 @@ from mmrh_retriever.evaluation.metrics import Measured, PageBox, layout_recall, 
 from mmrh_retriever.evaluation.mmdocir.dataset import Document, MMDocIR
 from mmrh_retriever.model.fingerprints import encoding_fingerprint
 from mmrh_retriever.pdf.boxes import box_areas
-from mmrh_retriever.ranking.region_scores import (
-    AGGREGATES,
-    DEFAULT_AGGREGATE,
-    region_fractions,
-    region_scores,
-)
+from mmrh_retriever.ranking.region_scores import AGGREGATES, DEFAULT_AGGREGATE, region_fractions, region_scores
 from mmrh_retriever.runs.bootstrap import bootstrap_interval, paired_bootstrap
 from mmrh_retriever.runs.tables import Cell, Table
 from mmrh_retriever.types import Page, PatchGrid

@@ -69,9 +69,7 @@ def build_index(folder: Path) -> VectorStoreIndex:
     """Embed the pages' text into an embedded Qdrant (give QdrantClient a path to keep it on disk)."""
     store = QdrantVectorStore("pages", client=QdrantClient(":memory:"))
     return VectorStoreIndex(
-        page_nodes(folder),
-        storage_context=StorageContext.from_defaults(vector_store=store),
-        embed_model=MiniLM(),
+        page_nodes(folder), storage_context=StorageContext.from_defaults(vector_store=store), embed_model=MiniLM()
     )
 
 

@@ -209,17 +209,7 @@ def certificate(document: pymupdf.Document) -> None:
             font, size = ("tibo", 15) if i == 1 else ("tiro", 13)
             left = page.insert_textbox((70, y, 520, 720), paragraph, fontsize=size, fontname=font, lineheight=1.4)
             y = 720 - left + 13
-        pen = [
-            (80, 640),
-            (95, 610),
-            (104, 645),
-            (118, 618),
-            (130, 640),
-            (150, 622),
-            (166, 640),
-            (200, 628),
-            (235, 634),
-        ]
+        pen = [(80, 640), (95, 610), (104, 645), (118, 618), (130, 640), (150, 622), (166, 640), (200, 628), (235, 634)]
         page.draw_curve(pen[0], pen[1], pen[2], width=1.3)
         page.draw_polyline(pen[2:], width=1.1)
         page.insert_text((70, 668), "Tobias Renwick, Surveyor of Ships", fontsize=13, fontname="tiro")

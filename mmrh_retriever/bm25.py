@@ -14,9 +14,6 @@ def bm25_scores(questions: Sequence[str], texts: Sequence[str]) -> npt.NDArray[n
     """BM25 of texts for questions (Robertson and Zaragoza 2009), ``(questions, texts)``, with English stop words.
 
     Document frequencies are those of ``texts`` alone. Questions and texts without words score 0.
-
-    Raises:
-        ImportError: bm25s is missing; it names the extra to install.
     """
     try:
         bm25s = import_module("bm25s")

@@ -32,11 +32,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``. ``what`` names the content in messages.
-
-    Raises:
-        DataError: the file is missing, unreadable, damaged or not UTF-8.
-    """
+    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``. ``what`` names the content in messages."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
@@ -51,11 +47,7 @@ def _unreadable(path: Path, what: str, error: Exception) -> DataError:
 
 
 def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[int, Model]]:
-    """The lines of a JSON lines file, checked, each with its number (from 1). Empty lines are passed over.
-
-    Raises:
-        DataError: the file can't be read, or a malformed line; names file, line and field.
-    """
+    """The lines of a JSON lines file, checked, each with its number (from 1). Empty lines are passed over."""
     try:
         with path.open("rb") as lines:  # binary: a line ends at "\n" alone, not at other separators inside a text
             for number, line in enumerate(lines, start=1):
@@ -99,11 +91,7 @@ def format_of(text: str, *, where: str, what: str) -> str | None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and move into place, so that no reader ever sees half a file.
-
-    Raises:
-        DataError: the folder is missing or can't be written.
-    """
+    """Write beside the target and move into place, so that no reader ever sees half a file."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:

@@ -63,11 +63,7 @@ def shown_size(image: Image.Image) -> tuple[float, float]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image into RGB: turned as its EXIF orientation says, transparency on white.
-
-    Raises:
-        OSError, ValueError, SyntaxError: Pillow's own, if the file is damaged.
-    """
+    """Decode an image into RGB: turned as its EXIF orientation says, transparency on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white")

@@ -127,12 +127,7 @@ class RerankSettings(BaseModel):
 
     @classmethod
     def of(cls, settings: RerankSettings | None, changes: Mapping[str, Any]) -> RerankSettings:
-        """Settings with some of them changed; the defaults if there are none.
-
-        Raises:
-            TypeError: a setting that does not exist.
-            SettingsError: a value that is out of its range, or of another type.
-        """
+        """Settings with some of them changed; the defaults if there are none."""
         unknown = sorted(changes.keys() - {*cls.model_fields, "final_heat"})
         if unknown:
             raise TypeError(f"There is no setting {unknown[0]!r}. Settings are {', '.join(cls.model_fields)}.")
@@ -147,11 +142,7 @@ class RerankSettings(BaseModel):
     def of_pretrained(
         cls, model: str | Path | None, settings: RerankSettings | None, options: Mapping[str, Any]
     ) -> RerankSettings:
-        """Settings for a model that is loaded by name; options that are no settings of ours go to transformers.
-
-        Raises:
-            SettingsError: a value that is out of its range, or of another type.
-        """
+        """Settings for a model that is loaded by name; options that are no settings of ours go to transformers."""
         ours = {name: value for name, value in options.items() if name in (*cls.model_fields, "final_heat")}
         if model is not None:
             ours["model"] = model

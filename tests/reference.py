@@ -64,8 +64,8 @@ def eager_attentions(
         more["token_type_ids"] = image.int()
     if masks is not None and positions is not None:
         lowest = torch.finfo(torch.float32).min
-        laid = {kind: torch.zeros(seen.shape).masked_fill(~seen, lowest)[None, None] for kind, seen in masks.items()}
-        more["attention_mask"] = laid if len(laid) > 1 else laid["full_attention"]  # type: ignore[assignment]
+        forms = {kind: torch.zeros(seen.shape).masked_fill(~seen, lowest)[None, None] for kind, seen in masks.items()}
+        more["attention_mask"] = forms if len(forms) > 1 else forms["full_attention"]  # type: ignore[assignment]
         more["position_ids"] = positions[:, None] if positions.shape[0] == 3 else positions
         more.pop("token_type_ids", None)
     with torch.no_grad():

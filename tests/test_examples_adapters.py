@@ -24,10 +24,7 @@ NEEDS = {
     ),
     "langchain_rag": ("langchain_core", "bm25s"),
 }  # fmt: skip
-ADAPTER = {
-    "llama_index_query_engine": "llama-index-postprocessor-mmrh-rerank",
-    "langchain_rag": "langchain-mmrh",
-}
+ADAPTER = {"llama_index_query_engine": "llama-index-postprocessor-mmrh-rerank", "langchain_rag": "langchain-mmrh"}
 BEST = re.compile(r"^  1\. sample_report\.pdf, page (\d+): ", re.MULTILINE)
 
 

@@ -32,9 +32,6 @@ def fetch(url: str, *, max_bytes: int, timeout: float) -> bytes:
     """The body behind a public ``http`` or ``https`` address; ``timeout`` is in seconds, redirects included.
 
     Answers of more than ``max_bytes`` are refused, before anything is read where they give their length.
-
-    Raises:
-        PageError: another scheme, an address that is not public, too many bytes, too slow, or no such thing.
     """
     network = _CheckedNetwork(time.monotonic() + timeout)
     try:

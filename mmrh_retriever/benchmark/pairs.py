@@ -192,12 +192,7 @@ class PlainProcedure:
 
 
 def run_benchmark(
-    reranker: Reranker,
-    *,
-    pages: int = 20,
-    questions: int = 16,
-    rounds: int = 3,
-    side: tuple[int, int] = (510, 660),
+    reranker: Reranker, *, pages: int = 20, questions: int = 16, rounds: int = 3, side: tuple[int, int] = (510, 660)
 ) -> Benchmark:
     """Measure the ratios on page images of ``side`` pixels; both sides take turns.
 

@@ -47,9 +47,6 @@ def random_reranker(name: str, *, seed: int = 0, settings: RerankSettings | None
 
     Of the settings ``device``, ``dtype`` and ``attn_implementation`` say how the model is made, the others how it
     ranks. The type is bfloat16 on an accelerator and float32 on a CPU by default. ``seed`` is that of the weights.
-
-    Raises:
-        SettingsError: a setting that is out of its range, or an unknown type.
     """
     given = RerankSettings.of(settings, changes)
     target = default_device() if given.device is None else torch.device(given.device)

@@ -126,17 +126,14 @@ class LoadingOptions(SettingOptions):
     device: Annotated[str | None, typer.Option(help="cuda, mps, cpu ...; the best there is if left out.")] = None
     dtype: Annotated[str | None, typer.Option(help="The weights' type: bfloat16, float16 or float32.")] = None
     attn_implementation: Annotated[
-        str | None,
-        typer.Option("--attn-implementation", "--attention", help="sdpa, eager, flash_attention_2 ..."),
+        str | None, typer.Option("--attn-implementation", "--attention", help="sdpa, eager, flash_attention_2 ...")
     ] = None
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels per image, for models of any size.")] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None
     model_args: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_keyword,
-            metavar="KEY=VALUE",
-            help="More for loading the model, values as JSON or text; repeatable.",
+            parser=_keyword, metavar="KEY=VALUE", help="More for loading the model, values as JSON or text; repeatable."
         ),
     ] = None
 

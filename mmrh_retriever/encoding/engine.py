@@ -82,10 +82,6 @@ class Engine:
 
         Pages are drawn as far ahead as the vision tower and a pass take several at once, and no further. ``count`` says
         how many come, if known, so that memory can be taken for them at once.
-
-        Raises:
-            PageError: a page that can't be read.
-            ContextOverflowError: a single page longer than a window.
         """
         window: Window | None = None
         waiting: list[PreparedPage] = []
@@ -116,11 +112,6 @@ class Engine:
         """A window of independent pages that other windows hold: their keys are copied, the prefix alone runs.
 
         The pages are in these windows, and fit in one.
-
-        Raises:
-            ContextOverflowError: a window that was dropped.
-            PageError: too little memory for another window.
-            AttentionCaptureError: pages are not encoded independently.
         """
         if not self.independent:
             raise AttentionCaptureError(
@@ -144,9 +135,6 @@ class Engine:
         """The attention that questions pay a window's spans; exact as if each were asked alone.
 
         There is one row of results for each ``scored`` span of each question: one per question, unless it has several.
-
-        Raises:
-            ContextOverflowError: a question too long for what is left of the context, or a window that was dropped.
         """
         masses, token_masses = [], []
         for tree, group in self._groups(window, questions):

@@ -74,11 +74,7 @@ class PageStore:
     """
 
     def __init__(
-        self,
-        memory: int = DEFAULT_STORE_MEMORY,
-        folder: str | Path | None = None,
-        *,
-        disk: int = DEFAULT_STORE_DISK,
+        self, memory: int = DEFAULT_STORE_MEMORY, folder: str | Path | None = None, *, disk: int = DEFAULT_STORE_DISK
     ) -> None:
         if memory < 0 or disk < 0:
             raise SettingsError(f"A store's budgets are in bytes and not negative, got memory={memory}, disk={disk}.")

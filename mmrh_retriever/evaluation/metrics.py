@@ -1,6 +1,7 @@
 """How good a ranking is: page recall, layout recall, MRR, nDCG and their averages.
 
-Pure functions on scores and boxes; nothing here knows files or models. All measures lie in [0, 1].
+Pure functions on scores and boxes; nothing here knows files or models. All measures lie in [0, 1];
+measures raise ``ValueError`` without gold, or for ``k`` below 1.
 
 Page and layout recall are those of MMDocIR (Dong et al. 2025, arXiv 2501.08828) as used by Li et al. 2026
 (arXiv 2605.27243): *micro* averages over questions, *macro* averages the domains' means. Where scores are equal,
@@ -49,20 +50,13 @@ def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
             at all mean a question without result, which counts as zero.
         gold: 0-based indices of the pages that hold the evidence; at least one.
         k: the cut-off, at least 1.
-
-    Raises:
-        ValueError: no gold page, or ``k`` below 1.
     """
     sizes, hits = _ties(scores, gold, k)
     return min(1.0, float(np.repeat(hits / sizes, sizes)[:k].sum() / len(set(gold))))
 
 
 def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
-    """One over the rank of the best gold page, 0 if none was ranked; see :func:`page_recall` for the arguments.
-
-    Raises:
-        ValueError: no gold page.
-    """
+    """One over the rank of the best gold page, 0 if none was ranked; see :func:`page_recall` for the arguments."""
     sizes, hits = _ties(scores, gold, 1)
     if not hits.any():
         return 0.0
@@ -78,9 +72,6 @@ def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
 
     ``sum over ranks r <= k of gain_r / log2(r + 1)``, over the same for an ideal order (Jarvelin and Kekalainen
     2002). See :func:`page_recall` for the arguments.
-
-    Raises:
-        ValueError: no gold page, or ``k`` below 1.
     """
     sizes, hits = _ties(scores, gold, k)
     gains = np.repeat(hits / sizes, sizes)[:k]
@@ -127,9 +118,6 @@ def layout_recall(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) ->
         ranked: best first; no boxes mean a question without result, which counts as zero.
         gold: the boxes that hold the evidence; their area together is above zero.
         k: the cut-off, at least 1.
-
-    Raises:
-        ValueError: no gold area, or ``k`` below 1.
     """
     whole = sum(area(item.box) for item in gold)
     _check_area(whole, k)

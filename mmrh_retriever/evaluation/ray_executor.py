@@ -64,12 +64,7 @@ class RayExecutor:
             raise ImportError("The Ray executor needs Ray: pip install 'mmrh-retriever[ray]'.") from error
 
     def __call__(self, jobs: Sequence[DocumentJob]) -> Iterator[Part]:
-        """One part per document and ranker, as workers finish. A lost worker's document is run again by a new one.
-
-        Raises:
-            ClusterError: workers do not start, or are lost ``MAX_ATTEMPTS`` times over one document.
-            MMRHError: what a worker raised, such as heads that do not fit the model.
-        """
+        """One part per document and ranker, as workers finish. A lost worker's document is run again by a new one."""
         started = not self.ray.is_initialized()
         if started:
             self.ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="warning")

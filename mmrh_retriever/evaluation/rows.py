@@ -10,7 +10,7 @@ A killed run has lost the document it was at. The others are not run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import Field, RootModel
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.metrics import Measured
-from mmrh_retriever.files import FileModel, Finite, read_json, read_jsonl, write_atomically, write_json
+from mmrh_retriever.files import FileModel, Finite, read_json, write_atomically, write_json
 from mmrh_retriever.runs.journal import read_journal
 
 Level = Literal["page", "layout"]
@@ -88,19 +88,8 @@ def write_results(folder: str | Path, parts: Iterable[Part], summary: Mapping[st
     write_json(Path(folder) / "summary.json", summary)
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a finished run, from its folder or its ``rows.jsonl``; a DataError names the file and line."""
-    file = Path(path)
-    for _, row in read_jsonl(file / "rows.jsonl" if file.is_dir() else file, Row, what="row of an evaluation"):
-        yield row
-
-
 def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
-    """The level of a finished run, and its documents by ranker, both in the order of the run.
-
-    Raises:
-        DataError: no run, one that was not finished, or files that are not ours.
-    """
+    """The level of a finished run, and its documents by ranker, both in the order of the run."""
     folder = Path(path)
     settings, units = read_journal(folder, Part, what=WHAT)
     if {key: settings.get(key) for key in FORMAT} != FORMAT:

@@ -102,12 +102,7 @@ def markdown_tables(found: Evaluation) -> str:
 
 
 def plot_comparison(found: Evaluation, path: str | Path) -> None:
-    """Draw all rankers side by side: micro means with 95 % intervals.
-
-    Raises:
-        ImportError: matplotlib is missing; it names the extra to install.
-        DataError: the path's ending is not .png, .svg or .pdf, or the file can't be written.
-    """
+    """Draw all rankers side by side: micro means with 95 % intervals."""
     measures = SHOWN_MEASURES[found.level]
     count = len(found.summaries)
     width = 0.8 / count

@@ -27,7 +27,6 @@ HEADS_FILE = "mmrh_heads.json"
 """A head set beside a local model's weights; ``heads="published"`` takes it before any other."""
 PUBLISHED_LENGTH = 131_072
 """The context length, in tokens, whose heads the paper uses for retrieval."""
-PUBLISHED_TASKS = ("text", "image", "rendered_text", "identical_image")
 _FILE = "published_heads.json.gz"
 
 

@@ -168,11 +168,7 @@ class HeadScores:
         return tuple(head for head, _ in self.invalid)
 
     def __getitem__(self, head: HeadId) -> float:
-        """The score of one head, NaN where there is none.
-
-        Raises:
-            HeadSetError: the model has no such head.
-        """
+        """The score of one head, NaN where there is none."""
         if not self._holds(head):
             raise HeadSetError(f"Head {head} is not one of {self.n_layers} layers x {self.n_heads} heads.")
         return float(self.values[head])

@@ -282,11 +282,7 @@ class HeadSet:
         return len(set(self.heads) & set(other.heads)) / len(self)
 
     def validate_for(
-        self,
-        n_layers: int,
-        n_heads: int,
-        selectable_layers: Iterable[int] | None = None,
-        model_id: str | None = None,
+        self, n_layers: int, n_heads: int, selectable_layers: Iterable[int] | None = None, model_id: str | None = None
     ) -> None:
         """Check that a model has these heads, and that they may be recorded.
 
@@ -317,12 +313,7 @@ class HeadSet:
                 )
 
     def random_like(
-        self,
-        n: int | None = None,
-        seed: int = 0,
-        *,
-        layers: Iterable[int] | None = None,
-        disjoint: bool = True,
+        self, n: int | None = None, seed: int = 0, *, layers: Iterable[int] | None = None, disjoint: bool = True
     ) -> HeadSet:
         """As many random heads of the same model: the control of the paper's masking experiments.
 

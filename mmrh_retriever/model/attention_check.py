@@ -46,9 +46,6 @@ def verify(
 
     ``run`` gives the last hidden states of a short input, ``(1, tokens, width)``; ``eager_attentions`` gives one tensor
     ``(1, heads, tokens, tokens)`` per layer. Returns the largest difference between our rows and eager's.
-
-    Raises:
-        AttentionCaptureError: one of the three does not hold.
     """
     heads = [(layer, head) for layer in seam.modules for head in range(query_heads(seam.modules[layer]))]
     plain = run()

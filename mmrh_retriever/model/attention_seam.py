@@ -138,9 +138,6 @@ class AttentionSeam:
         """Zero the given ``(layer, head)`` query heads' attention in every pass of this thread.
 
         ``phase="decode"`` leaves the prefill alone and acts only on passes of a single new token.
-
-        Raises:
-            HeadSetError: a head that the model does not have.
         """
         if phase not in ("all", "decode"):
             raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")
@@ -163,13 +160,7 @@ class AttentionSeam:
                 state.ablated, state.phase = outer
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """The function that the model calls in each layer; see the module's docstring.
 

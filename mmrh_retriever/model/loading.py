@@ -93,10 +93,6 @@ def load_model(
     accelerator, and on a CPU that multiplies bfloat16 in hardware (AMX), if that is what is stored; float32 on other
     CPUs. ``max_pixels`` bounds what the model sees of an image, for families that take images at their own size
     (Qwen-VL). The rest is handed to transformers' ``from_pretrained``, ``kwargs`` untouched.
-
-    Raises:
-        UnsupportedModelError: an unknown family.
-        OSError: transformers' own, if files are missing.
     """
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")

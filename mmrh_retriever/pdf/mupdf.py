@@ -75,11 +75,7 @@ class PdfPageImage:
     height: int
 
     def load(self) -> Image.Image:
-        """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps.
-
-        Raises:
-            PageError: the file has gone or has changed since its pages were read, or the page is damaged.
-        """
+        """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps."""
         with open_page(self.file, self.index) as (page, warnings):
             zoom = pymupdf.Matrix(self.width / page.rect.width, self.height / page.rect.height)
             drawn = page.get_pixmap(matrix=zoom, colorspace=pymupdf.csRGB, alpha=False)

@@ -121,11 +121,7 @@ def iter_pdf(
 
 
 def parse_page_range(text: str, *, total: int) -> list[int]:
-    """0-based indices for a page range as people write it, ``"1-3,7"`` or ``"12-"``, each page once.
-
-    Raises:
-        PageError: malformed, or beyond the ``total`` pages of the document.
-    """
+    """0-based indices for a page range as people write it, ``"1-3,7"`` or ``"12-"``, each page once."""
     indices: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?)?\s*", part, re.ASCII)

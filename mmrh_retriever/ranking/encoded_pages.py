@@ -10,12 +10,7 @@ from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.ranking.inputs import as_questions, in_thread, with_progress
-from mmrh_retriever.ranking.question_attention import (
-    Explanation,
-    QuestionAttention,
-    question_attention,
-    token_by_token,
-)
+from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention, question_attention, token_by_token
 from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import check_regions, ranked_regions
@@ -100,11 +95,7 @@ class EncodedPages:
         )
 
     def question_attention(self, question: str, scored: ScoredPage) -> QuestionAttention:
-        """What each token of a question pays one of these pages, taken from a ranking of them, for heat maps by token.
-
-        Raises:
-            PageError: a page that is not one of these, or that the model read as text.
-        """
+        """What each token of a question pays one of these pages, taken from a ranking of them (heat maps by token)."""
         index = scored.position
         if not 0 <= index < len(self.pages) or self.pages[index] is not scored.page:
             raise scored.page.error(

@@ -17,11 +17,7 @@ R = TypeVar("R")
 
 
 def as_page(item: Any, index: int) -> Page:
-    """A page from whatever users have: a Page, a PIL image, the bytes or the path of an image.
-
-    Raises:
-        PageError: none of these, or one that can't be read.
-    """
+    """A page from whatever users have: a Page, a PIL image, the bytes or the path of an image."""
     if isinstance(item, Page):
         return item
     doc_id = Path(item).name if isinstance(item, (str, Path)) else None
@@ -29,11 +25,7 @@ def as_page(item: Any, index: int) -> Page:
 
 
 def as_pages(pages: Iterable[PageLike]) -> list[Page]:
-    """The caller's pages as :class:`Page` objects.
-
-    Raises:
-        PageError: no pages, a single page where a list is expected, or one that can't be read.
-    """
+    """The caller's pages as :class:`Page` objects."""
     if isinstance(pages, (str, bytes, Path, Page)) or not isinstance(pages, Iterable):
         raise PageError(
             f"Expected a list of pages, got a single {type(pages).__name__}. Put it in a list; the pages of a PDF file "
@@ -46,11 +38,7 @@ def as_pages(pages: Iterable[PageLike]) -> list[Page]:
 
 
 def as_questions(questions: Iterable[str]) -> list[str]:
-    """The caller's questions as a list.
-
-    Raises:
-        QuestionError: a single text where a list is expected.
-    """
+    """The caller's questions as a list."""
     if isinstance(questions, str) or not isinstance(questions, Iterable):
         raise QuestionError(f"Expected a list of questions, got a single {type(questions).__name__}. Put it in a list.")
     return list(questions)

@@ -71,9 +71,6 @@ def question_attention(
     """What single tokens of a question (as :func:`token_by_token` gave it) pay one page.
 
     ``rows`` is ``(question tokens, visual tokens)``, calibrated.
-
-    Raises:
-        PageError: the model didn't see the page's image.
     """
     if grid is None:
         raise scored.page.error(

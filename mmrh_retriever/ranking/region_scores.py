@@ -74,9 +74,6 @@ def mass_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, i
 
     The grid's own rows and columns unless a shape is given. Tokens give to the cells under them by the shares of their
     areas, and overlapping grids add up, so the whole array adds up to the tokens' sum.
-
-    Raises:
-        ValueError: scores that do not fit the grid, or an empty shape.
     """
     scores = _scores_on(grid, token_scores)
     rows, columns = shape or (grid.rows, grid.columns)
@@ -90,11 +87,7 @@ def mass_array(token_scores: FloatArray, grid: PatchGrid, *, shape: tuple[int, i
 
 
 def region_fractions(page: Page) -> Array:
-    """The boxes of a page's regions in fractions of its width and height, cut at its edges: ``(regions, 4)``.
-
-    Raises:
-        PageError: the page has no size, or a region lies wholly beside the page.
-    """
+    """The boxes of a page's regions in fractions of its width and height, cut at its edges: ``(regions, 4)``."""
     if not page.regions:
         return np.zeros((0, 4))
     if page.size is None:

@@ -30,12 +30,7 @@ MAX_CROP_RATIO = 100
 
 
 def check_regions(pages: Sequence[Page], method: str) -> None:
-    """See, before a model runs, that the pages' regions can be ranked. Some pages may have none.
-
-    Raises:
-        PageError: no page has regions, or a region lies off its page.
-        ValueError: an unknown method.
-    """
+    """See, before a model runs, that the pages' regions can be ranked. Some pages may have none."""
     if method not in get_args(RegionMethod):
         raise ValueError(
             f"No method of ranking regions is called {method!r}. Expected one of {', '.join(get_args(RegionMethod))}."
@@ -56,9 +51,6 @@ def ranked_regions(
     """The boxes of pages that were ranked with their token scores, best first over all pages.
 
     Equals stand in the order of the pages and of the regions on them.
-
-    Raises:
-        PageError: a page with regions whose image the model didn't see.
     """
     found: list[tuple[float, Page, Region]] = []
     for scored in sorted(ranking, key=lambda scored: scored.position):
@@ -118,11 +110,7 @@ class RegionCrop:
     drawn: Callable[[Page], Image.Image] = Page.pixels
 
     def load(self) -> Image.Image:
-        """Cut the part out, to whole pixels outwards; crops too small or too long for a model get white around them.
-
-        Raises:
-            PageError: the page can't be drawn.
-        """
+        """Cut the part out, to whole pixels outwards; crops too small or too long for a model get white around them."""
         image = self.drawn(self.page)
         edges = np.array(self.box) * (image.width, image.height, image.width, image.height)
         left, top = (int(edge) for edge in np.floor(edges[:2] + 1e-6))

@@ -252,11 +252,7 @@ class Reranker:
         return [ranked_regions(ranking, aggregate=aggregate, top_n=top_n) for ranking in rankings]
 
     def encode(
-        self,
-        pages: Iterable[PageLike],
-        *,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        progress: bool = False,
+        self, pages: Iterable[PageLike], *, memory_budget: int = DEFAULT_MEMORY_BUDGET, progress: bool = False
     ) -> EncodedPages:
         """Run the pages once and keep what questions need of them.
 

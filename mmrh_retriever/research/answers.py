@@ -31,11 +31,7 @@ class AnswerMeasures:
 
 
 def measure(given: str, accepted: str | Iterable[str]) -> AnswerMeasures:
-    """Compare a given answer with the accepted ones, whatever their case, punctuation and articles.
-
-    Raises:
-        DataError: no accepted answers.
-    """
+    """Compare a given answer with the accepted ones, whatever their case, punctuation and articles."""
     answers = [accepted] if isinstance(accepted, str) else list(accepted)
     if not answers:
         raise DataError("There is no accepted answer to compare with. Give at least one.")

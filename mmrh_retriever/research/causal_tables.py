@@ -103,12 +103,7 @@ def causal_table(summary: dict[str, Any]) -> Table:
 
 
 def plot_causal(summary: dict[str, Any], path: str | Path) -> None:
-    """Save a picture of the accuracy by context length and by needle depth, a line per masking, with intervals.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        DataError: the path's ending is not .png, .svg or .pdf, or the file can't be written.
-    """
+    """Save a picture of the accuracy by context length and by needle depth, a line per masking, with intervals."""
     tasks = list(dict.fromkeys(entry["task"] for entry in summary["overall"]))
     with figure(path, 11, 3.2 * len(tasks) + 0.6, dpi=120) as made:
         axes = made.subplots(len(tasks), 2, squeeze=False, sharey=True)

@@ -58,21 +58,13 @@ class Detection:
         return tuple(dict.fromkeys((probe.task, probe.context_length) for probe in self.probes))
 
     def example_scores(self, task: str, context_length: int) -> FloatArray:
-        """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured.
-
-        Raises:
-            DataError: no such probes.
-        """
+        """Each probe's calibrated scores under one condition: ``(probes, layers, heads)``, NaN where not measured."""
         return np.stack([probe.scores for probe in self._at(task, context_length)])
 
     def stability(self, task: str, context_length: int, **options: Any) -> Stability:
         """The overlap of the best heads that disjoint parts of the probes find.
 
         ``options`` go to :func:`mmrh_retriever.research.head_analysis.stability`.
-
-        Raises:
-            DataError: no such probes.
-            HeadSetError: fewer probes than parts.
         """
         scores = self.example_scores(task, context_length)
         return stability(scores, selectable_layers=self.global_layers, **options)

@@ -1,6 +1,8 @@
 """How retrieval heads are spread: sparsity, overlap, depth, stability. Pure functions on scores and sets.
 
 Definitions follow "Can Retrieval Heads See Images?", Li et al. 2026, arXiv 2605.27243 (*the paper*).
+Every function raises ``HeadSetError`` where it is given too little: no head scores above 0, a task or length that was
+not scored, too few examples or selectable heads, or sets and tables of different sizes.
 """
 
 from __future__ import annotations
@@ -23,9 +25,6 @@ def sparsity(values: npt.ArrayLike, mass: float = 0.5) -> float:
 
     Definition 5 of the paper: heads are taken from the top, negative mean scores count as 0, and the share is of all
     heads, measured or not. Smaller is sparser.
-
-    Raises:
-        HeadSetError: no head scores above 0, or ``mass`` outside (0, 1].
     """
     if not 0.0 < mass <= 1.0:
         raise HeadSetError(f"The mass to cover lies above 0 and is at most 1, got {mass}.")
@@ -38,9 +37,6 @@ def mass_curve(values: npt.ArrayLike) -> tuple[Floats, Floats]:
     """The share of heads, from the top, and the share of the positive score mass that they hold.
 
     Both ``(heads + 1,)``, rising from 0 to 1; the curve crosses ``mass`` at :func:`sparsity`.
-
-    Raises:
-        HeadSetError: no head scores above 0.
     """
     positive = np.sort(np.nan_to_num(np.ravel(values), posinf=np.inf).clip(0.0))[::-1]  # (heads,)
     if not positive.size or not 0.0 < positive[0] < np.inf:
@@ -70,11 +66,7 @@ class OverlapMatrix:
 
 
 def overlap_matrix(sets: Sequence[HeadSet], labels: Iterable[str]) -> OverlapMatrix:
-    """Overlaps of head sets with each other.
-
-    Raises:
-        HeadSetError: no sets, sets of different size or model shape, or not one label per set.
-    """
+    """Overlaps of head sets with each other."""
     names = tuple(labels)
     if not sets or len(names) != len(sets):
         raise HeadSetError(f"Expected one label per head set and at least one set, got {len(names)} and {len(sets)}.")
@@ -86,9 +78,6 @@ def chance_overlap(table: HeadScoresTable, share: float | None = None) -> float:
 
     That is ``share`` where every head can be selected (0.05 for the paper's sets), and more where only some
     layers can: 0.31 for Gemma-3-27B, whose 100 best heads come from 320.
-
-    Raises:
-        HeadSetError: too few heads can be selected.
     """
     chosen = HeadSet.top(table.first, share, exclude=table.invalid_heads)
     selectable = table.first.selectable()
@@ -96,21 +85,13 @@ def chance_overlap(table: HeadScoresTable, share: float | None = None) -> float:
 
 
 def task_overlap(table: HeadScoresTable, context_length: int, share: float | None = None) -> OverlapMatrix:
-    """Overlaps of the best heads of the tasks that were scored at one context length.
-
-    Raises:
-        HeadSetError: no task was scored at this length.
-    """
+    """Overlaps of the best heads of the tasks that were scored at one context length."""
     best = {task: _best(table, task, length, share) for task, length in table if length == context_length}
     return overlap_matrix(list(best.values()), best)
 
 
 def length_overlap(table: HeadScoresTable, task: str, share: float | None = None) -> OverlapMatrix:
-    """Overlaps of one task's best heads at the context lengths it was scored at.
-
-    Raises:
-        HeadSetError: the task was not scored.
-    """
+    """Overlaps of one task's best heads at the context lengths it was scored at."""
     best = {str(length): _best(table, task, length, share) for scored, length in table if scored == task}
     return overlap_matrix(list(best.values()), best)
 
@@ -125,9 +106,6 @@ def model_overlap(
     """Overlap of two models' best heads under every condition that both were scored on.
 
     Meaningful for copies of one model (quantised, fine-tuned) or two detections on it, with the same head grid.
-
-    Raises:
-        HeadSetError: grids of different size, or no condition in common.
     """
     if (one.n_layers, one.n_heads) != (other.n_layers, other.n_heads):
         raise HeadSetError(
@@ -143,11 +121,7 @@ def model_overlap(
 
 
 def layer_spread(heads: HeadSet, n_layers: int | None = None) -> npt.NDArray[np.int64]:
-    """How many of the heads each layer has: ``(layers,)``.
-
-    Raises:
-        HeadSetError: the set does not know the model's depth and it is not given, or a head lies deeper.
-    """
+    """How many of the heads each layer has: ``(layers,)``."""
     depth = n_layers if n_layers is not None else heads.n_layers
     if depth is None or heads.deepest_layer >= depth:
         raise HeadSetError(f"The deepest head is in layer {heads.deepest_layer}; the number of layers is {depth}.")
@@ -166,11 +140,6 @@ class Stability:
         """The mean overlap: 1 when the choice of examples doesn't matter."""
         return float(np.mean(self.overlaps))
 
-    @property
-    def lowest(self) -> float:
-        """The overlap of the pair that agrees least."""
-        return min(self.overlaps)
-
 
 def stability(
     example_scores: npt.ArrayLike,
@@ -186,9 +155,6 @@ def stability(
     ``example_scores`` is ``(examples, layers, heads)``: each example's calibrated scores. The examples are shuffled
     ``repeats`` times and cut into ``n_subsets`` disjoint parts of equal size (what is left over sits out); each part
     chooses its best heads, and every pair of parts gives one overlap.
-
-    Raises:
-        HeadSetError: too few examples, or not that shape.
     """
     scores = np.asarray(example_scores, dtype=np.float32)
     if scores.ndim != 3 or n_subsets < 2 or repeats < 1 or len(scores) < n_subsets:

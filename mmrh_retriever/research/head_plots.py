@@ -36,11 +36,6 @@ def plot_overview(
 
     The map shows each head's best score over all tasks. Curves show, for each task, the share of the positive score
     mass that the best heads hold. The longest context is drawn unless one is given.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        HeadSetError: no task was scored at this length.
-        DataError: the path's ending is not .png, .svg or .pdf, or it can't be written.
     """
     length = max(table.context_lengths) if context_length is None else context_length
     scores = [one for (_, scored), one in table.items() if scored == length]

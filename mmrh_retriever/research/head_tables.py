@@ -82,11 +82,7 @@ def head_set_tables(summary: dict[str, Any]) -> list[Table]:
 
 
 def head_summary(
-    table: HeadScoresTable,
-    *,
-    share: float = PAPER_SHARE,
-    top_n: int = 10,
-    compare: HeadScoresTable | None = None,
+    table: HeadScoresTable, *, share: float = PAPER_SHARE, top_n: int = 10, compare: HeadScoresTable | None = None
 ) -> dict[str, Any]:
     """Everything that can be said of a model's heads without the model, ready for JSON.
 

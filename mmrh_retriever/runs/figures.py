@@ -18,12 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 @contextmanager
 def figure(path: str | Path, width: float, height: float, *, dpi: int = 150) -> Iterator[Any]:
-    """A matplotlib figure of some inches to draw on. It is saved to ``path`` at the end, all or nothing.
-
-    Raises:
-        ImportError: matplotlib is missing; names the extra to install.
-        DataError: the ending is not .png, .svg or .pdf, or the file can't be written.
-    """
+    """A matplotlib figure of some inches to draw on. It is saved to ``path`` at the end, all or nothing."""
     kind = Path(path).suffix.lower()
     if kind not in _FORMATS:
         raise DataError(f"{path}: pictures are saved as {', '.join(_FORMATS)}. Give the file such an ending.")

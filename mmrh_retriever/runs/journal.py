@@ -109,11 +109,7 @@ class Journal(Generic[Model]):
 
 
 def read_journal(folder: str | Path, unit: type[Model], *, what: str) -> tuple[dict[str, Any], list[Model]]:
-    """The settings and the finished units of a run, in the order of writing. Nothing is changed.
-
-    Raises:
-        DataError: there is no run in the folder, or a malformed line.
-    """
+    """The settings and the finished units of a run, in the order of writing. Nothing is changed."""
     return _read_settings(Path(folder), what), list(_whole_lines(Path(folder) / "journal.jsonl", unit, what, cut=False))
 
 

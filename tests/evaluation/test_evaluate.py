@@ -15,9 +15,14 @@ from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation import evaluate, settings_of
 from mmrh_retriever.evaluation.mmdocir import MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec, Scores
-from mmrh_retriever.evaluation.rows import read_rows
+from mmrh_retriever.evaluation.rows import Row
+from mmrh_retriever.files import read_jsonl
 from mmrh_retriever.model.loading import HEADS_FILE
 from tests.evaluation.oracle import Oracle
+
+
+def read_rows(folder: Path) -> list[Row]:
+    return [row for _, row in read_jsonl(folder / "rows.jsonl", Row, what="row of an evaluation")]
 
 
 def test_every_question_is_measured(data: MMDocIR, tmp_path: Path) -> None:
@@ -34,7 +39,7 @@ def test_every_question_is_measured(data: MMDocIR, tmp_path: Path) -> None:
     }  # fmt: skip
     assert bm25.micro["recall@1"] == pytest.approx((6 + 1) / 9)
     assert bm25.macro["recall@1"] == pytest.approx((1 + 3 / 5) / 2)
-    rows = list(read_rows(out))
+    rows = read_rows(out)
     assert len(rows) == 27
     assert rows[0].model_dump()["scores"] == [1.0, 0.0, 0.0, 0.0]
     assert {row.ranker for row in rows} == {"oracle", "bm25", "random"}

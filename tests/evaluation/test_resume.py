@@ -17,7 +17,6 @@ from mmrh_retriever.evaluation import evaluate, read_run
 from mmrh_retriever.evaluation.documents import DocumentJob, measure_document
 from mmrh_retriever.evaluation.mmdocir import MMDocIR
 from mmrh_retriever.evaluation.rankers import RandomRanker, RankerSpec
-from mmrh_retriever.evaluation.rows import read_rows
 from tests.evaluation.oracle import Oracle
 
 
@@ -169,12 +168,6 @@ def test_another_kind_of_run_is_not_read(data: MMDocIR, tmp_path: Path) -> None:
     settings.write_text(settings.read_text().replace("mmrh-evaluation", "another"))
     with pytest.raises(DataError, match="holds another kind of run"):
         read_run(tmp_path / "out")
-
-
-def test_rows_are_read_back(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"ranker": 1}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: not a valid row of an evaluation"):
-        list(read_rows(tmp_path / "rows.jsonl"))
 
 
 def test_the_former_name_of_the_executor(data: MMDocIR, tmp_path: Path) -> None:

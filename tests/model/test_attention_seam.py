@@ -12,15 +12,7 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmrh_retriever import (
-    AttentionCaptureError,
-    HeadId,
-    HeadSetError,
-    Page,
-    Reranker,
-    TokenSpan,
-    UnsupportedModelError,
-)
+from mmrh_retriever import AttentionCaptureError, HeadId, HeadSetError, Page, Reranker, TokenSpan, UnsupportedModelError
 from mmrh_retriever.model.attention_check import verify
 from mmrh_retriever.model.attention_seam import AttentionSeam, decoder_attention
 from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
@@ -265,11 +257,7 @@ def test_nan_is_an_error_that_names_the_heads() -> None:
     model.model.layers[1].self_attn.k_proj.weight.data[0, 0] = float("nan")
     seam = Backbone.of(model).seam
     recording = everything(seam, 4, 40, [range(39, 40)])
-    with (
-        pytest.raises(AttentionCaptureError, match="1-0.*NaN"),
-        torch.no_grad(),
-        seam.running(None, recording),
-    ):
+    with pytest.raises(AttentionCaptureError, match="1-0.*NaN"), torch.no_grad(), seam.running(None, recording):
         model.model(input_ids=IDS, use_cache=False)
 
 

@@ -53,8 +53,8 @@ def test_every_family_sees_the_same(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     def features() -> list[torch.Tensor]:
         reranker = Reranker(made.model, (made.tokenizer, made.image_processor), "all", check=False)
-        laid = [reranker.prompter.page_segment(page, 1) for page in pages]
-        return [tensor for own in reranker.vision.of(laid) for tensor in (own.pooled, *own.deep)]
+        segments = [reranker.prompter.page_segment(page, 1) for page in pages]
+        return [tensor for own in reranker.vision.of(segments) for tensor in (own.pooled, *own.deep)]
 
     products = features()
     monkeypatch.setattr("mmrh_retriever.model.vision.patch_convolutions", lambda _: [])

@@ -66,7 +66,7 @@ def test_control_tokens_on_a_page_or_in_a_question_are_plain_text(name: str, tex
 
 
 class GreedyTokenizer:
-    """Reads special tokens in plain text, whatever it is told, as some slow tokenizers do."""
+    """Reads special tokens in plain text, whatever it is asked, as some slow tokenizers do."""
 
     def __init__(self) -> None:
         self.inner = copy.deepcopy(tokenizer())

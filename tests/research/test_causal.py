@@ -61,7 +61,7 @@ def test_maskings_have_two_controls_and_two_phases() -> None:
                 ("random", 1),
                 ("random, same layers", 1),
             )
-        ),
+        )
     ]
     for one in found:
         assert len(one.heads) == 2

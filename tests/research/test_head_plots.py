@@ -83,10 +83,7 @@ def test_a_task_without_positive_scores_is_named(tmp_path):
     text, image = scores_of([[0.5, 0.1]], "text"), scores_of([[-0.5, 0.0]], "image")
     axis = Figure(figsize=(5, 5)).subplots()
     plots._draw_curves(axis, [text, image])
-    assert [label.get_text() for label in axis.get_legend().get_texts()] == [
-        "text: 50.0 %",
-        "image: no positive score",
-    ]
+    assert [label.get_text() for label in axis.get_legend().get_texts()] == ["text: 50.0 %", "image: no positive score"]
     plots.plot_overview(HeadScoresTable([image]), tmp_path / "map.png")
 
 

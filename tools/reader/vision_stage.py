@@ -274,12 +274,7 @@ class VisionSettings:
     log_steps: int = 40
 
 
-def train_vision(
-    model: VisionReader,
-    source: PageSource,
-    settings: VisionSettings,
-    folder: Path,
-) -> None:
+def train_vision(model: VisionReader, source: PageSource, settings: VisionSettings, folder: Path) -> None:
     """Run stage 1 until the given seconds of training, from the checkpoint in `folder` where there is one."""
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)

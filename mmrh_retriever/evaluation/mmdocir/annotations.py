@@ -110,11 +110,7 @@ class Document(_Annotated):
 
 
 def read_annotations(path: str | Path) -> list[Document]:
-    """Documents and questions from an annotations file, one JSON object per line.
-
-    Raises:
-        DataError: missing file, no documents, or a malformed line; names file, line and field.
-    """
+    """Documents and questions from an annotations file, one JSON object per line."""
     documents: dict[str, Document] = {}
     for line, document in read_jsonl(Path(path), Document, what="annotated document"):
         if document.name in documents:

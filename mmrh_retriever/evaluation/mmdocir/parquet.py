@@ -31,11 +31,7 @@ class ParquetPages:
     text: TextColumn = "ocr_text"
 
     def check(self, documents: Sequence[Document], *, name: str) -> None:
-        """Compare the files with the annotations, which messages call ``name``, before anything is run.
-
-        Raises:
-            DataError: a missing file or column, documents without rows, rows beyond the end.
-        """
+        """Compare the files with the annotations, which messages call ``name``, before anything is run."""
         given: list[tuple[Path | None, tuple[str, ...], list[range | None]]] = [
             (self.pages_file, ("image_binary", self.text), [item.page_rows for item in documents]),
             (self.layouts_file, _LAYOUT_COLUMNS, [item.layout_rows for item in documents]),

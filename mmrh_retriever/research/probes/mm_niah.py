@@ -209,11 +209,7 @@ def _text_pages(text: str) -> list[Page]:
 
 
 def as_rendered_text(probe: Probe) -> Probe:
-    """A ``text`` probe with its needle cut out of the passage and shown there as a picture of the sentence.
-
-    Raises:
-        DataError: a probe whose evidence is not a part of a text.
-    """
+    """A ``text`` probe with its needle cut out of the passage and shown there as a picture of the sentence."""
     if not probe.evidence or any(span.start is None for span in probe.evidence):
         raise DataError(f"Probe {probe.name!r} has no needle in a text that could be rendered.")
     items: list[Page] = []
@@ -229,11 +225,7 @@ def as_rendered_text(probe: Probe) -> Probe:
 
 
 def as_identical_image(probe: Probe) -> Probe:
-    """An ``image`` probe that shows the right option itself instead of the picture that it was pasted into.
-
-    Raises:
-        DataError: a probe without options or evidence.
-    """
+    """An ``image`` probe that shows the right option itself instead of the picture that it was pasted into."""
     if not probe.options or not probe.evidence:
         raise DataError(f"Probe {probe.name!r} has no picture that could be shown itself.")
     needle = picture_of(probe.options[probe.choices.index(probe.answer)])
