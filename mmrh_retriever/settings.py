@@ -6,6 +6,7 @@ benchmark and the command line pass on. Two runs that rank alike have equal sett
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,15 @@ TextOrNone = Annotated[str | None, BeforeValidator(_as_text)]
 """Text, which may be given as a path, or as a device or type of torch."""
 
 
+def _warn_caller(message: str) -> None:
+    """A DeprecationWarning at the line that called this package, whatever lies between."""
+    frame, level = inspect.currentframe(), 1
+    between = ("mmrh_retriever", "pydantic", "langchain_core")
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
+
+
 class RerankSettings(BaseModel):
     """Everything that decides how a model is loaded and how it ranks, but for the heads.
 
@@ -121,7 +131,7 @@ class RerankSettings(BaseModel):
     @classmethod
     def _renamed(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "final_heat" in given:
-            warnings.warn("final_heat= is called final_round= now.", DeprecationWarning, stacklevel=2)
+            _warn_caller("final_heat= is called final_round= now.")
             given = {"final_round" if name == "final_heat" else name: value for name, value in given.items()}
         return given
 

@@ -138,8 +138,9 @@ def test_a_final_that_decides_nothing_is_refused(size: int) -> None:
 
 
 def test_the_old_name_goes_on_working() -> None:
-    with pytest.warns(DeprecationWarning, match="final_round"):
+    with pytest.warns(DeprecationWarning, match="final_round") as warned:
         old = reranker_for(final_heat=4)
+    assert warned[0].filename == __file__
     assert old.settings == reranker_for(final_round=4).settings
     with pytest.warns(DeprecationWarning, match="settings.final_round"):
         assert old.final_heat == 4

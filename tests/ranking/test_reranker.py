@@ -311,7 +311,7 @@ def test_independent_pages_still_stand_within_the_models_context() -> None:
 def test_a_budget_just_too_small_drops_few_windows(
     qwen: Tiny, pages: list[Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reranker = reranker_for(qwen, token_budget=620, final_heat=0)
+    reranker = reranker_for(qwen, token_budget=620, final_round=0)
     whole = reranker.encode(pages)
     tight = reranker.encode(pages, memory_budget=whole.nbytes - 1)
     encoded = 0

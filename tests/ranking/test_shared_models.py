@@ -65,7 +65,7 @@ def test_pages_stand_alone_where_the_models_config_says_so(saved: Path) -> None:
 
 def test_the_models_config_may_name_a_token_budget(saved: Path) -> None:
     one = shared_reranker(saved, heads="all")
-    assert (one.token_budget, one.final_heat) == (32_768, 10)
+    assert (one.token_budget, one.settings.final_round) == (32_768, 10)
     one.backbone.config.mmrh_token_budget = 5000
     assert shared_reranker(saved, heads="all").token_budget == 5000
     assert shared_reranker(saved, heads="all", token_budget=900).token_budget == 900
