@@ -16,6 +16,7 @@ from mmrh_retriever.heads.published import ModelFacts, published_head_set, publi
 from mmrh_retriever.research.head_analysis import sparsity
 
 QWEN3_8B = "Qwen/Qwen3-VL-8B-Instruct"
+TASKS = ("text", "image", "rendered_text", "identical_image")
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
 # Heads needed for half of the positive score mass, in % of all heads, mean over the five lengths:
 # Figure 3 of arXiv 2605.27243.
@@ -30,7 +31,7 @@ FIGURE_3 = {
 CELLS = [
     pytest.param(model, task, value, id=f"{model.split('/')[1]}-{task}")
     for model, row in FIGURE_3.items()
-    for task, value in zip(published.PUBLISHED_TASKS, row, strict=True)
+    for task, value in zip(TASKS, row, strict=True)
 ]
 RELEASED = Path(__file__).parents[3] / "shared" / "published_heads"
 needs_release = pytest.mark.skipif(
@@ -89,7 +90,7 @@ class TestShippedFile:
     def test_every_model_has_every_condition(self):
         assert list(MODELS) == list(FIGURE_3)
         for facts, scores in published_models().items():
-            assert set(scores) == {(task, n) for task in published.PUBLISHED_TASKS for n in LENGTHS}
+            assert set(scores) == {(task, n) for task in TASKS for n in LENGTHS}
             assert (scores.n_layers, scores.n_heads) == (facts.n_layers, facts.n_heads)
             assert "2605.27243" in scores.first.source
 
@@ -139,7 +140,7 @@ class TestPublishedHeadSet:
     def test_the_papers_set(self):
         heads = published_head_set(QWEN3_8B)
         assert len(heads) == 112
-        assert heads.tasks == published.PUBLISHED_TASKS
+        assert heads.tasks == TASKS
         assert (heads.model_id, heads.context_length) == (QWEN3_8B, 131072)
         assert "2605.27243" in heads.source
         heads.validate_for(36, 32, model_id=QWEN3_8B)
