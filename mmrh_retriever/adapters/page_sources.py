@@ -72,7 +72,7 @@ class PageSource:
         found = self._picture(clues)
         if found is None:
             return self._text_page(clues)
-        if not isinstance(found, Image.Image) and _is_pdf(found):
+        if not isinstance(found, Image.Image) and _is_pdf(found, by_name=clues.image_path is None):
             return self._pdf_page(found, clues, layout=layout)
         file = found.name if isinstance(found, Path) else None
         name = clues.doc_id or file or "The image"
@@ -163,13 +163,13 @@ def _leads_to_a_page(path: str | Path, clues: PageClues) -> bool:
     return suffix in _IMAGE_SUFFIXES or (suffix == ".pdf" and (numbered or not clues.has_text))
 
 
-def _is_pdf(source: Path | bytes) -> bool:
-    """Whether a file is a PDF by its name or by a mark near its beginning."""
+def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
+    """Whether a file is a PDF by a mark near its beginning, or by its name if this counts."""
     if isinstance(source, bytes):
         return _PDF_MARK in source[:_BEGINNING]
     try:
         with source.open("rb") as stream:
-            return source.suffix.lower() == ".pdf" or _PDF_MARK in stream.read(_BEGINNING)
+            return (by_name and source.suffix.lower() == ".pdf") or _PDF_MARK in stream.read(_BEGINNING)
     except OSError as error:
         raise PageError(f"{source} can't be opened ({error}). Check its permissions.", source=str(source)) from error
 

@@ -109,6 +109,12 @@ def test_origin_that_is_no_picture_does_not_matter(tmp_path: Path) -> None:
     assert page.image is None
 
 
+def test_an_image_path_is_what_its_bytes_say(tmp_path: Path) -> None:
+    picture = tmp_path / "scan.pdf"
+    picture.write_bytes(png())
+    assert PageSource().page(PageClues(image_path=picture)).image == picture
+
+
 @pytest.mark.parametrize("key", ["image_path", "file_path"])
 def test_pdf_and_page(pdf: Path, key: str) -> None:
     page = PageSource().page(PageClues(**{key: pdf, "index": 2}))
