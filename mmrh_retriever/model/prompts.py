@@ -116,18 +116,18 @@ class Prompter:
         """
         image, text = self._content(page)
         label = self._label(page, number)
-        separator = self.options.separator
+        separator, asked = self.options.separator, self.options.question_label
         segment = self.empty()
         if not image:
-            self._add_texts(segment, label, text or "", separator, after=separator, scored=1)
+            self._add_texts(segment, label, text or "", separator, after=separator, before=asked, scored=1)
             return segment
         shown = self._image(page, page.pixels() if pixels is None else pixels)
         self._add_texts(segment, label + shown.text_before, after=separator)
         segment.add_image(shown, count_markers=self.options.count_image_markers)
         if text is None:
-            self._add_texts(segment, shown.text_behind + separator)
+            self._add_texts(segment, shown.text_behind + separator, before=asked)
         else:
-            self._add_texts(segment, shown.text_behind + "\n", text, separator, scored=1)
+            self._add_texts(segment, shown.text_behind + "\n", text, separator, before=asked, scored=1)
         return segment
 
     def page_digest(self, page: Page, number: int, pixels: Image.Image | None = None) -> bytes:
@@ -201,7 +201,7 @@ class Prompter:
         A token that reaches over two texts counts for the first. A text without tokens has an empty span.
         """
         separator = self.options.separator
-        ids, spans = self.text.joined(*texts, separator, after=separator)
+        ids, spans = self.text.joined(*texts, separator, after=separator, before=self.options.question_label)
         segment = self.empty()
         segment.add_text(ids)
         stop = 0
@@ -224,9 +224,11 @@ class Prompter:
         self._add_texts(segment, shown.text_behind)
         return segment
 
-    def _add_texts(self, segment: PromptSegment, *parts: str, after: str = "", scored: int | None = None) -> None:
-        """Put texts at the end, tokenised as one behind ``after``; the tokens of the part ``scored`` count."""
-        ids, spans = self.text.joined(*parts, after=after)
+    def _add_texts(
+        self, segment: PromptSegment, *parts: str, after: str = "", before: str = "", scored: int | None = None
+    ) -> None:
+        """Put texts at the end, tokenised as one between two others; the tokens of the part ``scored`` count."""
+        ids, spans = self.text.joined(*parts, after=after, before=before)
         start = len(segment)
         segment.add_text(ids)
         if scored is not None and spans[scored]:

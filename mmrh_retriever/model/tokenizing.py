@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.model.families import Backbone
@@ -93,28 +93,32 @@ class TextTokenizer:
         """Ids of plain text; special tokens written in it are text like any other."""
         return self.joined(text)[0]
 
-    def joined(self, *parts: str, after: str = "", opens: bool = False) -> tuple[list[int], list[TokenSpan]]:
+    def joined(
+        self, *parts: str, after: str = "", before: str = "", opens: bool = False
+    ) -> tuple[list[int], list[TokenSpan]]:
         """Ids of plain texts that follow one another, tokenised as one, and the tokens that hold some of each.
 
-        A token that reaches from one part into the next is in both spans. ``after`` is text that stands in front and
-        is tokenised already: the ids are those behind it, unless some token would reach into it. ``opens`` says that
-        the prompt begins here.
+        A token that reaches from one part into the next is in both spans. The texts are read ``after`` and ``before``
+        others, which are tokenised elsewhere: their tokens are cut off, unless one would reach into the parts. With
+        ``opens`` the prompt begins here.
         """
         copy = self._copies.opening if opens else self._copies.running
         # halves of surrogate pairs, as broken files have them, become question marks
         parts = tuple(part.encode("utf-8", "replace").decode("utf-8") for part in parts)
-        found = self._encoded(copy, after, parts)
+        found = copy.encode("".join((after, *parts, before)), add_special_tokens=False)
         if not self._reserved.isdisjoint(found.ids):
             parts = tuple(self._broken_up(part, found.ids) for part in parts)
-            found = self._encoded(copy, after, parts)
+            found = copy.encode("".join((after, *parts, before)), add_special_tokens=False)
             self._check_plain(found.ids)
-        edge = len(after)
-        first = sum(start < edge for start, _ in found.offsets)
-        if any(stop > edge for _, stop in found.offsets[:first]):
-            return self.joined(*parts)
-        ends = pairwise(accumulate((len(part) for part in parts), initial=edge))
-        offsets = found.offsets[first:]
-        return found.ids[first:], [_tokens_of(offsets, start, stop) for start, stop in ends]
+        edges = list(accumulate((len(part) for part in parts), initial=len(after)))
+        first = sum(start < edges[0] for start, _ in found.offsets)
+        last = len(found) - sum(stop > edges[-1] for _, stop in found.offsets)
+        if after and any(stop > edges[0] for _, stop in found.offsets[:first]):
+            return self.joined(*parts, before=before)
+        if before and any(start < edges[-1] for start, _ in found.offsets[last:]):
+            return self.joined(*parts, after=after)
+        offsets = found.offsets[first:last]
+        return found.ids[first:last], [_tokens_of(offsets, start, stop) for start, stop in pairwise(edges)]
 
     def chat_template(self) -> tuple[list[int], str, list[int]]:
         """The user's turn in the template: ids before it, plain text that follows these, and ids behind the turn.
@@ -152,9 +156,6 @@ class TextTokenizer:
         if not special:
             return found.ids, ""
         return found.ids[: special[-1] + 1], text[found.offsets[special[-1]][1] :]
-
-    def _encoded(self, copy: Tokenizer, after: str, parts: tuple[str, ...]) -> Encoding:
-        return copy.encode("".join((after, *parts)), add_special_tokens=False)
 
     def _broken_up(self, text: str, ids: list[int]) -> str:
         """Text in which this tokenizer reads control tokens, with a zero-width space in each of them."""

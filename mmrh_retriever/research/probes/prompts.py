@@ -109,7 +109,7 @@ class ProbePrompter:
             segments.append(prompter.image_segment(stretch))
             if not self.prompt.images_look:
                 segments[-1].scored = []
-        if not any(segment.scored for segment in segments):
+        if not stretches[0] and not any(segment.scored for segment in segments[1:]):
             raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
         return [segment for segment in segments if len(segment)]
 
