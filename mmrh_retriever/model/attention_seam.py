@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.model.cpu_split_attention import attend_behind, can_split
 from mmrh_retriever.model.masked_attention import masked_attention
+from mmrh_retriever.model.own_types import own_types
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import Recording, record
 
@@ -148,7 +149,7 @@ class AttentionSeam:
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
         """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
 
-        Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the plan or the recording.
+        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the plan or the recording.
         """
         with self.lock:
             self.hold()
@@ -157,7 +158,8 @@ class AttentionSeam:
             reached: set[int] = set()
             state.plan, state.recording, state.reached = plan, recording, reached
             try:
-                yield
+                with own_types():
+                    yield
             except _PassEnded:
                 pass
             finally:

@@ -82,3 +82,20 @@ def test_layers_put_in_the_place_of_others_are_refused() -> None:
     assert len(scores(newer, pages_for("llama"))) == 2
     with pytest.raises(AttentionCaptureError, match="replaced"):
         reranker.rank(QUESTION, pages_for("llama"))
+
+
+@pytest.mark.parametrize("part", ["language_model.layers.1.mlp", "visual.blocks.0", "language_model"])
+def test_training_mode_of_any_module_is_refused_at_every_pass(part: str) -> None:
+    model, store = tiny("qwen3_vl"), PageStore()
+    reranker = reranker_for(model, store=store)
+    encoded = reranker.encode([Page(text="Revenue")])
+    trained = model.model.model.get_submodule(part).train()
+    with pytest.raises(UnsupportedModelError, match=rf"model\.{part} .*training mode.*eval\(\)"):
+        reranker.rank(QUESTION, [Page(image=page_image(1))])
+    with pytest.raises(UnsupportedModelError, match="training mode"):
+        encoded.rank(QUESTION)
+    with pytest.raises(UnsupportedModelError, match="training mode"):
+        reranker_for(model)
+    assert len(store) == 1
+    trained.eval()
+    assert len(encoded.rank(QUESTION)) == 1
