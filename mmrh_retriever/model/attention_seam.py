@@ -149,7 +149,8 @@ class AttentionSeam:
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
         """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
 
-        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the plan or the recording.
+        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the
+        plan or the recording.
         """
         with self.lock:
             self.hold()
