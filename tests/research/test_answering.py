@@ -19,6 +19,7 @@ from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
 from tests.reference import zeroing
 
 MASKED = (HeadId(0, 1), HeadId(1, 0), HeadId(1, 3))
+CHOICES = ("nine percent", "water", "staff numbers in the report")
 
 
 def answerer(model: Tiny, **options: object) -> Answerer:
@@ -27,14 +28,12 @@ def answerer(model: Tiny, **options: object) -> Answerer:
     return Answerer(prompter, **options)  # type: ignore[arg-type]
 
 
-def probe_for(name: str, *, letters: bool = False, **options: object) -> Probe:
+def probe_for(name: str, *, choices: tuple[str, ...] = CHOICES, **options: object) -> Probe:
     items = [Page(text="Revenue grew by nine percent."), Page(text="The annual report shows emissions.")]
     question: tuple[str | Page, ...] = ("How did revenue change?",)
     if name not in TEXT_ONLY:
         items += [Page(image=page_image(1)), Page(image=page_image(2, (150, 70)))]
         question = ("Was this shown? ", Page(image=page_image(3, (60, 140))), " How?")
-    choices = ("nine percent", "water", "staff numbers in the report")
-    choices = tuple("ABCD") if letters else choices
     evidence, answer = (Evidence(0),), choices[1]
     return Probe("text", "p", tuple(items), question, evidence, answer, 500, choices=choices, **options)  # type: ignore[arg-type]
 
@@ -116,7 +115,7 @@ def test_a_completion_follows_the_questions_own_words() -> None:
 def test_answering_alone_is_masked_from_the_prompts_last_token_on(name: str) -> None:
     """``decode``, against plain eager passes over prompt and answer with hooks that zero the heads from there on."""
     found = answerer(tiny(name))
-    probe = probe_for(name, letters=True)
+    probe = probe_for(name, choices=("nine", "year", "staff numbers in the report"))
     reference = tiny(name, attn_implementation="eager").model
     whole = found.choose(probe)[1]
     _, scores = found.choose(probe, Masking(MASKED, "decode"))
@@ -127,7 +126,8 @@ def test_answering_alone_is_masked_from_the_prompts_last_token_on(name: str) -> 
         with torch.no_grad(), zeroing(reference, MASKED, start=start):
             logs = torch.log_softmax(reference(**inputs).logits[0, start:-1].float(), dim=-1)
         assert scores[choice] == pytest.approx(float(logs.gather(1, torch.tensor(ids)[:, None]).mean()), abs=1e-5)
-        assert abs(scores[choice] - whole[choice]) > 1e-3, "also of one token"
+        assert abs(scores[choice] - whole[choice]) > 1e-3
+    assert len(found.prompter.interleaved.text.plain(" nine")) == 1, "an answer of one token is masked too"
     assert found.choose(probe, Masking(MASKED, "decode"))[1] == scores
     assert found.choose(probe)[1] == whole
 
