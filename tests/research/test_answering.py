@@ -125,7 +125,7 @@ def test_answering_alone_is_masked_from_the_prompts_last_token_on(name: str) -> 
         start = inputs["input_ids"].shape[1] - len(ids) - 1
         with torch.no_grad(), zeroing(reference, MASKED, start=start):
             logs = torch.log_softmax(reference(**inputs).logits[0, start:-1].float(), dim=-1)
-        assert scores[choice] == pytest.approx(float(logs.gather(1, torch.tensor(ids)[:, None]).mean()), abs=1e-5)
+        assert scores[choice] == pytest.approx(float(logs.gather(1, torch.tensor(ids)[:, None]).mean()), abs=1e-4)
         assert abs(scores[choice] - whole[choice]) > 1e-3
     assert len(found.prompter.interleaved.text.plain(" nine")) == 1, "an answer of one token is masked too"
     assert found.choose(probe, Masking(MASKED, "decode"))[1] == scores
