@@ -54,6 +54,8 @@ def test_detect_writes_scores_and_shows_them(folders: dict[str, Path], tmp_path:
     assert "best heads" in call("detect", folders["llama"], "--out", out, *few, "--resume")
     with pytest.raises(DataError, match=r"probes\.seed"):
         call("detect", folders["llama"], "--out", out, *few, "--resume", "--seed", 3)
+    with pytest.raises(DataError, match=r"prompt\.ranking\.count_question_label: was True, now False"):
+        call("detect", folders["llama"], "--out", out, *few, "--resume", "--preset", "paper")
 
 
 def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_p
         ("detect", "m", "--out", "s.json", "--lengths", "8k"),
         ("detect", "m", "--out", "s.json", "--lengths", "64,64"),
         ("detect", "m", "--out", "s.json", "--image-share", "2"),
+        ("detect", "m", "--out", "s.json", "--preset", "papers"),
         ("causal", "m", "--heads", "h.json"),
         ("causal", "m", "--heads", "h.json", "--out", "o", "--questions", "q.jsonl"),
         ("causal", "m", "--heads", "h.json", "--out", "o", "--phase", "never"),
