@@ -100,6 +100,7 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
     lines = call(*arguments, "--json").splitlines()
     assert len(lines) == 7
     assert {json.loads(line)["masked"] for line in lines} == {"unmasked", "selected", "random", "random, same layers"}
+    assert all(one["above_chance"] == (one["correct"] > one["chance"]) for one in map(json.loads, lines))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["probes"] == 2
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 14
@@ -109,6 +110,8 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
         call(*arguments)
     with pytest.raises(DataError, match=r"phases: was \['all', 'decode'\], now \['all'\]"):
         call(*arguments, "--resume", "--phase", "all")
+    with pytest.raises(DataError, match=r"random_from: was 'others', now 'all'"):
+        call(*arguments, "--resume", "--random-from", "all")
 
 
 def test_a_killed_causal_test_goes_on(
@@ -133,6 +136,20 @@ def test_a_killed_causal_test_goes_on(
     assert call(*arguments, "--out", killed, "--resume") == whole
     assert len(asked) == 8
     assert (killed / "rows.jsonl").read_text() == rows
+    kept = tmp_path / "kept"
+    (killed / "journal.jsonl").write_text(lines[0])
+
+    def copying(*given: object) -> object:
+        """The first answer of the resumed run; the folder is as a kill before it would leave it."""
+        if not kept.exists():
+            shutil.copytree(killed, kept)
+        return plain(*given)
+
+    monkeypatch.setattr(causal, "_row", copying)
+    call(*arguments, "--out", killed, "--resume")
+    assert (kept / "journal.jsonl").read_text() == lines[0], "no answer is lost between opening and the first new one"
+    assert (kept / "rows.jsonl").read_text() == rows
+    assert call(*arguments, "--out", kept, "--resume") == whole
     (killed / "journal.jsonl").write_text("{}\n" + lines[0])
     with pytest.raises(DataError, match=r"journal\.jsonl, line 1: not a valid line of a causal test"):
         call(*arguments, "--out", killed, "--resume")
