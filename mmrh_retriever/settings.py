@@ -104,6 +104,9 @@ class RerankSettings(BaseModel):
         description="Tokens that are read together at most (a window). By default as the model's config says in "
         "mmrh_token_budget, else 32,768, or the model's context if that is shorter.",
     )
+    window_pages: int | None = Field(
+        None, gt=0, description="Pages that are read together at most; as many as the token budget takes by default."
+    )
     independent: bool | None = Field(
         None,
         description="Encode each page as if it stood alone behind the prompt prefix. Pages then cost the same whatever "
@@ -116,6 +119,12 @@ class RerankSettings(BaseModel):
         description="Where pages take several windows, so many of the windows' best pages are compared once more in "
         "one window. They stand before the others, by the scores that they get there. 0 for none: then a page beside "
         "few or poor others scores too high.",
+    )
+    resize_first: bool = Field(
+        False,
+        description="Resize images to whole visual tokens before the image processor resizes them, as the code does "
+        "that prepares images in the paper's release. It is for models that take images at their own size (Qwen-VL); "
+        "with others it does nothing.",
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 

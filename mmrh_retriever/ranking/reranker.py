@@ -45,7 +45,8 @@ class Reranker:
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
-            ``token_budget``, ``independent``, ``calibrate``, ``final_round`` and ``options``.
+            ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first`` and
+            ``options``.
 
     A store and the vision memory hold for weights that stay as they are.
 
@@ -280,6 +281,7 @@ class Reranker:
             list(self.heads),
             self.token_budget,
             independent=self.independent,
+            window_pages=self.settings.window_pages,
             vision=self.vision,
             kept=kept,
         )
