@@ -19,6 +19,7 @@ from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
 from tests.factories import BUILDERS, tiny
+from tests.reference import zeroing
 
 IDS = torch.arange(5, 45)[None]
 
@@ -183,17 +184,22 @@ def test_ablating_a_head_equals_zeroing_its_slice_before_the_output_projection()
     assert not torch.allclose(got, plain)
 
 
-def test_ablation_while_decoding_leaves_the_prefill_alone() -> None:
-    model = tiny("llama").model
-    seam = Backbone.of(model).seam
-    with torch.no_grad(), seam.ablating([HeadId(0, 0), HeadId(0, 1)], phase="decode"):
-        masked = model(input_ids=IDS, use_cache=True)
-        step = model(input_ids=IDS[:, :1], past_key_values=masked.past_key_values).logits
+def test_ablation_while_decoding_begins_with_the_last_token_of_the_prefill() -> None:
+    """Against plain eager passes over everything, with hooks that zero the heads' slices from that token on."""
+    model, heads = tiny("llama").model, [HeadId(0, 0), HeadId(1, 3)]
+    reference = copy.deepcopy(model)
+    reference.set_attn_implementation("eager")
+    with torch.no_grad(), Backbone.of(model).seam.ablating(heads, phase="decode"):
+        prefill = model(input_ids=IDS, use_cache=True)
+        step = model(input_ids=IDS[:, :1], past_key_values=prefill.past_key_values).logits
+    whole = torch.cat([IDS, IDS[:, :1]], dim=1)
+    with torch.no_grad(), zeroing(reference, heads, start=IDS.shape[1] - 1):
+        expected = reference(input_ids=whole).logits
     with torch.no_grad():
-        plain = model(input_ids=IDS, use_cache=True)
-        plain_step = model(input_ids=IDS[:, :1], past_key_values=plain.past_key_values).logits
-    torch.testing.assert_close(masked.logits, plain.logits)
-    assert not torch.allclose(step, plain_step)
+        plain = reference(input_ids=whole).logits
+    torch.testing.assert_close(torch.cat([prefill.logits, step], dim=1), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prefill.logits[:, :-1], plain[:, :39], atol=1e-5, rtol=0)
+    assert (expected - plain)[0, 39:].abs().amax(dim=1).min() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "llama"])
@@ -341,11 +347,13 @@ def test_tokens_on_paths_see_their_own_question_and_what_stands_near_it() -> Non
     assert bool(near[3, 4])
 
 
-def test_two_sided_tokens_see_each_other_beyond_the_window() -> None:
-    mask = PassPlan(0, 8, bidirectional=(TokenSpan(1, 7),)).mask(3, torch.device("cpu"))
-    assert bool(mask[1:7, 1:7].all())
-    assert not bool(mask[7, 4])
-    assert bool(mask[7, 5])
+def test_a_window_hides_earlier_two_sided_tokens_and_no_later_ones() -> None:
+    plan = PassPlan(0, 8, bidirectional=(TokenSpan(1, 7),))
+    mask = plan.mask(3, torch.device("cpu"))
+    assert mask[1].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert mask[5].nonzero().flatten().tolist() == [3, 4, 5, 6]
+    assert mask[7].nonzero().flatten().tolist() == [5, 6, 7]
+    assert bool(plan.mask(None, torch.device("cpu"))[1:7, 1:7].all())
 
 
 @pytest.mark.parametrize("head", [(99, 0), (0, 4), (0, -1)])
@@ -359,12 +367,10 @@ def test_heads_that_are_not_there_cannot_be_ablated(head: tuple[int, int]) -> No
 
 def test_the_seam_comes_back_after_another_implementation_was_set() -> None:
     model = tiny("llama").model
-    first = Backbone.of(model).seam
+    seam = Backbone.of(model).seam
     model.set_attn_implementation("eager")
-    second = Backbone.of(model).seam
-    assert second is not first
-    assert second.base == "eager"
-    assert second.lock is first.lock
-    recording = everything(second, 4, 40, [range(39, 40)])
-    with torch.no_grad(), second.running(recording=recording):
+    assert Backbone.of(model).seam is seam
+    assert (seam.base, model.config._attn_implementation) == ("eager", "mmrh_eager")
+    recording = everything(seam, 4, 40, [range(39, 40)])
+    with torch.no_grad(), seam.running(None, recording):
         model.model(input_ids=IDS, use_cache=False)
