@@ -20,6 +20,7 @@ from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_check import check_attention
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import encoding_fingerprint
+from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
@@ -73,7 +74,10 @@ class Reranker:
         given = RerankSettings.of(settings, changes)
         processors = Processors.of(processor)
         self.backbone = Backbone.of(model)
-        self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, given.options)
+        image_processor = processors.image_processor
+        if given.resize_first:
+            image_processor = with_first_resize(image_processor)
+        self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
         self.settings = self._resolved(given)
         self.heads = resolve_heads(heads, self.backbone.facts)
         self.vision = Vision(self.backbone, vision_memory)
