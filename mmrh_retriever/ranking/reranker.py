@@ -20,6 +20,7 @@ from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_check import check_attention
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import encoding_fingerprint
+from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
@@ -45,7 +46,8 @@ class Reranker:
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
-            ``token_budget``, ``independent``, ``calibrate``, ``final_round`` and ``options``.
+            ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first`` and
+            ``options``.
 
     A store and the vision memory hold for weights that stay as they are.
 
@@ -72,7 +74,10 @@ class Reranker:
         given = RerankSettings.of(settings, changes)
         processors = Processors.of(processor)
         self.backbone = Backbone.of(model)
-        self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, given.options)
+        image_processor = processors.image_processor
+        if given.resize_first:
+            image_processor = with_first_resize(image_processor)
+        self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
         self.settings = self._resolved(given)
         self.heads = resolve_heads(heads, self.backbone.facts)
         self.vision = Vision(self.backbone, vision_memory)
@@ -280,6 +285,7 @@ class Reranker:
             list(self.heads),
             self.token_budget,
             independent=self.independent,
+            window_pages=self.settings.window_pages,
             vision=self.vision,
             kept=kept,
         )
