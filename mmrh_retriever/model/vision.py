@@ -51,7 +51,7 @@ class Features:
 class Vision:
     """One model's vision tower, with up to ``memory`` bytes of features kept; those used longest ago go first.
 
-    Call :meth:`clear` after a change to the model's weights.
+    Call :meth:`hold_for` before use, or :meth:`clear` after a change to the model's weights.
     """
 
     def __init__(self, backbone: Backbone, memory: int = DEFAULT_VISION_MEMORY) -> None:
@@ -63,6 +63,8 @@ class Vision:
         """Pixels that go through the tower at once."""
         self.computed = 0
         """Images that went through the tower so far."""
+        self.weights = ""
+        """The fingerprint of the weights that features are held for, see :meth:`hold_for`."""
         self._kept: LRUCache[bytes, Features] = LRUCache(memory, getsizeof=lambda features: features.nbytes)
         self._lock = threading.Lock()
         self._convolutions = patch_convolutions(backbone.model)
@@ -76,6 +78,12 @@ class Vision:
         """Forget all features."""
         with self._lock:
             self._kept.clear()
+
+    def hold_for(self, weights: str) -> None:
+        """Forget all features if they were made by other weights than those of this fingerprint."""
+        if weights != self.weights:
+            self.clear()
+            self.weights = weights
 
     def model_inputs(self, segments: Sequence[PromptSegment], known: Sequence[Features | None] = ()) -> dict[str, Any]:
         """What a forward pass over segments is given beside their tokens: the features of the images that they hold.
