@@ -104,7 +104,7 @@ class Passes:
         if before + asked > self.backbone.context:
             raise ContextOverflowError(
                 f"A question of {asked} tokens behind {before} tokens of pages is over the model's context of "
-                f"{self.backbone.context}. Shorten the question or lower token_budget.",
+                f"{self.backbone.context_described}. Shorten the question or lower token_budget.",
                 tokens=before + asked,
                 allowed=self.backbone.context,
             )

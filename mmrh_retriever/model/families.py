@@ -168,5 +168,28 @@ class Backbone:
 
     @property
     def context(self) -> int:
-        """The longest context, in tokens, that the model was made for."""
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 32_768)
+        """The longest context, in tokens, that the model was made for.
+
+        It ends where a longrope or dynamic rotation begins to change with the length: kept keys can't follow.
+        """
+        longest = int(getattr(self.text_config, "max_position_embeddings", 0) or 32_768)
+        return min(longest, self._changing_rotation[1] or longest)
+
+    @property
+    def context_described(self) -> str:
+        """The context's length, and why it ends there if that is not the model's own limit."""
+        kind, end = self._changing_rotation
+        why = f" (beyond it the {kind} rotation of its keys changes, which kept keys can't follow)" if end else ""
+        return f"{self.context}{why}"
+
+    @property
+    def _changing_rotation(self) -> tuple[str, int]:
+        """The kind of rotation that changes with a pass's length, if any, and the tokens up to which it does not."""
+        given = getattr(self.text_config, "rope_parameters", None) or {}
+        for rope in (given, *(own for own in given.values() if isinstance(own, dict))):  # one, or one per kind of layer
+            kind = str(rope.get("rope_type", ""))
+            if kind == "longrope":
+                return kind, int(rope["original_max_position_embeddings"])
+            if "dynamic" in kind:
+                return kind, int(self.text_config.max_position_embeddings)
+        return "", 0
