@@ -128,7 +128,31 @@ class Backbone:
     def device(self) -> torch.device:
         """Where token ids go."""
         embeddings: Any = self.model.get_input_embeddings()
-        return torch.device(embeddings.weight.device)
+        device = torch.device(embeddings.weight.device)
+        if device.type != "meta":
+            return device
+        hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, which brings the weights when they are needed
+        for own in getattr(hook, "hooks", (hook,)):
+            execution: Any = getattr(own, "execution_device", None)
+            if execution is not None:
+                return torch.device(execution)
+        raise UnsupportedModelError(
+            f"The embeddings of {self.name} are on the meta device, without numbers. Expected weights in memory or "
+            "offloaded by accelerate; load the model again."
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the text decoder's numbers."""
+        decoder: Any = self.decoder
+        return decoder.dtype  # type: ignore[no-any-return]
+
+    @property
+    def vision_dtype(self) -> torch.dtype:
+        """The type of the vision tower's numbers, which its pixels are given in; the decoder's if there is no tower."""
+        own = {id(weight) for weight in self.decoder.parameters()}
+        others = (weight.dtype for weight in self.base.parameters() if id(weight) not in own)
+        return next((dtype for dtype in others if dtype.is_floating_point), self.dtype)
 
     @property
     def takes_images(self) -> bool:

@@ -116,6 +116,10 @@ class Vision:
 
     def _computed(self, segments: Sequence[PromptSegment]) -> list[Features]:
         """Run the tower; a batch that does not fit in memory is cut in two."""
+        image_token = self.backbone.config.image_token_id
+        counts = [segment.ids.count(image_token) for segment in segments]
+        if sum(counts) == 1:  # Mistral 3 loses an axis of a single token
+            return self._computed([*segments, *segments])[:1]
         try:
             output = self._run(segments)
         except torch.OutOfMemoryError:
@@ -124,11 +128,12 @@ class Vision:
             half = len(segments) // 2
             return [*self._computed(segments[:half]), *self._computed(segments[half:])]
         self.computed += len(segments)
-        image_token = self.backbone.config.image_token_id
-        counts = [segment.ids.count(image_token) for segment in segments]
         pooled = _split(output.pooler_output, counts)
         deep = [_split(layer, counts) for layer in getattr(output, "deepstack_features", None) or ()]
-        return [Features(own, tuple(layer[image] for layer in deep)) for image, own in enumerate(pooled)]
+        dtype = self.backbone.dtype
+        return [
+            Features(own.to(dtype), tuple(layer[image].to(dtype) for layer in deep)) for image, own in enumerate(pooled)
+        ]
 
     def _run(self, segments: Sequence[PromptSegment]) -> Any:
         base: Any = self.backbone.base
@@ -156,9 +161,9 @@ class _Output(ModelOutput):
 def joined_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:
     """The images' inputs of several segments as one batch, as the family's own processor would give them.
 
-    Images of fewer tiles, or smaller ones, are padded with zeros. On the model's device and in its type.
+    Images of fewer tiles, or smaller ones, are padded with zeros. On the model's device and in its vision tower's type.
     """
-    along, dtype = backbone.family.images_along, backbone.model.dtype
+    along, dtype = backbone.family.images_along, backbone.vision_dtype
     found = {}
     for name in dict.fromkeys(name for segment in segments for name in segment.inputs):
         values = [segment.inputs[name] for segment in segments if name in segment.inputs]
