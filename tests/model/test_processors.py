@@ -57,7 +57,8 @@ def test_an_image_processor_that_torchvision_backs_differs_in_pixels_alone(name:
     for size in [(96, 128), (150, 70), (60, 140), (200, 260)]:
         page = Page(image=page_image(1, size))
         ours, theirs = (
-            Prompter(backbone, model.tokenizer, images).page_segment(page, 1) for images in (model.image_processor, other)
+            Prompter(backbone, model.tokenizer, images).page_segment(page, 1)
+            for images in (model.image_processor, other)
         )
         assert ours.ids == theirs.ids
         assert ours.visual == theirs.visual
@@ -73,5 +74,7 @@ def test_a_whole_processor_can_be_given(name: str) -> None:
     model = tiny(name)
     pages = [page_image(seed) for seed in range(3)]
     given = Reranker(model.model, own_processor(name), "all").rank("How did revenue change?", pages)
-    parts = Reranker(model.model, (model.tokenizer, model.image_processor), "all").rank("How did revenue change?", pages)
+    parts = Reranker(model.model, (model.tokenizer, model.image_processor), "all").rank(
+        "How did revenue change?", pages
+    )
     assert [(one.position, one.score) for one in given] == [(one.position, one.score) for one in parts]
