@@ -1,0 +1,124 @@
+"""A plan says before the weights are there what a run then takes: tokens, windows, bytes exactly, operations nearly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pymupdf
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmrh_retriever import HeadSet, Page, PageStore, Reranker, RerankSettings, read_pdf
+from mmrh_retriever.benchmark.pairs import PlainProcedure
+from mmrh_retriever.benchmark.plan import LETTER, QUESTION, Plan, empty_reranker, plan
+from mmrh_retriever.errors import ContextOverflowError, PageError
+from tests.factories import BUILDERS, TEXT_ONLY, page_image, tiny
+
+PAGES = 11
+SIZE = (96, 128)
+
+
+def saved(name: str, folder: Path) -> Path:
+    """A model's folder without its weights."""
+    model = tiny(name)
+    for part in (model.model.config, model.tokenizer, model.image_processor):
+        if part is not None:
+            part.save_pretrained(folder)
+    return folder
+
+
+def planned(folder: Path, text: bool, heads: HeadSet, settings: RerankSettings) -> Plan:
+    reranker, notes = empty_reranker(str(folder), heads, settings=settings)
+    assert all(weight.is_meta for weight in reranker.backbone.model.parameters())
+    more = {"page_tokens": 40} if text else {"page_size": SIZE}
+    return plan(reranker, pages=PAGES, page_memory=1_000_000, notes=notes, **more)
+
+
+def run(name: str, heads: HeadSet, settings: RerankSettings) -> tuple[Reranker, list[Page]]:
+    """The same model with weights, and as many pages."""
+    model = tiny(name)
+    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), heads, settings=settings)
+    if name not in TEXT_ONLY:
+        return reranker, [Page(image=page_image(number, SIZE), index=number) for number in range(PAGES)]
+    rest = [40 - len(reranker.prompter.page_segment(Page(text="z"), number)) for number in range(1, PAGES + 1)]
+    pages = [Page(text="z" * (count + 1), index=index) for index, count in enumerate(rest)]
+    return reranker, pages
+
+
+def counted() -> FlopCounterMode:
+    """A counter that counts attention's pairs as the mask leaves them."""
+
+    def attention(query, key, value, dropout=0.0, causal=False, *, attn_mask=None, out_val=None, **more):
+        rows, keys = query.shape[2], key.shape[2]
+        pairs = float(rows * keys)
+        if attn_mask is not None:
+            allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min
+            pairs = float(allowed.expand(*query.shape[:2], rows, keys)[0, 0].sum())
+        elif causal:
+            pairs = rows * (rows + 1) / 2
+        return 4 * query.shape[0] * query.shape[1] * query.shape[3] * pairs
+
+    attention._get_raw = True
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: attention})
+
+
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path) -> None:
+    layer = 1  # of 3 or 4: the plan has to leave out the layers behind it
+    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [layer])
+    settings = RerankSettings(independent=independent, token_budget=1400)
+    found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
+    reranker, pages = run(name, heads, settings)
+    weights = list(reranker.backbone.model.parameters())
+    assert (found.weights, found.weight_bytes) == (sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
+    assert found.dtype == "float32"
+    windows = list(reranker.engine().windows(reranker.candidates(pages)))
+    assert (found.windows, found.tokens) == (len(windows), sum(len(window) for window in windows))
+    kept = [part for window in windows for part in window.cache.part(0, len(window))]
+    assert found.kept_bytes == sum(part.nbytes for part in kept)
+    store = PageStore(found.page_bytes * PAGES * 2)
+    reranker.with_store(store).encode(pages[:1])
+    assert found.page_bytes == store.nbytes
+    assert found.page_memory_pages == 1_000_000 // store.nbytes
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_planned_operations_are_those_of_a_run(name: str, tmp_path: Path) -> None:
+    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [1])
+    settings = RerankSettings(token_budget=3000, independent=False)
+    found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
+    reranker, pages = run(name, heads, settings)
+    with counted() as encoding:
+        encoded = reranker.encode(pages)
+    encoded.rank(QUESTION)  # the null question is remembered
+    with counted() as asking:
+        encoded.rank(QUESTION)
+    procedure = PlainProcedure(reranker, pages)
+    with counted() as plain:
+        procedure.full_pass([*procedure.prompt(), reranker.prompter.question_segment(QUESTION)], None)
+    ratios = [
+        found.encode_operations / encoding.get_total_flops(),
+        found.question_operations / asking.get_total_flops(),
+        found.plain_operations / 2 / plain.get_total_flops(),
+    ]
+    print(name, *(f"{ratio:.3f}" for ratio in ratios))
+    assert ratios == pytest.approx([1, 1, 1], abs=0.08)
+
+
+def test_a_page_is_planned_as_read_pdf_draws_it() -> None:
+    document = pymupdf.open()
+    document.new_page(width=612, height=792)
+    (page,) = read_pdf(document.tobytes())
+    assert page.pixels().size == LETTER
+
+
+def test_a_page_longer_than_a_window_and_a_page_without_tokens_are_refused(tmp_path: Path) -> None:
+    seen, _ = empty_reranker(str(saved("qwen3_vl", tmp_path / "seen")), "all", settings=RerankSettings())
+    with pytest.raises(ContextOverflowError, match="9000 tokens; a window has room for 35"):
+        plan(seen, pages=2, page_tokens=9000, page_memory=0)
+    read, _ = empty_reranker(str(saved("qwen3", tmp_path / "read")), "all", settings=RerankSettings())
+    with pytest.raises(PageError, match="page_tokens"):
+        plan(read, pages=2, page_memory=0)
