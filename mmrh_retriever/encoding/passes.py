@@ -127,6 +127,7 @@ class Passes:
     ) -> Tensor | None:
         """One pass; gives the last hidden states, ``(1, tokens, width)``, if it went through all layers."""
         backbone = self.backbone
+        backbone.check_evaluating()
         device = backbone.device
         # A four-dimensional mask is handed through untouched; the plan applies the real one in each layer.
         mask = torch.zeros(1, 1, 1, 1, device=device, dtype=backbone.model.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmrh_retriever.errors import AttentionCaptureError
 from mmrh_retriever.model.attention_seam import AttentionSeam, query_heads, set_implementation
 from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.own_types import own_types
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
 
 _TOKENS = 16
@@ -19,7 +20,7 @@ _TOKENS = 16
 def check_attention(backbone: Backbone, ids: list[int]) -> None:
     """Check the seam on the first tokens of the prompt prefix, once per model; errors as for :func:`verify`."""
     seam = backbone.seam
-    with seam.lock, torch.inference_mode():
+    with seam.lock, torch.inference_mode(), own_types():
         if seam.checked:
             return
         short = torch.tensor([ids[:_TOKENS]], device=backbone.device)

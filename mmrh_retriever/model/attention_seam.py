@@ -26,6 +26,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
 from mmrh_retriever.model.cpu_split_attention import attend_behind, can_split
+from mmrh_retriever.model.masked_attention import masked_attention
+from mmrh_retriever.model.own_types import own_types
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import Recording, record
 
@@ -41,6 +43,7 @@ class _PassEnded(Exception):  # noqa: N818 - a signal, not an error
 class _ThreadState:
     plan: PassPlan | None = None
     recording: Recording | None = None
+    reached: set[int] = field(default_factory=set)  # layers that the pass has called us from
     ablated: Mapping[int, Tensor] = field(default_factory=dict)
     phase: AblationPhase = "all"
 
@@ -70,39 +73,64 @@ class AttentionSeam:
     def __init__(self, decoder: nn.Module, lock: threading.RLock | None = None) -> None:
         self.lock = threading.RLock() if lock is None else lock
         self.checked = False
+        self.decoder = decoder
         self.modules = decoder_attention(decoder)
-        config: Any = decoder.config
-        self.base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
-        if self.base not in ("sdpa", "eager") and not self.base.startswith("flash_attention"):
-            raise UnsupportedModelError(
-                f"Attention {self.base!r} can't be read. Load the model with attn_implementation='sdpa', 'eager' or "
-                "'flash_attention_2'."
-            )
-        self.windows = {layer: _sliding_window(module, config, layer) for layer, module in self.modules.items()}
-        self._as_base = {layer: _as_base(module, self.base) for layer, module in self.modules.items()}
+        self.windows = {layer: _sliding_window(module, decoder.config, layer) for layer, module in self.modules.items()}
         self._local = threading.local()
-        AttentionInterface.register(PREFIX + self.base, _attend)
-        AttentionMaskInterface.register(PREFIX + self.base, ALL_MASK_ATTENTION_FUNCTIONS[self.base])
-        set_implementation(decoder, PREFIX + self.base)
         for module in self.modules.values():
             object.__setattr__(module, "_mmrh_seam", self)
+        self._take_hold()
 
     @classmethod
     def install(cls, decoder: nn.Module) -> AttentionSeam:
-        """The seam of a model's text decoder, made on the first call.
-
-        It is made anew, under the same lock, if someone has set another attention implementation since.
-        """
+        """The seam of a model's text decoder, made on the first call, and anew where layers were replaced since."""
         with _INSTALL_LOCK:
-            config: Any = decoder.config
-            first = next(iter(decoder_attention(decoder).values()))
-            seam = getattr(first, "_mmrh_seam", None)
-            if not isinstance(seam, cls):
-                return cls(decoder)
-            if config._attn_implementation == PREFIX + seam.base:
-                return seam
-            with seam.lock:
-                return cls(decoder, seam.lock)
+            modules = decoder_attention(decoder)
+            seam = next((found for found in map(_seam_of, modules.values()) if found is not None), None)
+            if seam is None or seam.modules != modules:
+                return cls(decoder, None if seam is None else seam.lock)
+            seam.hold()
+            return seam
+
+    def hold(self) -> None:
+        """Take hold of the decoder's attention again if someone has set another implementation since.
+
+        :class:`AttentionCaptureError` if layers were replaced, :class:`UnsupportedModelError` if the implementation
+        can't be read.
+        """
+        for name, module in self.modules.items():
+            if _seam_of(module) is not self:
+                raise AttentionCaptureError(
+                    f"The attention of layer {name} belongs to another seam: layers of the model were replaced after "
+                    "it was given to Reranker. Build a new Reranker with it."
+                )
+        if not self._holds():
+            with self.lock:
+                self._take_hold()
+
+    def _holds(self) -> bool:
+        name = PREFIX + self.base
+        configs: list[Any] = [self.decoder.config, *(module.config for module in self.modules.values())]
+        return all(config._attn_implementation == name for config in configs)
+
+    def _take_hold(self) -> None:
+        config: Any = self.decoder.config
+        base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
+        if base not in ("sdpa", "eager") and not base.startswith("flash_attention"):
+            raise UnsupportedModelError(
+                f"Attention {base!r} can't be read. Load the model with attn_implementation='sdpa', 'eager' or "
+                "'flash_attention_2'."
+            )
+        self.base = base
+        self._as_base = {layer: _as_base(module, base) for layer, module in self.modules.items()}
+        AttentionInterface.register(PREFIX + base, _attend)
+        AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        set_implementation(self.decoder, PREFIX + base)
+        if not self._holds():
+            raise UnsupportedModelError(
+                f"Layers of {type(self.decoder).__name__} have configurations of their own, so that their attention "
+                "can't be set with the decoder's. Expected all layers to share the decoder's."
+            )
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> None:
         """A copied model gets a seam of its own when it is used."""
@@ -119,17 +147,26 @@ class AttentionSeam:
 
     @contextmanager
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
-        """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there."""
+        """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
+
+        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the
+        plan or the recording.
+        """
         with self.lock:
+            self.hold()
             state = self._state
-            outer = state.plan, state.recording
-            state.plan, state.recording = plan, recording
+            outer = state.plan, state.recording, state.reached
+            reached: set[int] = set()
+            state.plan, state.recording, state.reached = plan, recording, reached
             try:
-                yield
+                with own_types():
+                    yield
             except _PassEnded:
                 pass
             finally:
-                state.plan, state.recording = outer
+                state.plan, state.recording, state.reached = outer
+        if plan is not None:
+            self._check_reached(plan, reached)
         if recording is not None:
             recording.finish()
 
@@ -150,6 +187,7 @@ class AttentionSeam:
                 )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:
+            self.hold()
             state = self._state
             outer = state.ablated, state.phase
             state.ablated = {layer: torch.tensor(sorted(indices)) for layer, indices in by_layer.items()}
@@ -169,6 +207,7 @@ class AttentionSeam:
         """
         state, layer = self._state, layer_index(module)
         plan, recording = state.plan, state.recording
+        state.reached.add(layer)
         if plan is not None:
             key, value = plan.visible_keys(key), plan.visible_keys(value)
         if recording is not None and layer in recording.heads.columns:
@@ -181,6 +220,17 @@ class AttentionSeam:
             output = output.clone()
             output[:, :, state.ablated[layer].to(output.device)] = 0
         return output, weights
+
+    def _check_reached(self, plan: PassPlan, reached: set[int]) -> None:
+        """Raise :class:`AttentionCaptureError` where a layer ran without us, and so without the plan's mask."""
+        missing = [
+            layer for layer in self.modules if layer not in reached and (plan.stop_at is None or layer <= plan.stop_at)
+        ]
+        if missing:
+            raise AttentionCaptureError(
+                f"Layers {missing} did not call our attention function, layers {sorted(reached)} did. Were layers of "
+                "the model replaced after it was given to Reranker? Build a new Reranker with it."
+            )
 
     def _mask_rows(
         self,
@@ -232,7 +282,7 @@ class AttentionSeam:
                     return output.transpose(1, 2).contiguous(), None
                 mask = plan.additive(window, query.device, query.dtype)[None, None]
                 if usual:
-                    return _masked_attention(query, key, value, mask, options["scaling"]), None
+                    return masked_attention(query, key, value, mask, options["scaling"]), None
                 base, attention_mask = "eager", mask
             else:
                 attention_mask = None
@@ -249,12 +299,18 @@ class AttentionSeam:
 _INSTALL_LOCK = threading.Lock()
 
 
+def _seam_of(module: nn.Module) -> AttentionSeam | None:
+    """The seam that an attention module points to."""
+    seam = getattr(module, "_mmrh_seam", None)
+    return seam if isinstance(seam, AttentionSeam) else None
+
+
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """What is registered with transformers: hands over to the seam that the module points to."""
-    seam = getattr(module, "_mmrh_seam", None)
-    if not isinstance(seam, AttentionSeam):
+    seam = _seam_of(module)
+    if seam is None:
         raise AttentionCaptureError(
             f"{type(module).__name__} runs our attention function but was never prepared for it. Was the model copied "
             "or its layers replaced after it was given to Reranker? Build a new Reranker with it."
@@ -320,23 +376,3 @@ def query_heads(module: nn.Module) -> int:
     """Query heads of an attention module."""
     config: Any = module.config
     return int(config.num_attention_heads)
-
-
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attention of torch's own under our mask, ``(1, tokens, heads, width)``, without copying the keys for each head.
-
-    On a CPU torch shares key heads itself. Elsewhere the query heads that share a key head are stacked as further rows,
-    since the fused kernels take no mask with shared keys.
-    """
-    _, heads, tokens, width = query.shape
-    shared = heads // key.shape[1]
-    if query.device.type == "cpu" or shared == 1:
-        output = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared > 1
-        )
-    else:
-        rows = query.reshape(1, key.shape[1], shared * tokens, width)
-        output = nn.functional.scaled_dot_product_attention(
-            rows, key, value, attn_mask=mask.repeat(1, 1, shared, 1), scale=scaling
-        ).view(1, heads, tokens, value.shape[3])
-    return output.transpose(1, 2).contiguous()

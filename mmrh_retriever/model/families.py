@@ -101,12 +101,18 @@ class Backbone:
                 f"{type(model).__name__} has no {family.decoder!r} in its base model; the row for {family.name} "
                 "expects the classes of transformers 5."
             )
-        if model.training:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode, where dropout makes every pass different. "
-                "Call model.eval() first."
-            )
-        return cls(family, model, base, decoder, AttentionSeam.install(decoder))
+        backbone = cls(family, model, base, decoder, AttentionSeam.install(decoder))
+        backbone.check_evaluating()
+        return backbone
+
+    def check_evaluating(self) -> None:
+        """Raise :class:`UnsupportedModelError` if any module is in training mode; called before every pass."""
+        for name, module in self.model.named_modules():
+            if module.training:
+                raise UnsupportedModelError(
+                    f"{name or type(self.model).__name__} is in training mode, where dropout makes every pass "
+                    "different. Call model.eval() first."
+                )
 
     @property
     def config(self) -> Any:

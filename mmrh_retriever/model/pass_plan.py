@@ -87,12 +87,11 @@ class PassPlan:
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         own, depth = self._own_tokens(device)
-        if window is not None:
-            own = own & (depth[:, None] - depth[None, :] < window)
-        for span in self.bidirectional:  # also beyond the window
+        for span in self.bidirectional:
             own[span.start : span.stop, span.start : span.stop] = True
         if window is None:
             return own
+        own = own & (depth[:, None] - depth[None, :] < window)  # a window hides an image's own earlier tokens too
         start = self.seen if self.start is None else self.start
         offset = start + depth  # the token's offset if its question were alone
         kept = torch.arange(self.seen, device=device) if self.offsets is None else self.offsets.to(device)

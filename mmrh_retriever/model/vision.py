@@ -20,6 +20,7 @@ from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.model.cpu_patch_products import as_products, patch_convolutions
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import tensors_digest
+from mmrh_retriever.model.own_types import own_types
 from mmrh_retriever.model.prompts import PromptSegment
 
 DEFAULT_VISION_MEMORY = 256 * 1024**2
@@ -124,7 +125,8 @@ class Vision:
     def _run(self, segments: Sequence[PromptSegment]) -> Any:
         base: Any = self.backbone.base
         inputs = joined_inputs(self.backbone, segments)
-        with self.backbone.seam.lock, torch.inference_mode(), as_products(self._convolutions):
+        self.backbone.check_evaluating()
+        with self.backbone.seam.lock, torch.inference_mode(), own_types(), as_products(self._convolutions):
             return base.get_image_features(**inputs, return_dict=True)
 
     def _as_output(self, features: Sequence[Features]) -> _Output:

@@ -15,6 +15,7 @@ from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.attention_seam import AblationPhase
 from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.own_types import own_types
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Vision, joined_inputs
 from mmrh_retriever.research.probe_passes import ProbePasses
@@ -90,6 +91,7 @@ class Answerer:
             inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | features
         pad, end = prompter.tokenizer.pad_token_id, prompter.tokenizer.eos_token_id
         plainly = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        backbone.check_evaluating()
         with torch.inference_mode(), self._masked(masking.heads, masking.phase):
             model: Any = backbone.model
             output = model.generate(
@@ -161,7 +163,7 @@ class Answerer:
 
     def _log_probabilities(self, states: Tensor) -> Tensor:
         """``(tokens, vocabulary)`` float32, from last hidden states."""
-        with torch.inference_mode():
+        with torch.inference_mode(), own_types():
             unembed: Any = self.backbone.model.get_output_embeddings()
             logits = unembed(states).float()
             cap = getattr(self.backbone.text_config, "final_logit_softcapping", None)

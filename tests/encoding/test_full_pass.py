@@ -125,6 +125,20 @@ def test_either_base_implementation_gives_the_same(name: str, implementation: st
     assert float((got - expected).abs().max()) <= TOLERANCE
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_images_longer_than_the_sliding_window_equal_the_full_eager_pass(implementation: str) -> None:
+    model = tiny("gemma3", attn_implementation=implementation)
+    model.model.config.text_config.sliding_window = 6  # of images of 16 tokens
+    prompter = prompter_for(model)
+    pages = some_pages("gemma3", "several")
+    engine = Engine(prompter, every_head(prompter.backbone), 4000)
+    (window,) = engine.windows(as_candidates(pages))
+    question = prompter.question_segment(QUESTIONS[0])
+    got = engine.ask(window, [question]).mass[0]
+    expected = expected_mass(model, whole_prompt(prompter, pages), question, window.owners())
+    assert float((got - expected).abs().max()) <= TOLERANCE
+
+
 def test_stopping_early_changes_nothing() -> None:
     model = tiny("qwen2_5_vl")
     prompter = prompter_for(model)

@@ -69,12 +69,8 @@ class ProbePrompter:
         for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
             stretches = probe.stretches(index)
             if stretches:
-                segment = prompter.empty()
-                for text, is_evidence in stretches:
-                    ids = prompter.text.plain(text)
-                    segment.add_text(ids, scored=True)
-                    evidence += [is_evidence] if ids else []
-                segment.add_text(prompter.text.plain("\n"))
+                segment = prompter.texts_segment([text for text, _ in stretches])
+                evidence += [is_evidence for _, is_evidence in stretches]
             else:
                 segment = prompter.page_segment(item, number)
                 evidence += [index in probe.gold] * len(segment.scored)
@@ -99,19 +95,23 @@ class ProbePrompter:
             parts += [f"\n{letter}. ", option]
         if all(isinstance(part, str) for part in parts):
             return [prompter.question_segment("".join(map(str, parts)))]
-        wording = prompter.options
-        label = prompter.text_segment(wording.question_label, scored=wording.count_question_label)
-        segments = []
+        stretches: list[str | Page] = [""]
         for part in parts:
-            if isinstance(part, str):
-                segments.append(prompter.text_segment(part, scored=True))
+            if isinstance(part, str) and isinstance(stretches[-1], str):
+                stretches[-1] += part
+            else:
+                stretches.append(part)
+        segments = [prompter.opening_segment(str(stretches[0]))]
+        for stretch in stretches[1:]:
+            if isinstance(stretch, str):
+                segments.append(prompter.text_segment(stretch, scored=True))
                 continue
-            segments.append(prompter.image_segment(part))
+            segments.append(prompter.image_segment(stretch))
             if not self.prompt.images_look:
                 segments[-1].scored = []
-        if not any(segment.scored for segment in segments):
+        if not stretches[0] and not any(segment.scored for segment in segments[1:]):
             raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
-        return [segment for segment in (label, *segments) if len(segment)]
+        return [segment for segment in segments if len(segment)]
 
 
 def token_counter(prompter: Prompter) -> CountTokens:
