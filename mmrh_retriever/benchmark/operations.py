@@ -7,11 +7,13 @@ tokens that the mask leaves, also where a kernel computes more.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.families import Backbone
@@ -109,6 +111,38 @@ def vision_operations(backbone: Backbone, segment: PromptSegment) -> int:
     in_window = min((window // side) ** 2, patches) if window else 0
     pairs = patches * (seen_in_full * alone + (depth - seen_in_full) * in_window)
     return int(operations + 4 * width * pairs)
+
+
+def counted_operations(run: Callable[[], object]) -> int:
+    """What a run on a CPU with sdpa really computes, counted by torch as it goes on, to check the above.
+
+    Attention's pairs are counted as the mask leaves them, which torch's own counter doesn't do.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_operations}) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _attention_operations(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    **more: Any,
+) -> int:
+    batch, heads, rows, width = query.shape
+    pairs = rows * (rows + 1) // 2 if causal else rows * key.shape[2]
+    if attn_mask is not None:
+        allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min
+        pairs = int(allowed.expand(batch, heads, rows, key.shape[2])[0, 0].sum())
+    return 4 * batch * heads * width * pairs
+
+
+_attention_operations._get_raw = True  # type: ignore[attr-defined]  # torch then hands over tensors, not shapes
 
 
 def _pairs(tokens: int, window: int | None) -> int:

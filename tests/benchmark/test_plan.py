@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pymupdf
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmrh_retriever import HeadSet, Page, PageStore, Reranker, RerankSettings, read_pdf
+from mmrh_retriever.benchmark.operations import counted_operations
 from mmrh_retriever.benchmark.pairs import PlainProcedure
 from mmrh_retriever.benchmark.plan import LETTER, QUESTION, Plan, empty_reranker, plan
 from mmrh_retriever.errors import ContextOverflowError, PageError
@@ -46,24 +45,6 @@ def run(name: str, heads: HeadSet, settings: RerankSettings) -> tuple[Reranker, 
     return reranker, pages
 
 
-def counted() -> FlopCounterMode:
-    """A counter that counts attention's pairs as the mask leaves them."""
-
-    def attention(query, key, value, dropout=0.0, causal=False, *, attn_mask=None, out_val=None, **more):
-        rows, keys = query.shape[2], key.shape[2]
-        pairs = float(rows * keys)
-        if attn_mask is not None:
-            allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min
-            pairs = float(allowed.expand(*query.shape[:2], rows, keys)[0, 0].sum())
-        elif causal:
-            pairs = rows * (rows + 1) / 2
-        return 4 * query.shape[0] * query.shape[1] * query.shape[3] * pairs
-
-    attention._get_raw = True
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={kernel: attention})
-
-
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path) -> None:
@@ -91,18 +72,15 @@ def test_planned_operations_are_those_of_a_run(name: str, tmp_path: Path) -> Non
     settings = RerankSettings(token_budget=3000, independent=False)
     found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
     reranker, pages = run(name, heads, settings)
-    with counted() as encoding:
-        encoded = reranker.encode(pages)
-    encoded.rank(QUESTION)  # the null question is remembered
-    with counted() as asking:
-        encoded.rank(QUESTION)
     procedure = PlainProcedure(reranker, pages)
-    with counted() as plain:
-        procedure.full_pass([*procedure.prompt(), reranker.prompter.question_segment(QUESTION)], None)
+    whole = [*procedure.prompt(), reranker.prompter.question_segment(QUESTION)]
+    encode = counted_operations(lambda: reranker.encode(pages))
+    encoded = reranker.encode(pages)
+    encoded.rank(QUESTION)  # the null question is remembered
     ratios = [
-        found.encode_operations / encoding.get_total_flops(),
-        found.question_operations / asking.get_total_flops(),
-        found.plain_operations / 2 / plain.get_total_flops(),
+        found.encode_operations / encode,
+        found.question_operations / counted_operations(lambda: encoded.rank(QUESTION)),
+        found.plain_operations / 2 / counted_operations(lambda: procedure.full_pass(whole, None)),
     ]
     print(name, *(f"{ratio:.3f}" for ratio in ratios))
     assert ratios == pytest.approx([1, 1, 1], abs=0.08)
