@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from mmrh_retriever import EncodedPages, Reranker
-from mmrh_retriever.benchmark.operations import counted_operations
+from mmrh_retriever.benchmark.flops import counted_flops
 from mmrh_retriever.benchmark.pairs import PlainProcedure, rank_anew, sample_pages, sample_questions
 from mmrh_retriever.benchmark.plan import QUESTION, plan
 from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker
@@ -122,19 +122,15 @@ def beside_plan(reranker: Reranker, procedure: PlainProcedure, encoded: EncodedP
     whole = [*procedure.prompt(), reranker.prompter.question_segment(QUESTION)]
     reranker.vision.clear()
     windows: list[Window] = []
-    encode = counted_operations(lambda: windows.extend(reranker.engine().windows(reranker.candidates(procedure.pages))))
+    encode = counted_flops(lambda: windows.extend(reranker.engine().windows(reranker.candidates(procedure.pages))))
     kept = sum(part.nbytes for window in windows for part in window.cache.part(0, len(window)))
     rows = [
         ("bytes of weights", found.weight_bytes, sum(one.nbytes for one in reranker.backbone.model.parameters())),
         ("tokens", found.tokens, sum(len(window) for window in windows)),
         ("bytes of kept keys and values", found.kept_bytes, kept),
-        ("operations, encoding", found.encode_operations, encode),
-        ("operations, further question", found.question_operations, counted_operations(lambda: encoded.rank(QUESTION))),
-        (
-            "operations, one full pass",
-            found.plain_operations // 2,
-            counted_operations(lambda: procedure.full_pass(whole, None)),
-        ),
+        ("operations, encoding", found.encode_flops, encode),
+        ("operations, further question", found.question_flops, counted_flops(lambda: encoded.rank(QUESTION))),
+        ("operations, one full pass", found.plain_flops // 2, counted_flops(lambda: procedure.full_pass(whole, None))),
     ]
     return Table.of(
         "`mmrh plan` beside the run",

@@ -12,12 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmrh_retriever.benchmark.operations import (
-    decoder_operations,
-    pass_operations,
-    recording_operations,
-    vision_operations,
-)
+from mmrh_retriever.benchmark.flops import decoder_flops, pass_flops, recording_flops, vision_flops
 from mmrh_retriever.encoding.engine import TAIL_ROOM
 from mmrh_retriever.errors import ContextOverflowError, HeadSetError, PageError
 from mmrh_retriever.heads.sets import HeadSet
@@ -65,9 +60,9 @@ class Plan:
     page_bytes: int
     page_memory: int
     page_memory_pages: int
-    encode_operations: int
-    question_operations: int
-    plain_operations: int
+    encode_flops: int
+    question_flops: int
+    plain_flops: int
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
@@ -77,16 +72,16 @@ class Plan:
     def table(self) -> Table:
         """One row per figure."""
         kept_at = "each as if alone" if self.independent else "together"
-        ratio = self.plain_operations / self.question_operations
+        ratio = self.plain_flops / self.question_flops
         rows = [
             ("heads", f"{self.heads} of {self.heads_of}, layers 0 to {self.deepest} of {self.layers}"),
             ("weights", f"{self.weights / 1e6:,.0f} million, {_size(self.weight_bytes)} in {self.dtype}"),
             ("a page", f"{self.page_tokens:,} tokens, {_size(self.page_bytes)} of keys and values"),
             (f"{self.pages} pages, {kept_at}", f"{self.tokens:,} tokens, {_size(self.kept_bytes)} of keys and values"),
             ("windows", f"{self.windows} of at most {self.token_budget:,} tokens (context {self.context:,})"),
-            ("encoding the pages", f"{_operations(self.encode_operations)}"),
-            ("each further question", f"{_operations(self.question_operations)}"),
-            ("the paper's two full passes per question", f"{_operations(self.plain_operations)}, {ratio:,.0f} times"),
+            ("encoding the pages", f"{_flops(self.encode_flops)}"),
+            ("each further question", f"{_flops(self.question_flops)}"),
+            ("the paper's two full passes per question", f"{_flops(self.plain_flops)}, {ratio:,.0f} times"),
             (f"page_memory of {_size(self.page_memory)}", f"holds {self.page_memory_pages:,} such pages"),
         ]
         return Table.of(f"{self.model} ({self.family})", ("", "planned"), rows, notes=self.notes, text_columns=2)
@@ -151,18 +146,18 @@ def plan(
     tokens = prefix * len(windows) + sum(sizes)
     per_token = _bytes_per_token(reranker, deepest)
     weights = list(backbone.model.parameters())
-    seen = pages * vision_operations(backbone, image) if image else 0
-    layers = decoder_operations(backbone)
+    seen = pages * vision_flops(backbone, image) if image else 0
+    layers = decoder_flops(backbone)
     question = len(reranker.prompter.question_segment(QUESTION))
     encode, ask, plain = seen, 0, 2 * seen
     for window in windows:
         held = prefix + sum(window)
         alone = window if engine.independent else [sum(window)]
-        encode += pass_operations(layers, 0, prefix, deepest)
-        encode += sum(pass_operations(layers, prefix, part, deepest) for part in alone)
-        ask += pass_operations(layers, held, question, deepest)
-        ask += recording_operations(layers, reranker.heads, held, question)
-        plain += 2 * pass_operations(layers, 0, held + question)
+        encode += pass_flops(layers, 0, prefix, deepest)
+        encode += sum(pass_flops(layers, prefix, part, deepest) for part in alone)
+        ask += pass_flops(layers, held, question, deepest)
+        ask += recording_flops(layers, reranker.heads, held, question)
+        plain += 2 * pass_flops(layers, 0, held + question)
     return Plan(
         model=backbone.name,
         family=backbone.family.name,
@@ -184,9 +179,9 @@ def plan(
         page_bytes=sizes[0] * per_token,
         page_memory=page_memory,
         page_memory_pages=page_memory // (sizes[0] * per_token),
-        encode_operations=encode,
-        question_operations=ask,
-        plain_operations=plain,
+        encode_flops=encode,
+        question_flops=ask,
+        plain_flops=plain,
         notes=tuple(notes),
     )
 
@@ -225,5 +220,5 @@ def _size(count: float) -> str:
     return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.1f} MiB"
 
 
-def _operations(count: float) -> str:
+def _flops(count: float) -> str:
     return f"{count / 1e12:.3g} TFLOP"

@@ -8,7 +8,7 @@ import pymupdf
 import pytest
 
 from mmrh_retriever import HeadSet, Page, PageStore, Reranker, RerankSettings, read_pdf
-from mmrh_retriever.benchmark.operations import counted_operations
+from mmrh_retriever.benchmark.flops import counted_flops
 from mmrh_retriever.benchmark.pairs import PlainProcedure
 from mmrh_retriever.benchmark.plan import LETTER, QUESTION, Plan, empty_reranker, plan
 from mmrh_retriever.errors import ContextOverflowError, PageError
@@ -34,28 +34,26 @@ def planned(folder: Path, text: bool, heads: HeadSet, settings: RerankSettings) 
     return plan(reranker, pages=PAGES, page_memory=1_000_000, notes=notes, **more)
 
 
-def run(name: str, heads: HeadSet, settings: RerankSettings) -> tuple[Reranker, list[Page]]:
-    """The same model with weights, and as many pages."""
-    model = tiny(name)
-    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), heads, settings=settings)
+def made_pages(name: str, reranker: Reranker) -> list[Page]:
+    """As many pages as are planned for, of as many tokens."""
     if name not in TEXT_ONLY:
-        return reranker, [Page(image=page_image(number, SIZE), index=number) for number in range(PAGES)]
+        return [Page(image=page_image(number, SIZE), index=number) for number in range(PAGES)]
     rest = [40 - len(reranker.prompter.page_segment(Page(text="z"), number)) for number in range(1, PAGES + 1)]
-    pages = [Page(text="z" * (count + 1), index=index) for index, count in enumerate(rest)]
-    return reranker, pages
+    return [Page(text="z" * (count + 1), index=index) for index, count in enumerate(rest)]
 
 
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path) -> None:
-    layer = 1  # of 3 or 4: the plan has to leave out the layers behind it
-    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [layer])
-    settings = RerankSettings(independent=independent, token_budget=1400)
+    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [1])  # of 3 or 4
+    settings = RerankSettings(independent=independent, token_budget=1400, dtype="bfloat16")
     found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
-    reranker, pages = run(name, heads, settings)
+    tiny(name).model.save_pretrained(tmp_path)
+    reranker = Reranker.from_pretrained(tmp_path, heads=heads, settings=settings)
+    pages = made_pages(name, reranker)
     weights = list(reranker.backbone.model.parameters())
     assert (found.weights, found.weight_bytes) == (sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
-    assert found.dtype == "float32"
+    assert found.dtype == "bfloat16"
     windows = list(reranker.engine().windows(reranker.candidates(pages)))
     assert (found.windows, found.tokens) == (len(windows), sum(len(window) for window in windows))
     kept = [part for window in windows for part in window.cache.part(0, len(window))]
@@ -71,19 +69,30 @@ def test_planned_operations_are_those_of_a_run(name: str, tmp_path: Path) -> Non
     heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [1])
     settings = RerankSettings(token_budget=3000, independent=False)
     found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
-    reranker, pages = run(name, heads, settings)
+    model = tiny(name)
+    reranker = Reranker(model.model, (model.tokenizer, model.image_processor), heads, settings=settings)
+    pages = made_pages(name, reranker)
     procedure = PlainProcedure(reranker, pages)
     whole = [*procedure.prompt(), reranker.prompter.question_segment(QUESTION)]
-    encode = counted_operations(lambda: reranker.encode(pages))
+    encode = counted_flops(lambda: reranker.encode(pages))
     encoded = reranker.encode(pages)
     encoded.rank(QUESTION)  # the null question is remembered
     ratios = [
-        found.encode_operations / encode,
-        found.question_operations / counted_operations(lambda: encoded.rank(QUESTION)),
-        found.plain_operations / 2 / counted_operations(lambda: procedure.full_pass(whole, None)),
+        found.encode_flops / encode,
+        found.question_flops / counted_flops(lambda: encoded.rank(QUESTION)),
+        found.plain_flops / 2 / counted_flops(lambda: procedure.full_pass(whole, None)),
     ]
     print(name, *(f"{ratio:.3f}" for ratio in ratios))
     assert ratios == pytest.approx([1, 1, 1], abs=0.08)
+
+
+def test_quantised_weights_are_said_to_take_less(tmp_path: Path) -> None:
+    model = tiny("qwen3")
+    model.model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    for part in (model.model.config, model.tokenizer):
+        part.save_pretrained(tmp_path)
+    _, notes = empty_reranker(str(tmp_path), "all", settings=RerankSettings())
+    assert "quantised" in notes[0]
 
 
 def test_a_page_is_planned_as_read_pdf_draws_it() -> None:

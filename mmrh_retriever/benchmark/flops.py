@@ -23,7 +23,7 @@ _IN_BLOCK = re.compile(r"\b(blocks|layers|layer)\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
-class LayerOperations:
+class LayerFlops:
     """What one decoder layer computes: products per token, all and those that give queries, keys and values alone.
 
     ``attention`` counts per pair of tokens, of all heads together and as ``head`` of one. ``window`` is how many tokens
@@ -45,7 +45,7 @@ class LayerOperations:
         return _pairs(start + tokens, self.window) - _pairs(start, self.window)
 
 
-def decoder_operations(backbone: Backbone) -> list[LayerOperations]:
+def decoder_flops(backbone: Backbone) -> list[LayerFlops]:
     """Of each decoder layer, from the shapes of its weights; these may be on the meta device.
 
     Experts, which lie in tensors of three dimensions, count by the share of them that a token goes through.
@@ -59,7 +59,7 @@ def decoder_operations(backbone: Backbone) -> list[LayerOperations]:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         width = int(attention.head_dim)
         found.append(
-            LayerOperations(
+            LayerFlops(
                 linear=round(2 * sum(weight.numel() * (share if weight.dim() == 3 else 1) for weight in weights)),
                 before_attention=2 * sum(projection.weight.numel() for projection in projections),
                 attention=4 * width * backbone.heads,
@@ -70,7 +70,7 @@ def decoder_operations(backbone: Backbone) -> list[LayerOperations]:
     return found
 
 
-def pass_operations(layers: Sequence[LayerOperations], start: int, tokens: int, deepest: int | None = None) -> int:
+def pass_flops(layers: Sequence[LayerFlops], start: int, tokens: int, deepest: int | None = None) -> int:
     """A causal pass of some tokens behind ``start`` others, without an LM head.
 
     It goes through all layers, or ends once the keys of the layer ``deepest`` are kept.
@@ -80,12 +80,12 @@ def pass_operations(layers: Sequence[LayerOperations], start: int, tokens: int, 
     return sum(layer.of(start, tokens) for layer in layers[:deepest]) + tokens * layers[deepest].before_attention
 
 
-def recording_operations(layers: Sequence[LayerOperations], heads: Iterable[HeadId], start: int, tokens: int) -> int:
+def recording_flops(layers: Sequence[LayerFlops], heads: Iterable[HeadId], start: int, tokens: int) -> int:
     """The logits of some heads, formed once more for the rows of some tokens behind ``start`` others."""
     return sum(layers[head.layer].head * layers[head.layer].pairs(start, tokens) for head in heads)
 
 
-def vision_operations(backbone: Backbone, segment: PromptSegment) -> int:
+def vision_flops(backbone: Backbone, segment: PromptSegment) -> int:
     """What the vision tower and the projector compute for a page's image."""
     if not segment.inputs:
         return 0
@@ -113,18 +113,18 @@ def vision_operations(backbone: Backbone, segment: PromptSegment) -> int:
     return int(operations + 4 * width * pairs)
 
 
-def counted_operations(run: Callable[[], object]) -> int:
+def counted_flops(run: Callable[[], object]) -> int:
     """What a run on a CPU with sdpa really computes, counted by torch as it goes on, to check the above.
 
     Attention's pairs are counted as the mask leaves them, which torch's own counter doesn't do.
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_operations}) as counter:
+    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
         run()
     return int(counter.get_total_flops())
 
 
-def _attention_operations(
+def _attention_flops(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,7 +142,7 @@ def _attention_operations(
     return 4 * batch * heads * width * pairs
 
 
-_attention_operations._get_raw = True  # type: ignore[attr-defined]  # torch then hands over tensors, not shapes
+_attention_flops._get_raw = True  # type: ignore[attr-defined]  # torch then hands over tensors, not shapes
 
 
 def _pairs(tokens: int, window: int | None) -> int:
