@@ -53,20 +53,17 @@ def decoder_flops(backbone: Backbone) -> list[LayerFlops]:
     config, layers = backbone.text_config, cast("Any", backbone.decoder).layers
     share = (getattr(config, "num_experts_per_tok", None) or 1) / (getattr(config, "num_experts", None) or 1)
     found = []
-    for number, module in backbone.seam.modules.items():
-        attention: Any = module
+    for number in range(backbone.layers):
         weights = [weight for weight in layers[number].parameters() if weight.dim() > 1]
+        linear = round(2 * sum(weight.numel() * (share if weight.dim() == 3 else 1) for weight in weights))
+        attention: Any = backbone.seam.modules.get(number)
+        if attention is None:  # a layer of another kind, whose products alone are counted
+            found.append(LayerFlops(linear, 0, 0, 0, None))
+            continue
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        before = 2 * sum(projection.weight.numel() for projection in projections)
         width = int(attention.head_dim)
-        found.append(
-            LayerFlops(
-                linear=round(2 * sum(weight.numel() * (share if weight.dim() == 3 else 1) for weight in weights)),
-                before_attention=2 * sum(projection.weight.numel() for projection in projections),
-                attention=4 * width * backbone.heads,
-                head=2 * width,
-                window=backbone.seam.windows[number],
-            )
-        )
+        found.append(LayerFlops(linear, before, 4 * width * backbone.heads, 2 * width, backbone.seam.windows[number]))
     return found
 
 
@@ -95,7 +92,7 @@ def vision_flops(backbone: Backbone, segment: PromptSegment) -> int:
     listed = pixels.dim() == 2  # patches one by one, as Qwen-VL takes them
     patches = pixels.shape[0] if listed else pixels.numel() // (3 * side * side)
     alone = patches if listed else pixels.shape[-2] * pixels.shape[-1] // (side * side)  # tiles see themselves alone
-    operations = width = 0
+    flops = width = 0
     for name, module in backbone.base.named_modules():
         if module is backbone.decoder or name.startswith(f"{backbone.family.decoder}."):
             continue
@@ -104,13 +101,13 @@ def vision_flops(backbone: Backbone, segment: PromptSegment) -> int:
             continue
         convolved = isinstance(module, (nn.Conv2d, nn.Conv3d))
         width = module.out_channels if convolved else width
-        operations += 2 * weights * (patches if convolved or _IN_BLOCK.search(name) else len(segment.visual))
+        flops += 2 * weights * (patches if convolved or _IN_BLOCK.search(name) else len(segment.visual))
     depth = int(getattr(config, "depth", None) or config.num_hidden_layers)
     window = getattr(config, "window_size", None) if listed else None
     seen_in_full = len(config.fullatt_block_indexes) if window else depth
     in_window = min((window // side) ** 2, patches) if window else 0
     pairs = patches * (seen_in_full * alone + (depth - seen_in_full) * in_window)
-    return int(operations + 4 * width * pairs)
+    return int(flops + 4 * width * pairs)
 
 
 def counted_flops(run: Callable[[], object]) -> int:

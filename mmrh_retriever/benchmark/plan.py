@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -82,7 +83,10 @@ class Plan:
             ("encoding the pages", f"{_flops(self.encode_flops)}"),
             ("each further question", f"{_flops(self.question_flops)}"),
             ("the paper's two full passes per question", f"{_flops(self.plain_flops)}, {ratio:,.0f} times"),
-            (f"page_memory of {_size(self.page_memory)}", f"holds {self.page_memory_pages:,} such pages"),
+            (
+                f"page_memory of {_size(self.page_memory)}, where pages stand alone",
+                f"holds {self.page_memory_pages:,} such pages",
+            ),
         ]
         return Table.of(f"{self.model} ({self.family})", ("", "planned"), rows, notes=self.notes, text_columns=2)
 
@@ -92,9 +96,8 @@ def empty_reranker(
 ) -> tuple[Reranker, tuple[str, ...]]:
     """A reranker on a model without content, by hub id or folder, and notes on it.
 
-    Where no heads are published it has those of all layers, which a note says. Without ``images`` the image processor
-    isn't needed. It can write pages and say what they take; it can't rank. Errors as for
-    :meth:`Reranker.from_pretrained`.
+    Where no heads are published it has all heads, which a note says. Without ``images`` it needs no image processor.
+    It writes pages and says what they take; it can't rank. Errors as for :meth:`Reranker.from_pretrained`.
     """
     path, _ = model_path(model)
     given = {name: getattr(settings, name) for name in ("dtype", "max_pixels", "revision", "cache_dir")}
@@ -211,9 +214,9 @@ def _windows(sizes: Sequence[int], room: int, longest: int) -> list[list[int]]:
 
 def _bytes_per_token(reranker: Reranker, deepest: int) -> int:
     """Bytes of keys and values that are kept of a token."""
-    modules = reranker.backbone.seam.modules
-    weights = [getattr(modules[layer], name).weight for layer in range(deepest + 1) for name in ("k_proj", "v_proj")]
-    return sum(weight.shape[0] * reranker.backbone.model.dtype.itemsize for weight in weights)
+    modules: list[Any] = [module for layer, module in reranker.backbone.seam.modules.items() if layer <= deepest]
+    width = sum(module.k_proj.weight.shape[0] + module.v_proj.weight.shape[0] for module in modules)
+    return int(width * reranker.backbone.model.dtype.itemsize)
 
 
 def _size(count: float) -> str:

@@ -42,8 +42,8 @@ def plan_command(
     output: OutputOptions,
     pages: Annotated[int, typer.Option(min=1, help="Pages to rank.")] = 20,
     page_size: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of a page; a Letter page of a PDF if left out.")
-    ] = "1243x1608",
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of a page; a PDF's Letter page if left out.")
+    ] = None,
     page_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a page, instead of those of an image: for pages of text.")
     ] = None,
@@ -55,9 +55,9 @@ def plan_command(
     ] = "published",
 ) -> None:
     """Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded."""
-    from mmrh_retriever.benchmark.plan import empty_reranker, plan
+    from mmrh_retriever.benchmark.plan import LETTER, empty_reranker, plan
 
-    size = _size(page_size)
+    size = LETTER if page_size is None else _size(page_size)
     reranker, notes = empty_reranker(model, heads, images=page_tokens is None, settings=settings_from(planned))
     found = plan(reranker, pages=pages, page_size=size, page_tokens=page_tokens, page_memory=page_memory, notes=notes)
     output.show([found.as_dict()], lambda: [found.table()])

@@ -41,7 +41,7 @@ def test_plan_says_what_pages_take(mmrh: Mmrh, tmp_path: Path) -> None:
     assert other["page_tokens"] < row["page_tokens"]
     assert (other["dtype"], other["weight_bytes"]) == ("bfloat16", row["weight_bytes"] // 2)
     table = mmrh("plan", folder, "--page-size", "96x128", "--markdown").stdout
-    assert "| page_memory of 1.00 GiB | holds " in table
+    assert "| page_memory of 1.00 GiB, where pages stand alone | holds " in table
     assert not list(folder.glob("*.safetensors"))
 
 
