@@ -48,14 +48,15 @@ class LayerFlops:
 def decoder_flops(backbone: Backbone) -> list[LayerFlops]:
     """Of each decoder layer, from the shapes of its weights; these may be on the meta device.
 
-    Experts, which lie in tensors of three dimensions, count by the share of them that a token goes through.
+    Of experts, which lie in tensors of three dimensions, those are counted that a token goes through.
     """
     config, layers = backbone.text_config, cast("Any", backbone.decoder).layers
-    share = (getattr(config, "num_experts_per_tok", None) or 1) / (getattr(config, "num_experts", None) or 1)
+    experts = getattr(config, "num_experts_per_tok", None) or 1
     found = []
     for number in range(backbone.layers):
         weights = [weight for weight in layers[number].parameters() if weight.dim() > 1]
-        linear = round(2 * sum(weight.numel() * (share if weight.dim() == 3 else 1) for weight in weights))
+        used = (weight.numel() if weight.dim() == 2 else experts * weight[0].numel() for weight in weights)
+        linear = 2 * sum(used)
         attention: Any = backbone.seam.modules.get(number)
         if attention is None:  # a layer of another kind, whose products alone are counted
             found.append(LayerFlops(linear, 0, 0, 0, None))
@@ -99,9 +100,9 @@ def vision_flops(backbone: Backbone, segment: PromptSegment) -> int:
         weights = sum(own.numel() for own in module.parameters(recurse=False) if own.dim() > 1)
         if isinstance(module, nn.Embedding) or not weights:
             continue
-        convolved = isinstance(module, (nn.Conv2d, nn.Conv3d))
-        width = module.out_channels if convolved else width
-        flops += 2 * weights * (patches if convolved or _IN_BLOCK.search(name) else len(segment.visual))
+        embeds = isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.kernel_size[-1] == side
+        width = int(module.out_channels) if embeds else width
+        flops += 2 * weights * (patches if embeds or _IN_BLOCK.search(name) else len(segment.visual))
     depth = int(getattr(config, "depth", None) or config.num_hidden_layers)
     window = getattr(config, "window_size", None) if listed else None
     seen_in_full = len(config.fullatt_block_indexes) if window else depth
@@ -113,10 +114,12 @@ def vision_flops(backbone: Backbone, segment: PromptSegment) -> int:
 def counted_flops(run: Callable[[], object]) -> int:
     """What a run on a CPU with sdpa really computes, counted by torch as it goes on, to check the above.
 
-    Attention's pairs are counted as the mask leaves them, which torch's own counter doesn't do.
+    Attention's pairs are counted as the mask leaves them, and experts' products, which torch's own counter doesn't do.
     """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
+    formulas: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    if hasattr(torch.ops.aten, "_grouped_mm"):
+        formulas[torch.ops.aten._grouped_mm] = _experts_flops
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return int(counter.get_total_flops())
 
@@ -137,6 +140,10 @@ def _attention_flops(
         allowed = attn_mask if attn_mask.dtype is torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min
         pairs = int(allowed.expand(batch, heads, rows, key.shape[2])[0, 0].sum())
     return 4 * batch * heads * width * pairs
+
+
+def _experts_flops(rows: Sequence[int], weights: Sequence[int], *shapes: Any, **more: Any) -> int:
+    return 2 * rows[-2] * rows[-1] * weights[-1]
 
 
 _attention_flops._get_raw = True  # type: ignore[attr-defined]  # torch then hands over tensors, not shapes

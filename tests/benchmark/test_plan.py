@@ -12,6 +12,7 @@ from mmrh_retriever.benchmark.flops import counted_flops
 from mmrh_retriever.benchmark.pairs import PlainProcedure
 from mmrh_retriever.benchmark.plan import LETTER, QUESTION, Plan, empty_reranker, plan
 from mmrh_retriever.errors import ContextOverflowError, PageError
+from mmrh_retriever.model.families import Backbone
 from tests.factories import BUILDERS, TEXT_ONLY, page_image, tiny
 
 PAGES = 11
@@ -25,6 +26,13 @@ def saved(name: str, folder: Path) -> Path:
         if part is not None:
             part.save_pretrained(folder)
     return folder
+
+
+def middle_heads(name: str) -> HeadSet:
+    """All heads of a layer in the middle: the plan has to leave out the layers behind it."""
+    facts = Backbone.of(tiny(name).model).facts
+    layer = facts.global_layers[len(facts.global_layers) // 2]
+    return HeadSet.all_heads(facts.n_layers, facts.n_heads, [layer])
 
 
 def planned(folder: Path, text: bool, heads: HeadSet, settings: RerankSettings) -> Plan:
@@ -45,7 +53,7 @@ def made_pages(name: str, reranker: Reranker) -> list[Page]:
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path) -> None:
-    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [1])  # of 3 or 4
+    heads = middle_heads(name)
     settings = RerankSettings(independent=independent, token_budget=1400, dtype="bfloat16")
     found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
     tiny(name).model.save_pretrained(tmp_path)
@@ -66,7 +74,7 @@ def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_planned_operations_are_those_of_a_run(name: str, tmp_path: Path) -> None:
-    heads = HeadSet.all_heads(tiny(name).model.config.get_text_config().num_hidden_layers, 4, [1])
+    heads = middle_heads(name)
     settings = RerankSettings(token_budget=3000, independent=False)
     found = planned(saved(name, tmp_path), name in TEXT_ONLY, heads, settings)
     model = tiny(name)
@@ -83,7 +91,7 @@ def test_planned_operations_are_those_of_a_run(name: str, tmp_path: Path) -> Non
         found.plain_flops / 2 / counted_flops(lambda: procedure.full_pass(whole, None)),
     ]
     print(name, *(f"{ratio:.3f}" for ratio in ratios))
-    assert ratios == pytest.approx([1, 1, 1], abs=0.08)
+    assert ratios == pytest.approx([1, 1, 1], abs=0.1)
 
 
 def test_quantised_weights_are_said_to_take_less(tmp_path: Path) -> None:
