@@ -102,7 +102,8 @@ class Reranker:
 
         ``changes`` takes the fields of :class:`~mmrh_retriever.RerankSettings`, those for loading too: ``device``,
         ``dtype``, ``attn_implementation``, ``max_pixels``, ``revision``, ``cache_dir``, ``local_files_only``.
-        ``quantization_config`` and anything else goes to transformers untouched.
+        ``quantization_config`` and anything else goes to transformers untouched. The image processor is the one that
+        Pillow backs, with or without torchvision.
 
         Raises:
             UnsupportedModelError: an unknown family.
