@@ -19,6 +19,7 @@ from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
 from tests.factories import BUILDERS, tiny
+from tests.reference import kept_keys
 
 IDS = torch.arange(5, 45)[None]
 
@@ -188,10 +189,10 @@ def test_ablation_while_decoding_leaves_the_prefill_alone() -> None:
     seam = Backbone.of(model).seam
     with torch.no_grad(), seam.ablating([HeadId(0, 0), HeadId(0, 1)], phase="decode"):
         masked = model(input_ids=IDS, use_cache=True)
-        step = model(input_ids=IDS[:, :1], past_key_values=masked.past_key_values).logits
+        step = model(input_ids=IDS[:, :1], **kept_keys(model, masked)).logits
     with torch.no_grad():
         plain = model(input_ids=IDS, use_cache=True)
-        plain_step = model(input_ids=IDS[:, :1], past_key_values=plain.past_key_values).logits
+        plain_step = model(input_ids=IDS[:, :1], **kept_keys(model, plain)).logits
     torch.testing.assert_close(masked.logits, plain.logits)
     assert not torch.allclose(step, plain_step)
 

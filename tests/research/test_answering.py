@@ -16,6 +16,7 @@ from mmrh_retriever.research.answering import Answerer, Masking, plain_inputs
 from mmrh_retriever.research.probes import Evidence, Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
+from tests.reference import kept_keys
 
 MASKED = (HeadId(0, 1), HeadId(1, 0), HeadId(1, 3))
 
@@ -118,7 +119,7 @@ def test_answering_alone_is_masked_behind_an_unmasked_prompt() -> None:
         ids = found.prompter.interleaved.text.plain(" " + choice)
         with torch.no_grad():
             prompt = whole(**prompt_of(found, probe), use_cache=True)
-            rest = masked(input_ids=torch.tensor([ids]), past_key_values=prompt.past_key_values)
+            rest = masked(input_ids=torch.tensor([ids]), **kept_keys(masked, prompt))
         logits = torch.cat([prompt.logits[0, -1:], rest.logits[0, :-1]]).float()
         logs = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(ids)[:, None])
         assert scores[choice] == pytest.approx(float(logs.mean()), abs=2e-4)
