@@ -98,10 +98,10 @@ class AttentionSeam:
         :class:`AttentionCaptureError` if layers were replaced, :class:`UnsupportedModelError` if the implementation
         can't be read.
         """
-        for name, module in self.modules.items():
+        for layer, module in self.modules.items():
             if _seam_of(module) is not self:
                 raise AttentionCaptureError(
-                    f"The attention of layer {name} belongs to another seam: layers of the model were replaced after "
+                    f"The attention of layer {layer} belongs to another seam: layers of the model were replaced after "
                     "it was given to Reranker. Build a new Reranker with it."
                 )
         if not self._holds():
