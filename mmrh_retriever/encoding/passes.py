@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, UnsupportedModelError
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.kv_cache import PageCache
+from mmrh_retriever.model.kv_cache import PageCache, cache_argument
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import Recording
@@ -28,8 +27,7 @@ class Passes:
         self.backbone = backbone
         self.vision = vision
         self.deepest = deepest
-        parameters = inspect.signature(backbone.base.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
+        self._cache_name = cache_argument(backbone.base)
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""

@@ -126,7 +126,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Where token ids go; the meta device for a model without any content, as plans are made with."""
         embeddings: Any = self.model.get_input_embeddings()
         device = torch.device(embeddings.weight.device)
         if device.type != "meta":
@@ -136,6 +136,8 @@ class Backbone:
             execution: Any = getattr(own, "execution_device", None)
             if execution is not None:
                 return torch.device(execution)
+        if all(weight.is_meta for weight in self.model.parameters()):
+            return device
         raise UnsupportedModelError(
             f"The embeddings of {self.name} are on the meta device, without numbers. Expected weights in memory or "
             "offloaded by accelerate; load the model again."
