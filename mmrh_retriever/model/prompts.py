@@ -202,12 +202,16 @@ class Prompter:
     def opening_segment(self, text: str) -> PromptSegment:
         """The question's label and what the question begins with, as running text behind the last page.
 
-        The label counts if it is to count, as does a token that reaches from it into the text.
+        The label counts if it is to count, without blanks in front of it, as does a token that reaches from it into the
+        text.
         """
-        ids, (label, own) = self.text.joined(self.options.question_label, text, after=self.options.separator)
+        label = self.options.question_label
+        named = label.lstrip()
+        blanks = label.removesuffix(named)
+        ids, (_, called, own) = self.text.joined(blanks, named, text, after=self.options.separator)
         segment = self.empty()
         segment.add_text(ids)
-        counted = [span for span in (label if self.options.count_question_label else own, own) if span]
+        counted = [span for span in (called if self.options.count_question_label else own, own) if span]
         segment.scored = [TokenSpan(counted[0].start, counted[-1].stop)] if counted else []
         return segment
 

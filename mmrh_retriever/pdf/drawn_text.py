@@ -24,7 +24,8 @@ def drawn_text(text: str) -> Image.Image | None:
 
     Lines are filled anew; blank lines end a paragraph. ``None`` if it is longer than :data:`LONGEST` pages.
     """
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    readable = text.encode("utf-8", "replace").decode("utf-8")  # halves of surrogate pairs become question marks
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", readable)]
     body = "".join(f"<p>{html.escape(part)}</p>" for part in paragraphs if part)
     highest = 792.0 * LONGEST
     with using_mupdf(), pymupdf.open() as document:

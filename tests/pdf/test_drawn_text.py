@@ -20,8 +20,8 @@ def test_the_image_is_as_wide_as_a_page_and_as_high_as_its_text() -> None:
     ink = np.asarray(ten.convert("L")) < 128
     rows = np.flatnonzero(ink.any(axis=1))
     margin = 36 / 72 * 147
-    assert abs(rows[0] - margin) < 20
-    assert abs(ten.height - rows[-1] - margin) < 30
+    assert 0 <= rows[0] - margin < 30
+    assert 0 <= ten.height - rows[-1] - margin < 40
 
 
 def test_lines_are_filled_and_markup_is_text() -> None:
@@ -38,7 +38,9 @@ def test_lines_are_filled_and_markup_is_text() -> None:
     assert plain.tobytes() != one_line.tobytes()  # the signs of the markup are there to be seen
 
 
-@pytest.mark.parametrize("text", ["Wie hoch ist der Umsatz?", "収益はどう変化しましたか", "كيف تغيرت", "a\udcffb \x00 c"])
+@pytest.mark.parametrize(
+    "text", ["Wie hoch ist der Umsatz?", "収益はどう変化しましたか", "كيف تغيرت", "a\udcffb \x00 c"]
+)
 def test_any_script_leaves_ink(text: str) -> None:
     image = drawn_text(text)
     assert image is not None
