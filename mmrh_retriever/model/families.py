@@ -162,6 +162,11 @@ class Backbone:
         return self.family.writer is not None
 
     @property
+    def reads_images_alone(self) -> bool:
+        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled model's does."""
+        return self.takes_images and bool(getattr(self.config, "mmrh_images_only", False))
+
+    @property
     def name(self) -> str:
         """The model's id or folder, or its class if it has neither."""
         return str(getattr(self.config, "_name_or_path", "") or type(self.model).__name__)

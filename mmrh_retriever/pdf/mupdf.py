@@ -104,6 +104,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def using_mupdf() -> contextlib.AbstractContextManager[object]:
+    """The lock that whoever uses MuPDF holds."""
+    return _LOCK
+
+
 @contextlib.contextmanager
 def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Document]:
     """The open document, with MuPDF to ourselves and its messages kept off the terminal; for ``page``, if given."""
