@@ -53,7 +53,7 @@ def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
         ]
         keys = [
             token
-            for (first, stop), gold in zip(parts, context.evidence, strict=True)
+            for (first, stop), gold in zip(parts, context.evidence(probe), strict=True)
             for token in (range(first, stop) if gold else ())
         ]
         rows = [
@@ -123,6 +123,23 @@ def test_pages_share_one_prefill_and_score_as_if_alone() -> None:
     assert table.tasks == ("page",)
     assert table.at("page", 4096).n_examples == 2
     assert len(HeadSet.of_tasks(table, count=3)) == 3
+
+
+def test_probes_that_share_a_context_keep_their_own_evidence() -> None:
+    """Both have the same stretch of the first item, and each a whole item of its own beside it."""
+    model = tiny("llama")
+    items = tuple(Page(text=text) for text in ("Revenue grew. It fell.", "Water use.", "Staff numbers and tables."))
+
+    def probe(name: str, *whole: int) -> Probe:
+        evidence = (Evidence(0, 0, 13), *map(Evidence, whole))
+        return Probe("text", name, items, ("How did revenue change?",), evidence, "a", 100)
+
+    probes = [probe("first", 2), probe("second", 1), probe("third"), probe("fourth", 0)]
+    context = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer)).context(probes[0])
+    parts = [[1, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert [context.evidence(one) for one in probes] == parts
+    for probe_, scored in zip(probes, detect(model.model, processor(model), probes).probes, strict=True):
+        np.testing.assert_allclose(scored.scores, expected_scores(tiny("llama"), probe_), atol=1e-5)
 
 
 @pytest.mark.parametrize("independent", [False, True])

@@ -35,15 +35,20 @@ class ProbePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ProbeContext:
-    """A probe's context: one segment per item.
+    """A probe's context: one segment per item. Probes on the same items share it if they cut them alike.
 
     Each ``scored`` span of each segment, in order, is a part. ``item[i]`` is the item that part ``i`` belongs to, and
-    ``evidence[i]`` says whether it is evidence.
+    ``cut_out[i]`` says whether it is a stretch of evidence, cut out of its item.
     """
 
     segments: tuple[PromptSegment, ...]
     item: tuple[int, ...]
-    evidence: tuple[bool, ...]
+    cut_out: tuple[bool, ...]
+
+    def evidence(self, probe: Probe) -> list[bool]:
+        """Whether each part is evidence for a probe: cut out as such, or of an item that is evidence as a whole."""
+        whole = {span.item for span in probe.evidence if span.start is None}
+        return [cut or item in whole for item, cut in zip(self.item, self.cut_out, strict=True)]
 
 
 class ProbePrompter:
@@ -64,19 +69,19 @@ class ProbePrompter:
         """A probe's items; an item that is evidence in part has a scored span for each part."""
         segments: list[PromptSegment] = []
         items: list[int] = []
-        evidence: list[bool] = []
+        cut_out: list[bool] = []
         prompter = self.prompter(probe)
         for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
             stretches = probe.stretches(index)
             if stretches:
                 segment = prompter.texts_segment([text for text, _ in stretches])
-                evidence += [is_evidence for _, is_evidence in stretches]
+                cut_out += [is_evidence for _, is_evidence in stretches]
             else:
                 segment = prompter.page_segment(item, number)
-                evidence += [index in probe.gold] * len(segment.scored)
+                cut_out += [False] * len(segment.scored)
             segments.append(segment)
             items += [index] * len(segment.scored)
-        return ProbeContext(tuple(segments), tuple(items), tuple(evidence))
+        return ProbeContext(tuple(segments), tuple(items), tuple(cut_out))
 
     def question_segments(self, probe: Probe) -> list[PromptSegment]:
         """A probe's question with its options: one segment where it is text alone."""
