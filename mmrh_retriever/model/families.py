@@ -163,7 +163,7 @@ class Backbone:
 
     @property
     def reads_images_alone(self) -> bool:
-        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled model's does."""
+        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled one's does."""
         return self.takes_images and bool(getattr(self.config, "mmrh_images_only", False))
 
     @property
