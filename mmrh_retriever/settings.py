@@ -30,6 +30,8 @@ from mmrh_retriever.files import FileModel, read_json
 
 DEFAULT_FINAL_ROUND = 10
 """Pages. On generated documents this found the right page first about twice as often as raw scores across windows."""
+DEFAULT_TEXT_WEIGHT = 0.5
+"""The text layer's part of a hybrid score."""
 DEFAULT_TOKEN_BUDGET = 32_768
 """Tokens of pages that are read together, if the model's context allows as many."""
 
@@ -168,6 +170,14 @@ class RerankSettings(BaseModel):
         description="Resize images to whole visual tokens before the image processor resizes them, as the code does "
         "that prepares images in the paper's release. It is for models that take images at their own size (Qwen-VL); "
         "with others it does nothing.",
+    )
+    hybrid: bool | Literal["auto"] = Field(
+        "auto",
+        description="Join attention with BM25 over the pages' text layers. 'auto' does so if the model's config says "
+        "mmrh_hybrid, as the bundled model's does: for other models nobody has measured it.",
+    )
+    text_weight: float = Field(
+        DEFAULT_TEXT_WEIGHT, ge=0, le=1, description="The text layer's part of a hybrid score; attention has the rest."
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 
