@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pymupdf
+
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
 from mmrh_retriever.pdf.layout import layout_regions
@@ -29,6 +31,8 @@ MAX_BUDGET_DPI = 300.0
 """Small pages are not blown up past this resolution to fill their budget; ``dpi=`` may go further."""
 MIN_PAGE_POINTS = 4.0
 """Pages narrower or lower than this, in points, have no room for anything to read and are refused."""
+MAX_PAGE_UNITS = 14_400
+"""PDF's own limit for a page's side, in units of a point, or of as many points as the page's UserUnit says."""
 _BEGINNING = 1024  # bytes of a file in which its %PDF mark may stand
 
 
@@ -64,8 +68,8 @@ def read_pdf(
         ``warnings``.
 
     Raises:
-        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small or
-            too long to read.
+        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small, too
+            large or too long to read.
         ValueError: ``max_pixels`` or ``dpi`` is not positive.
         TypeError: ``source`` or ``pages`` is of another type.
     """
@@ -109,7 +113,7 @@ def iter_pdf(
     def read(index: int) -> Page:
         with open_page(file, index) as (page, warnings):
             size = (float(page.rect.width), float(page.rect.height))
-            _check_size(size, file, index)
+            _check_size(size, page, file)
             blocks = text_blocks(page)
             label, rotation = page.get_label() or None, int(page.rotation)
             regions = layout_regions(page, blocks) if layout else ()
@@ -188,14 +192,18 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
     return chosen
 
 
-def _check_size(size: tuple[float, float], file: PdfFile, index: int) -> None:
+def _check_size(size: tuple[float, float], page: pymupdf.Page, file: PdfFile) -> None:
+    # Both boxes are in units of the page, before UserUnit; what is displayed is what they share.
+    units = max(min(page.cropbox.width, page.mediabox.width), min(page.cropbox.height, page.mediabox.height))
     if min(size) < MIN_PAGE_POINTS:
         problem = f"no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side"
     elif max(size) > MAX_ASPECT_RATIO * min(size):
         problem = f"too long a strip to read. Expected at most {MAX_ASPECT_RATIO:g} to 1 (cut it into pages)"
+    elif units > MAX_PAGE_UNITS:
+        problem = f"larger than a page may be. Expected at most {MAX_PAGE_UNITS:,} units per side, as PDF allows"
     else:
         return
-    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", index)
+    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", page.number)
 
 
 def _pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:
