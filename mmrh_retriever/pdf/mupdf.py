@@ -20,6 +20,7 @@ import pymupdf
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf.text import without_surrogates
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,9 @@ def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Do
         tools.mupdf_display_errors(False)
         tools.mupdf_display_warnings(False)
         try:
-            yield _document(file, page)
+            document = _document(file, page)
+            with _page_errors(file, "Download or save it again.", page):
+                yield document
         finally:
             tools.store_shrink(90)  # to 26 MB; left alone it keeps 256 MB of pictures, even those of closed files
             tools.mupdf_display_errors(shown[0])
@@ -129,7 +132,7 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
         pymupdf.TOOLS.reset_mupdf_warnings()
         with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        lines = list(dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines()))
+        lines = list(dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines()))
     lines = [line for line in lines if not line.startswith("... repeated")]
     messages += lines[:_SHOWN_MESSAGES]
     damage = [line for line in lines if _means_damage(line)]

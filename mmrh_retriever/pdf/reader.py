@@ -18,9 +18,10 @@ import pymupdf
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
+from mmrh_retriever.pdf.labels import read_labels
 from mmrh_retriever.pdf.layout import layout_regions
 from mmrh_retriever.pdf.mupdf import PdfFile, PdfPageImage, open_document, open_page, stamp_of
-from mmrh_retriever.pdf.text import page_text, text_blocks
+from mmrh_retriever.pdf.text import page_text, text_blocks, without_surrogates
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_PIXELS = 2_000_000
@@ -103,7 +104,8 @@ def iter_pdf(
     file = _locate(source, password, doc_id, strict)
     with open_document(file) as document:
         total = document.page_count
-        title = (document.metadata or {}).get("title") or None
+        title = without_surrogates((document.metadata or {}).get("title") or "")
+        labels = read_labels(document)
     chosen = _choose_pages(pages, total, file)
     if doc_id is None and file.path is not None:
         doc_id = file.path.name
@@ -115,11 +117,11 @@ def iter_pdf(
             size = (float(page.rect.width), float(page.rect.height))
             _check_size(size, page, file)
             blocks = text_blocks(page)
-            label, rotation = page.get_label() or None, int(page.rotation)
+            rotation = int(page.rotation)
             regions = layout_regions(page, blocks) if layout else ()
         metadata = {**shared, "rotation": rotation} | ({"warnings": warnings} if warnings else {})
         image = PdfPageImage(file, index, *_pixel_size(size, max_pixels, dpi))
-        return Page(image, page_text(blocks) or None, doc_id, index, size, label, regions, metadata)
+        return Page(image, page_text(blocks) or None, doc_id, index, size, labels.label(index), regions, metadata)
 
     return map(read, chosen)
 
