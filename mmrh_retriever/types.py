@@ -18,6 +18,9 @@ from mmrh_retriever.images import as_rgb, open_image, shown_size
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)``, origin at the top left, in the units of the page size beside it."""
 
+MAX_INDEX = 2**31 - 1
+"""The largest index that a page may have; no document has more pages."""
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -128,8 +131,9 @@ class Page:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.index < 0:
-            raise PageError(f"A page's index counts from 0, got {self.index}.", source=self.doc_id)
+        if not 0 <= self.index <= MAX_INDEX:
+            got = self.index if abs(self.index) < 10**18 else "a number of over 18 digits"
+            raise PageError(f"A page's index counts from 0 to at most {MAX_INDEX:,}, got {got}.", source=self.doc_id)
         if self.image is None and (self.text is None or not self.text.strip()):
             raise self.error(f"{self.name} has neither an image nor text. Give Page(image=...) or Page(text=...).")
         if isinstance(self.image, ImageData):

@@ -130,16 +130,20 @@ def parse_page_range(text: str, *, total: int) -> list[int]:
     """0-based indices for a page range as people write it, ``"1-3,7"`` or ``"12-"``, each page once."""
     indices: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?)?\s*", part, re.ASCII)
+        match = re.fullmatch(r"\s*0*(\d{1,18})\s*(?:(-)\s*0*(\d{1,18})?)?\s*", part, re.ASCII)
         first = int(match[1]) if match else 0
         last = int(match[3] or total) if match and match[2] else first
         if not 1 <= first <= last <= total:
             raise PageError(
-                f"pages={text!r} names no pages of this document at {part!r}. Expected numbers and ranges between 1 "
-                f"and {total}, such as '1-3,7'."
+                f"pages={_short(text)} names no pages of this document at {_short(part)}. Expected numbers and ranges "
+                f"between 1 and {total}, such as '1-3,7'."
             )
         indices.update(dict.fromkeys(range(first - 1, last)))
     return list(indices)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool) -> PdfFile:
@@ -184,10 +188,12 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
             raise PageError(f"{file.name}: {error}", source=file.source) from error
     chosen = list(dict.fromkeys(pages))
     if not all(isinstance(index, int) for index in chosen):
-        raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {chosen!r}.")
+        other = next(index for index in chosen if not isinstance(index, int))
+        raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {other!r}.")
     wrong = [index for index in chosen if not 0 <= index < total]
     if wrong or not chosen:
-        got = f"no page {', '.join(map(str, wrong[:5]))}" if wrong else "nothing to read in an empty list of pages"
+        shown = ", ".join(str(index) if abs(index) < 10**18 else "of over 18 digits" for index in wrong[:5])
+        got = f"no page {shown}" if wrong else "nothing to read in an empty list of pages"
         raise file.error(
             f"has {total} pages: {got}. Expected indices from 0 to {total - 1} (a string like '1-3,7' counts from 1)."
         )
