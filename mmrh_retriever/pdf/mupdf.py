@@ -30,7 +30,7 @@ MAX_OPEN_DOCUMENTS = 4
 _MUPDF_ERRORS = (pymupdf.mupdf.FzErrorBase, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 _DAMAGE = re.compile(
     r"\b(syntax|format|library|limit|generic|system) error\b|zlib error|content stream|premature end|"
-    r"cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
+    r"truncated image|cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure", re.IGNORECASE)
@@ -132,10 +132,12 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
         pymupdf.TOOLS.reset_mupdf_warnings()
         with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        lines = list(dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines()))
-    lines = [line for line in lines if not line.startswith("... repeated")]
+        found = dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines())
+        lines = [line for line in found if not line.startswith("... repeated")]
+        damage = [line for line in lines if _means_damage(line)]
+        if damage and file.strict:
+            pymupdf.TOOLS.store_shrink(100)  # or what was decoded of a cut picture is shown again, without a message
     messages += lines[:_SHOWN_MESSAGES]
-    damage = [line for line in lines if _means_damage(line)]
     if damage and file.strict:
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index

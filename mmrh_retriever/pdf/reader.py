@@ -60,7 +60,8 @@ def read_pdf(
         layout: Find text blocks, titles, tables, images and figures, and give them as ``Page.regions``.
         doc_id: The pages' ``doc_id``; the file's name by default, ``None`` for bytes.
         strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's messages
-            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
+            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log. MuPDF reports pictures
+            that end early, but for a JPEG whose data lack rows in front of a proper end mark: it is drawn as it is.
 
     Returns:
         The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
