@@ -20,8 +20,10 @@ MAX_ASPECT_RATIO = 150.0
 _TURNING_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")  # their EXIF orientation is known without decoding
 
 
-def open_image(image: object, name: str, error: Callable[[str], PageError]) -> Image.Image:
+def open_image(image: object, name: str, error: Callable[[str], PageError], *, any_shape: bool = False) -> Image.Image:
     """Open a PIL image, the bytes of an image file or its path, and check its size. No pixel is decoded.
+
+    With ``any_shape`` an image may be small or long, but not large.
 
     Raises:
         PageError: made by ``error``; not an image, missing, truncated at its beginning, too small, too large or too
@@ -47,11 +49,11 @@ def open_image(image: object, name: str, error: Callable[[str], PageError]) -> I
             "go through read_pdf()."
         ) from problem
     width, height = opened.size
-    if min(width, height) < MIN_IMAGE_SIDE:
+    if min(width, height) < MIN_IMAGE_SIDE and not any_shape:
         raise refuse(f"{width} x {height} pixels hold nothing to read; at least {MIN_IMAGE_SIDE} per side.")
     if width * height > MAX_IMAGE_PIXELS:
         raise refuse(f"{width} x {height} pixels are more than the {MAX_IMAGE_PIXELS:,} accepted. Scale the page down.")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height) and not any_shape:
         raise refuse(f"{width} x {height} pixels are too long a strip. Cut it into pages.")
     return opened
 

@@ -69,29 +69,6 @@ def grid_boxes(area: Box, rows: int, columns: int) -> FloatArray:
     return np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A rectangle of a page's layout: a paragraph, a table, a picture.
-
-    ``box`` is in the units of the page's ``size`` (PDF points for PDF pages), origin at the top left.
-    ``kind`` is free text; the PDF reader uses ``text``, ``title``, ``table``, ``image`` and ``figure``.
-    """
-
-    box: Box
-    kind: str = "text"
-    text: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        x0, y0, x1, y1 = map(float, self.box)
-        if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
-            raise PageError(
-                f"A region's box must be (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {tuple(self.box)}. "
-                "Boxes given as (x, y, width, height) have to be converted first."
-            )
-        object.__setattr__(self, "box", (x0, y0, x1, y1))
-
-
 class ImageSource(Protocol):
     """Something that draws a page's image when it is asked to, so that a list of a thousand pages holds no pixels."""
 
@@ -102,6 +79,31 @@ class ImageSource(Protocol):
 
 ImageData = Image.Image | bytes | str | Path
 """An image, the bytes of an image file, or the path of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of a page's layout: a paragraph, a table, a picture.
+
+    ``box`` is in the units of the page's ``size`` (PDF points for PDF pages), origin at the top left.
+    ``kind`` is free text; the PDF reader uses ``text``, ``title``, ``table``, ``image`` and ``figure``.
+    ``image`` is what ``method="crops"`` shows the model; without one the box is cut out of its page.
+    """
+
+    box: Box
+    kind: str = "text"
+    text: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    image: ImageData | ImageSource | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        x0, y0, x1, y1 = map(float, self.box)
+        if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
+            raise PageError(
+                f"A region's box must be (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {tuple(self.box)}. "
+                "Boxes given as (x, y, width, height) have to be converted first."
+            )
+        object.__setattr__(self, "box", (x0, y0, x1, y1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

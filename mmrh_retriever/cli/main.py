@@ -20,6 +20,7 @@ from mmrh_retriever.cli.causal import causal_command
 from mmrh_retriever.cli.detect import detect_command
 from mmrh_retriever.cli.heads import heads_command
 from mmrh_retriever.cli.options import stderr
+from mmrh_retriever.cli.plan import plan_command
 from mmrh_retriever.cli.rank import rank_command
 from mmrh_retriever.errors import MMRHError
 
@@ -30,6 +31,7 @@ app.command("heads")(heads_command)
 app.command("causal")(causal_command)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("bench")(bench_command)
+app.command("plan")(plan_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
