@@ -8,15 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from mmrh_retriever.cli.options import (
-    LoadingOptions,
-    OutputOptions,
-    ProbeOptions,
-    grouped,
-    load_for_probes,
-    rounded,
-    say,
-)
+from mmrh_retriever.cli.options import LoadingOptions, OutputOptions, grouped, rounded, say
+from mmrh_retriever.cli.probes import ProbeOptions, load_for_probes
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.research.detection import Detection, detect

@@ -9,10 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
-from mmrh_retriever.encoding.page_store import PageStore
-from mmrh_retriever.explain.heat_maps import full_colour, save_heat_map
-from mmrh_retriever.pdf.reader import read_pdf
-from mmrh_retriever.ranking.regions import check_regions
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
@@ -41,6 +37,9 @@ def rank_command(
     files, question = _files_and_question(arguments)
     if regions and heatmap is not None:
         raise typer.BadParameter("draws pages, and --regions ranks regions: give one of them", param_hint="--heatmap")
+    from mmrh_retriever.encoding.page_store import PageStore
+    from mmrh_retriever.ranking.regions import check_regions
+
     reading = {"pages": pages, "password": password, "layout": regions or report is not None}
     listed = [page for file in files for page in _read(file, **reading)]
     if regions:
@@ -78,6 +77,8 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
 def _read(file: Path, **options: Any) -> list[Page]:
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return [Page(image=file, doc_id=file.name, metadata={"path": str(file)})]
+    from mmrh_retriever.pdf.reader import read_pdf
+
     return read_pdf(file, **options)
 
 
@@ -94,6 +95,8 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _draw_pages(top: Sequence[ScoredPage], folder: Path) -> None:
+    from mmrh_retriever.explain.heat_maps import full_colour, save_heat_map
+
     scale = full_colour(top)
     for scored in top:
         stem = Path(scored.page.doc_id or "page").stem

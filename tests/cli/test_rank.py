@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pymupdf
@@ -214,10 +212,3 @@ def test_markdown(mmrh: Mmrh, model: Path, files: list[Path]) -> None:
     assert done.stdout.startswith(
         f"{QUESTION}\n\n| rank | document | page | score |\n| --- | --- | ---: | ---: |\n| 1 |"
     )
-
-
-def test_the_installed_command_runs() -> None:
-    command = [sys.executable, "-m", "mmrh_retriever.cli.main", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0
-    assert done.stdout.startswith("mmrh-retriever 0.")
