@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from mmrh_retriever import DataError, Page, PageError, PromptOptions, Region, Reranker, RerankSettings, SettingsError
 from mmrh_retriever.settings import read_prompt
 from tests.factories import page_image, tiny
+from tests.reference import eager_attentions
 
 QUESTION = " How did revenue change? "
 
@@ -62,6 +63,28 @@ def test_the_papers_prompt_for_layouts() -> None:
     assert reranker.engine().window_pages == 50
     with pytest.raises(PageError, match="layout_id"):
         reranker.rank(QUESTION, pages)
+
+
+@pytest.mark.parametrize("level", ["page", "layout"])
+def test_scores_are_those_of_plain_passes_window_by_window(level: Literal["page", "layout"]) -> None:
+    reranker = reranker_for(RerankSettings.paper(level), window_pages=2)
+    metadata = {"layout_id": 7, "page_index": 1}
+    pages = [Page(image=page_image(seed, (70, 41)), index=seed, metadata=metadata) for seed in range(3)]
+    expected: dict[int, float] = {}
+    prompter = reranker.prompter
+    for indices in ([0, 1], [2]):
+        shown = [prompter.prefix_segment(), *(prompter.page_segment(pages[index], index + 1) for index in indices)]
+        before = [sum(map(len, shown[:number])) for number in range(len(shown) + 1)]
+        paid = []
+        for question in (prompter.question_segment(QUESTION), prompter.null_segment()):
+            attention = eager_attentions(tiny("qwen3_vl"), [*shown, question])  # (layers, heads, tokens, tokens)
+            looks = slice(before[-1] + question.scored[0].start, before[-1] + question.scored[0].stop)
+            paid.append(attention[:, :, looks].mean(dim=(0, 1, 2)))  # (tokens,)
+        for number, index in enumerate(indices, start=1):
+            (span,) = (item.shifted(before[number]) for item in shown[number].scored)
+            expected[index] = float(sum(paid[0][span.start : span.stop]) - sum(paid[1][span.start : span.stop]))
+    got = {scored.position: scored.score for scored in reranker.rank(QUESTION, pages)}
+    assert got == pytest.approx(expected, abs=1e-6)
 
 
 def test_options_go_before_the_preset() -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "causal": "Accuracy with no heads masked, the selected ones masked, and as many random ones.",
     "evaluate": "Measure rankers on annotated documents.",
     "bench": "Measure our speed against the paper's procedure on plain transformers, both in one run.",
+    "plan": "Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded.",
 }
 """The commands in the order of the help, with the first line of each one's own help."""
 

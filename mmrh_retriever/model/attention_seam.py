@@ -259,7 +259,7 @@ class AttentionSeam:
                 chosen = torch.cat([unhidden, chosen], dim=1) & attention_mask[:1, :keys].bool()
         else:
             chosen = plan.hiding_from(rows, self.windows[layer])
-        return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
+        return torch.zeros(chosen.shape, device=query.device, dtype=torch.float32).masked_fill_(~chosen, float("-inf"))
 
     def _run_base(
         self,

@@ -96,16 +96,8 @@ def load_model(
     """
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
-    if max_pixels is not None and max_pixels < 1:
-        raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
-    where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    if Path(model).is_dir():
-        where["local_files_only"] = True
-    where = {key: value for key, value in where.items() if value not in (None, False)}
-    try:
-        config = AutoConfig.from_pretrained(model, **where)
-    except ValueError as error:
-        raise UnsupportedModelError(f"{model} has no configuration that transformers knows: {error}") from error
+    where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    config, where = _load_config(model, max_pixels, where)
     family = find_family(config.model_type)
     target = _checked_device(device)
     quantised = quantization_config is not None or getattr(config, "quantization_config", None) is not None
@@ -125,6 +117,43 @@ def load_model(
         loaded = loaded.to(target)
     processors = load_processors(model, text_only=family.writer is None, max_pixels=max_pixels, where=where)
     return loaded, processors
+
+
+def load_without_weights(
+    model: str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    max_pixels: int | None = None,
+    text_only: bool = False,
+    **where: Any,
+) -> tuple[PreTrainedModel, Processors]:
+    """A model from its configuration alone, on torch's meta device, with its processors.
+
+    Its parameters have shapes and a type (``dtype``, else as stored), and no content. ``text_only`` leaves the image
+    processor out. ``where`` is ``revision``, ``cache_dir`` and ``local_files_only``, as for :func:`load_model`.
+    """
+    config, where = _load_config(model, max_pixels, where)
+    family = find_family(config.model_type)
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or config.dtype or torch.float32
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise UnsupportedModelError(f"dtype is the name of a type such as 'bfloat16' or 'float32', got {dtype!r}.")
+    maker = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
+    with torch.device("meta"):
+        made = maker.from_config(config, dtype=wanted).eval()
+    text_only = text_only or family.writer is None
+    return made, load_processors(model, text_only=text_only, max_pixels=max_pixels, where=where)
+
+
+def _load_config(model: str, max_pixels: int | None, where: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model's configuration, and where its other files are found."""
+    if max_pixels is not None and max_pixels < 1:
+        raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
+    where = {**where, **({"local_files_only": True} if Path(model).is_dir() else {})}
+    where = {key: value for key, value in where.items() if value not in (None, False)}
+    try:
+        return AutoConfig.from_pretrained(model, **where), where
+    except ValueError as error:
+        raise UnsupportedModelError(f"{model} has no configuration that transformers knows: {error}") from error
 
 
 def cpu_dtype(stored: torch.dtype | None) -> torch.dtype:

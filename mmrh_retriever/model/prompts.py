@@ -256,7 +256,7 @@ class Prompter:
                 f"{type(self.image_processor).__name__}: {error!r}. Use the image processor that ships with the model, "
                 "or a page of a usual size."
             ) from error
-        dtype = self.backbone.model.dtype  # what the tower is given; half of it is half to keep and to digest
+        dtype = self.backbone.vision_dtype  # what the tower is given; half of it is half to keep and to digest
         inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in image.inputs.items()}
         return replace(image, inputs=inputs)
 

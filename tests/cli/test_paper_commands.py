@@ -177,7 +177,9 @@ def test_a_run_in_which_every_document_fails_says_so(mmrh: Mmrh, official: Path)
     assert (done.code, done.stdout) == (1, "")
     assert "random has no result for any of the 2 documents. a.v1.pdf: " in done.stderr
     assert "not an image" in done.stderr
-    parquet.write_table(arrow.Table.from_pylist([*rows[:3], *({**row, "image_binary": b"no"} for row in rows[3:])]), path)
+    parquet.write_table(
+        arrow.Table.from_pylist([*rows[:3], *({**row, "image_binary": b"no"} for row in rows[3:])]), path
+    )
     again = evaluated(mmrh, "--baseline", "random", "--baselines-only", "--resume", "--json")
     assert again.code == 0, again.stderr
     assert json.loads(again.stdout)["failed"] == ["b.pdf"]
