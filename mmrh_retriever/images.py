@@ -17,6 +17,8 @@ MIN_IMAGE_SIDE = 4
 """Images narrower or lower than this, in pixels, hold nothing to read and are refused."""
 MAX_ASPECT_RATIO = 150.0
 """Longer side over shorter side. Beyond it no image processor keeps the picture legible."""
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""What the names of image files end in, where files of a folder are chosen by their names."""
 _TURNING_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")  # their EXIF orientation is known without decoding
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.runs.tables import Table, print_tables
 from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
 
@@ -41,12 +43,28 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     def expanded(**given: Any) -> None:
         for name, group in groups.items():
             given[name] = group(**{option: given.pop(option) for option in inspect.signature(group).parameters})
-        command(**given)
+        try:
+            command(**given)
+        except MMRHError as error:
+            error.args = (_in_options(str(error), [parameter.name for parameter in parameters]),)
+            raise
 
     parameters = list(_parameters(command))
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+def _in_options(message: str, names: Iterable[str]) -> str:
+    """A message that speaks of arguments in Python, ``pages='9'`` or ``token_budget``, in a command's own options."""
+
+    def option(found: re.Match[str]) -> str:
+        name, equals, value = found.groups()
+        if equals is None and "_" not in name:  # a plain word
+            return name
+        return f"--{name.replace('_', '-')}{'' if value is None else ' '}"
+
+    return re.sub(rf"(?<![\w/.-])({'|'.join(names)})(?:(=)((?=[\w'\"]))?|\b(?!:))", option, message)
 
 
 def _parameters(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:

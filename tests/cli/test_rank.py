@@ -83,7 +83,6 @@ def test_rank_prints_a_table_for_people(mmrh: Mmrh, model: Path, files: list[Pat
         (["rank", "a.pdf", QUESTION, "--top-n", "0"], 2, "--top-n"),
         (["rank", "a.pdf", QUESTION, "--model-args", "half"], 2, "expected KEY=VALUE"),
         (["rank", "a.pdf", QUESTION, "--json", "--markdown"], 2, "give one of --json and --markdown"),
-        (["rank", "a.pdf", QUESTION, "--regions", "--heatmap", "x"], 2, "give one of them"),
         (["rank"], 2, "Missing argument"),
         (["heads", "Qwen3-VL-8B-Instruct", "--top", "0"], 2, "expected a share"),
         (["rank", "missing.pdf", QUESTION], 1, "missing.pdf"),
