@@ -101,10 +101,7 @@ class TestReport:
     @pytest.mark.parametrize("documents", [1, 5])
     def test_captions_name_documents_where_there_are_several(self, documents, tmp_path):
         pages = [
-            scored_page(
-                one_hot(number), doc_id=f"{number % documents}-{'long' * 20}.pdf", index=number, rank=number + 1
-            )
-            for i in range(5)
+            scored_page(one_hot(i), doc_id=f"{i % documents}-{'long' * 20}.pdf", index=i, rank=i + 1) for i in range(5)
         ]
         text = html_report("What?", pages, tmp_path / "report.html").read_text(encoding="utf-8")
         captions = text[text.index('<ol class="thumbs">') : text.index("</ol>")]
