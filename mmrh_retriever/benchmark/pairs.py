@@ -84,7 +84,7 @@ class Benchmark:
         return Table.of(
             f"{self.pages} pages, {self.tokens} tokens, {self.device}; {self.heads} heads, layers 0 to {self.deepest} "
             f"of {self.layers}; {self.tokens_per_second:,.0f} tokens per second",
-            ("", "times", "spread", "seconds"),
+            ("name", "median", "spread", "seconds"),
             [
                 (one.name, _times(one.median), f"{_times(one.low)} to {_times(one.high)}", f"{one.seconds:.3f}")
                 for one in self.ratios

@@ -228,7 +228,7 @@ def _data(file: PdfFile) -> bytes | None:
 def _check_document(document: pymupdf.Document, file: PdfFile) -> None:
     if document.needs_pass:
         if file.password is None:
-            raise file.error("is encrypted. Give its password: read_pdf(..., password=...).")
+            raise file.error("is encrypted. Give its password=.")
         if not document.authenticate(file.password):
             raise file.error("is encrypted, and the password does not open it. Expected its user or owner password.")
     if document.page_count < 1:
