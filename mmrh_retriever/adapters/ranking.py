@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
+from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
@@ -88,7 +89,8 @@ class AdapterSettings(DocumentSettings):
         """Rank documents for a question, best first; equals keep the caller's order.
 
         ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
-        ``score_threshold`` counts instead of the setting.
+        ``score_threshold`` counts instead of the setting. A document that names a page which is not found is treated as
+        ``on_missing_page`` says.
 
         Raises:
             QuestionError: an empty question.
@@ -165,13 +167,26 @@ class AdapterSettings(DocumentSettings):
         result, others = self.without_unreadable([page for page in pages if id(page) not in found], run)
         return result, found | others
 
-    def _page_or_error(self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item) -> Page | PageError:
+    def _page_or_error(
+        self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item
+    ) -> Page | PageError | None:
+        """A document's page; ``None`` if it names one that is not found and is left out."""
         try:
-            return source.page(clues_of(item))
+            clues = clues_of(item)
+            page = source.page(clues)
         except PageError as error:
             if self.on_error == "raise":
                 raise
             return error
+        if page.image is not None or not clues.names_a_page:
+            return page
+        problem = source.why_no_page(clues)
+        if self.on_missing_page == "raise":
+            raise PageError(problem, source=clues.doc_id)
+        if self.on_missing_page == "drop":
+            return None
+        warn_once(f"{problem} Its text is scored; on_missing_page= says what to do instead.")
+        return page
 
     def _culprits(self, pages: Sequence[Page], error: PageError | ContextOverflowError) -> dict[int, MMRHError]:
         """The pages that can't be put into a prompt, or that are too long for a window."""
@@ -205,6 +220,7 @@ def page_key(page: Page) -> Hashable:
     """Equal for pages that show the same page of the same file; the page itself if it is in memory."""
     if isinstance(page.image, Path):
         return str(page.image), page.text
-    if page.image is not None and "path" in page.metadata:
-        return str(page.metadata["path"]), page.index
+    origin = page.metadata.get("path", page.metadata.get("url"))
+    if page.image is not None and origin is not None:
+        return str(origin), page.index
     return id(page)

@@ -37,7 +37,12 @@ class DocumentSettings(RerankSettings):
 
     page_base: Literal[0, 1] = Field(0, description="The number that the first page has in the metadata.")
     page_key: str | None = Field(None, description="The metadata key of the page's number.")
-    allow_urls: bool = Field(False, description="Fetch images from public web addresses.")
+    on_missing_page: Literal["text", "raise", "drop"] = Field(
+        "text",
+        description="What to do with a document that names a PDF or a page which is not found: score its text and warn "
+        "once, raise, leave it out.",
+    )
+    allow_urls: bool = Field(False, description="Fetch images and PDFs from public web addresses.")
     allowed_root: TextOrNone = Field(None, description="The folder that files must be in; any if None.")
     max_bytes: int = Field(DEFAULT_MAX_BYTES, gt=0, description="The longest file or answer that is read.")
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, le=MAX_IMAGE_PIXELS, description="Larger ones are refused.")
