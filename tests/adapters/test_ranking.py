@@ -117,6 +117,15 @@ def test_pages_that_stand_alone_are_kept_for_the_next_question(saved: Path) -> N
     assert together.reranker.store is None
 
 
+def test_a_store_is_given_to_a_loaded_reranker_too(reranker: StubReranker, tmp_path: Path) -> None:
+    settings = AdapterSettings(reranker=reranker, store=tmp_path / "encoded", store_disk=10, page_memory=20)
+    store = settings.reranker.store
+    assert store is not None
+    assert (store.folder, store.disk, store.memory) == (tmp_path / "encoded", 10, 20)
+    assert settings.reranker is settings.reranker
+    assert reranker.store is None
+
+
 def test_a_final_round_is_a_setting(saved: Path) -> None:
     assert AdapterSettings(model=str(saved), heads="all", final_round=4).reranker.settings.final_round == 4
     with pytest.raises(ValueError, match="2 or more, or 0 for none; got 1"):

@@ -8,13 +8,14 @@ from typing import Any
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters import AdapterSettings, check_top_n
-from pydantic import Field
+from mmrh_retriever.adapters import check_top_n
+from pydantic import ConfigDict, Field
 
 from langchain_mmrh.documents import reranked
+from langchain_mmrh.serializing import SerializableSettings
 
 
-class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
+class MMRHRerank(SerializableSettings, BaseDocumentCompressor):
     """Reranks documents by what a vision-language model's retrieval heads attend to on their pages.
 
     A document's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of
@@ -27,6 +28,8 @@ class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
     All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     top_n: int | None = Field(None, ge=1, description="How many documents to return; all if None.")
 

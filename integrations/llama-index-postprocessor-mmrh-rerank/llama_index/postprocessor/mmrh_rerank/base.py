@@ -120,6 +120,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         return self.rerank(nodes, query_bundle)
 
+    @dispatcher.span  # LlamaIndex adds it to the method above, which is abstract, by itself
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
