@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +15,7 @@ from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
+from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
@@ -106,6 +107,7 @@ class AdapterSettings(DocumentSettings):
         failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
         unique: dict[Hashable, Page] = {}
         pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
+        self.warn_of_bundled(unique.values())
         reranker = self.reranker
         ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
@@ -117,6 +119,15 @@ class AdapterSettings(DocumentSettings):
         readable = [item.position for item in chosen if item.score is not None]
         with_layout = {i: with_some_regions(source.page(clues_of(items[i]), layout=True)) for i in readable}
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
+
+    def warn_of_bundled(self, pages: Collection[Page]) -> None:
+        """Warn, once per process, if the bundled model is to rank pages of which most have a text layer."""
+        name = str(self.reranker.backbone.config._name_or_path or "")
+        if 2 * sum(bool(page.text) for page in pages) > len(pages) and is_bundled(name):
+            advice = "Name one with model=, or leave the first stage's order as it is."
+            warn_once(
+                f"Most of these pages have a text layer, and the bundled model ranks them. {BUNDLED_PURPOSE} {advice}"
+            )
 
     def choose(
         self,

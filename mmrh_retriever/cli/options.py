@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.errors import ContextOverflowError, DataError
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.loading import BUNDLED, Processors, load_model, model_path
+from mmrh_retriever.model.loading import BUNDLED, BUNDLED_PURPOSE, Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.research.probes.builder import ProbeBuilder
@@ -217,8 +217,8 @@ def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore |
 
 
 def say_bundled() -> None:
-    """Say on stderr that the bundled model is used."""
-    stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+    """Say on stderr that the bundled model is used, and what it is for."""
+    stderr.print(f"Using the small bundled model; name a larger one with --model. {BUNDLED_PURPOSE}", style="dim")
 
 
 @dataclass(frozen=True, slots=True)

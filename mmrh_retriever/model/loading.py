@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,13 @@ BUNDLED = "bundled"
 """The name of the small model inside the package."""
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
+BUNDLED_PURPOSE = (
+    "The bundled model is small. It is for scans and other pages without a good text layer. Where there is one, BM25 "
+    "or a text embedding finds more, and a larger model should rank."
+)
+"""What that model is for and what not: outside scans it puts 24 % of MMDocIR's pages first, BM25 33 % (model card)."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,16 @@ def model_path(model: str | Path | None) -> tuple[str, bool]:
     return str(folder), True
 
 
+def is_bundled(name: str) -> bool:
+    """Whether a model's folder is that of the bundled model."""
+    return Path(name).resolve() == BUNDLED_FOLDER.resolve()
+
+
+@lru_cache(maxsize=1)
+def _say_purpose() -> None:
+    logger.info(BUNDLED_PURPOSE)
+
+
 def load_model(
     model: str,
     *,
@@ -93,7 +112,13 @@ def load_model(
     accelerator, and on a CPU that multiplies bfloat16 in hardware (AMX), if that is what is stored; float32 on other
     CPUs. ``max_pixels`` bounds what the model sees of an image, for families that take images at their own size
     (Qwen-VL). The rest is handed to transformers' ``from_pretrained``, ``kwargs`` untouched.
+
+    The first time that the bundled model is loaded, its purpose is logged at level INFO. That is no warning, because
+    whoever loads it may have the pages it is for. The command line says it on stderr. Adapters, which see the pages,
+    warn if these have a text layer.
     """
+    if is_bundled(model):
+        _say_purpose()
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
     if max_pixels is not None and max_pixels < 1:

@@ -93,6 +93,7 @@ class Library:
         with self._lock:
             ranking_alike = (reranker.backbone.model, reranker.heads, reranker.settings)
             if shelf.encoded_by != ranking_alike:
+                settings.warn_of_bundled(shelf.pages.values())
                 shelf.encoded, errors = settings.without_unreadable(
                     list(shelf.pages.values()),
                     lambda pages: reranker.encode(pages, memory_budget=memory_budget, progress=True),

@@ -22,7 +22,7 @@ class MMRHRerank(SerializableSettings, BaseDocumentCompressor):
     the PDF that its metadata names, or its text. Documents are copied, never changed; the score is in
     ``metadata["relevance_score"]``. The model is loaded at first use, once per process.
 
-        compressor = MMRHRerank(top_n=5)
+        compressor = MMRHRerank(model="Qwen/Qwen3-VL-8B-Instruct", top_n=5)  # without model=: a small one, for scans
         retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
 
     All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a

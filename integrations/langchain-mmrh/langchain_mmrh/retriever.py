@@ -26,7 +26,7 @@ class MMRHRetriever(SerializableSettings, BaseRetriever):
     collections too large to keep, ``first_stage="bm25"`` picks ``candidates`` pages by their text layer for each
     question; pages without text are always among them.
 
-        retriever = MMRHRetriever(files=["report.pdf"], k=3)
+        retriever = MMRHRetriever(files=["scans.pdf"], k=3)  # without model=: a small one, for scans
         retriever.invoke("How did revenue change?")
         retriever.invoke("Who sits on the board?", k=1)
 
