@@ -234,8 +234,10 @@ def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore |
 
 
 def say_bundled() -> None:
-    """Say on stderr that the bundled model is used."""
-    stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+    """Say on stderr that the bundled model is used, and what it is for."""
+    from mmrh_retriever.model.loading import BUNDLED_PURPOSE
+
+    stderr.print(f"Using the small bundled model; name a larger one with --model. {BUNDLED_PURPOSE}", style="dim")
 
 
 def rounded(entry: Mapping[str, Any], digits: int = 6) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,13 @@ BUNDLED = "bundled"
 """The name of the small model inside the package."""
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
+BUNDLED_PURPOSE = (
+    "The bundled model is small. It is for scans and other pages without a good text layer. Where there is one, BM25 "
+    "or a text embedding finds more, and a larger model should rank."
+)
+"""What that model is for and what not: outside scans it puts 24 % of MMDocIR's pages first, BM25 33 % (model card)."""
+
+logger = logging.getLogger(__name__)
 
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -76,6 +85,16 @@ def model_path(model: str | Path | None) -> tuple[str, bool]:
     return str(folder), True
 
 
+def is_bundled(name: str) -> bool:
+    """Whether a model's folder is that of the bundled model."""
+    return Path(name).resolve() == BUNDLED_FOLDER.resolve()
+
+
+@lru_cache(maxsize=1)
+def _say_purpose() -> None:
+    logger.info(BUNDLED_PURPOSE)
+
+
 def load_model(
     model: str,
     *,
@@ -96,12 +115,18 @@ def load_model(
     CPUs. ``max_pixels`` bounds what the model sees of an image, for families that take images at their own size
     (Qwen-VL). The rest is handed to transformers' ``from_pretrained``, ``kwargs`` untouched.
 
+    The first time that the bundled model is loaded, its purpose is logged at level INFO. That is no warning, because
+    whoever loads it may have the pages it is for. The command line says it on stderr. Adapters, which see the pages,
+    warn if these have a text layer.
+
     Raises:
         UnsupportedModelError: an unknown family, a model with code of its own, a device or an attention that can't be
             used.
         SettingsError: a ``dtype`` that is no type of weights.
         OSError: transformers' own, if files are missing.
     """
+    if is_bundled(model):
+        _say_purpose()
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
     if dtype not in (None, "auto"):
