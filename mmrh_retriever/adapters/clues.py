@@ -16,6 +16,7 @@ from mmrh_retriever.errors import PageError
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"%PDF-")
 _DATA_URI = re.compile(r"data:(?P<kind>[\w.+/-]*)(?P<options>(?:;[\w=.+-]+)*),", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_SHOWN = 40  # characters of a wrong page number in messages
 _TO_STANDARD = str.maketrans("-_", "+/")
 
 
@@ -68,7 +69,7 @@ def clues_from_metadata(
     the printed ``page_label``. If ``page_key`` names another key, only this one counts.
 
     Raises:
-        PageError: a page number that is not a number, or is before the first page.
+        PageError: a page number that is not a number, or is before the first page; a number of thousands of digits.
     """
     image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
     if isinstance(image, str) and not is_picture_text(image):
@@ -82,9 +83,9 @@ def clues_from_metadata(
         image=metadata.get("image_base64") if image is None else image,
         image_path=path,
         file_path=next((file for file in files if not is_web_address(str(file))), None),
-        image_url=None if url is None else str(url),
+        image_url=None if url is None else _text(url),
         index=_page_index(metadata, page_base, page_key),
-        label=None if label is None or page_key is not None else str(label),
+        label=None if label is None or page_key is not None else _text(label),
         text=text,
         doc_id=doc_id,
     )
@@ -133,16 +134,24 @@ def decode_base64(text: str, *, name: str = "the image") -> bytes:
 
 def _page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None) -> int | None:
     key, base = "page" if page_key is None else page_key, page_base
-    source = "" if metadata.get("file_path") is None else str(metadata.get("source"))
+    source = "" if metadata.get("file_path") is None else _text(metadata.get("source"))
     if page_key is None and metadata.get("page") is None and re.fullmatch(r"\d{1,9}", source, re.ASCII):
         key, base = "source", 1
     value = metadata.get(key)
     if value is None:
         return None
-    number = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    number = _text(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII):
-        raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
+        got = number if len(number) <= _SHOWN else f"{number[:_SHOWN]}..."
+        raise PageError(f"The page number in metadata[{key!r}] is {got!r}. Expected a whole number.")
     if int(number) < base:
         counted = f"pages are counted from {base} here. Set page_base=0 if the first page is 0."
         raise PageError(f"metadata[{key!r}] is {value!r}, but {counted}")
     return int(number) - base
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except (ValueError, RecursionError) as error:
+        raise PageError(f"A value of the metadata can't be written as text ({error}). Remove it.") from error
