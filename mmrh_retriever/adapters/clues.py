@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmrh_retriever.adapters.loader_forms import bare_name, files_named, page_index, total_pages
+from mmrh_retriever.adapters.loader_forms import as_text, bare_name, files_named, page_index, total_pages
 from mmrh_retriever.errors import PageError
 
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"%PDF-")
@@ -96,7 +96,7 @@ def clues_from_metadata(
     key, only this one counts.
 
     Raises:
-        PageError: a page number that is not a number, or is before the first page.
+        PageError: a page number that is not a number, or is before the first page; a number of thousands of digits.
     """
     image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
     if isinstance(image, str) and not is_picture_text(image):
@@ -110,9 +110,9 @@ def clues_from_metadata(
         image=metadata.get("image_base64") if image is None else image,
         image_path=path,
         file_path=next((file for file in files if not is_web_address(str(file))), None),
-        image_url=None if url is None else str(url),
+        image_url=None if url is None else as_text(url),
         index=page_index(metadata, page_base, page_key),
-        label=None if label is None or page_key is not None else str(label),
+        label=None if label is None or page_key is not None else as_text(label),
         text=text,
         doc_id=doc_id,
         file_url=next((str(file) for file in files if is_web_address(str(file))), None),

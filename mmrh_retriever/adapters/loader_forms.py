@@ -14,6 +14,8 @@ from typing import Any
 
 from mmrh_retriever.errors import PageError
 
+_SHOWN = 40  # characters of a wrong page number in messages
+
 
 def page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None) -> int | None:
     """The page counted from 0; ``None`` if no loader's form says it.
@@ -26,7 +28,7 @@ def page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None
     if metadata.get("page") is not None:
         azure = "analyzer_id" in metadata and metadata.get("output_mode") == "page"
         return _index(metadata, "page", 1 if azure else page_base)
-    source = "" if metadata.get("file_path") is None else str(metadata.get("source"))
+    source = "" if metadata.get("file_path") is None else as_text(metadata.get("source"))
     if re.fullmatch(r"\d{1,9}", source, re.ASCII):
         return _index(metadata, "source", 1)
     if metadata.get("page_number") is not None:
@@ -85,11 +87,20 @@ def _index(metadata: Mapping[str, Any], key: str, base: int) -> int | None:
     value = metadata.get(key)
     if value is None:
         return None
-    number = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    number = as_text(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
     if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII):
-        raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
+        got = number if len(number) <= _SHOWN else f"{number[:_SHOWN]}..."
+        raise PageError(f"The page number in metadata[{key!r}] is {got!r}. Expected a whole number.")
     if int(number) < base:
         advice = "page_base=0" if key == "page" else f"page_key={key!r} and page_base=0"
         counted = f"pages are counted from {base} here. Set {advice} if the first page is 0."
         raise PageError(f"metadata[{key!r}] is {value!r}, but {counted}")
     return int(number) - base
+
+
+def as_text(value: object) -> str:
+    """A value as text; :class:`PageError` for one that can't be written, such as a number of thousands of digits."""
+    try:
+        return str(value)
+    except (ValueError, RecursionError) as error:
+        raise PageError(f"A value of the metadata can't be written as text ({error}). Remove it.") from error

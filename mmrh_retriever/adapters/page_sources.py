@@ -87,8 +87,10 @@ class PageSource:
         """A regular file that may be read, its symbolic links followed.
 
         Raises:
-            PageError: a web address, no such file, no plain file, outside ``allowed_root``, or too large.
+            PageError: no text, a web address, no such file, no plain file, outside ``allowed_root``, or too large.
         """
+        if not isinstance(given, (str, Path)):
+            raise PageError(f"The path is a {type(given).__name__}. Expected text or a Path.")
         name = str(given)[:200] + "..." * (len(str(given)) > 200)
         if is_web_address(name):
             raise PageError(f"{name} is given as a path. Expected a path without a scheme.")
@@ -231,13 +233,21 @@ def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
             (page,) = read_pdf(source, pages=[int(label) - 1])
             if page.label in (None, label):
                 return page.index
-        labels = _labels(source, source.stat().st_mtime_ns) if isinstance(source, Path) else _read_labels(source)
+        labels = _labels(source, _changed(source)) if isinstance(source, Path) else _read_labels(source)
         if label in labels:
             return labels.index(label)
         problem = f"has no page with the label {label!r}"
     name = clues.doc_id or (source.name if isinstance(source, Path) else "The PDF")
     advice = "Put the page's number into metadata['page'], or name its key with page_key=."
     raise PageError(f"{name} {problem}. {advice}", source=clues.doc_id)
+
+
+def _changed(path: Path) -> int:
+    """When a file was last changed, in nanoseconds."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise PageError(f"{path} is gone ({error}). Check the path.", source=str(path)) from error
 
 
 def _read_labels(source: Path | bytes) -> tuple[str | None, ...]:
@@ -258,6 +268,6 @@ def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
             return opened.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PageError(f"{name}: {error}. Scale it down.", source=name) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's readers raise what they happen to run into
         problem = f"{name} is not an image that can be read ({error}). Expected {', '.join(IMAGE_FORMATS)} or a PDF."
         raise PageError(problem, source=name) from error

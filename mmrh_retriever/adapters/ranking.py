@@ -14,7 +14,8 @@ from mmrh_retriever.adapters.clues import PageClues
 from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
-from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
+from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
+from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.settings import check_top_n
@@ -71,7 +72,7 @@ class AdapterSettings(DocumentSettings):
     given a ``reranker=`` instead. Its model, heads and settings for ranking then count; the settings for loading don't.
     """
 
-    score_threshold: float | None = Field(None, description="Documents that score lower are left out.")
+    score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
     )
@@ -96,13 +97,13 @@ class AdapterSettings(DocumentSettings):
         Raises:
             QuestionError: an empty question.
             PageError, ContextOverflowError: a document that can't be read, or is too long (``on_error="raise"``).
-            SettingsError: ``top_n`` below 1.
+            SettingsError: ``top_n`` below 1, or a threshold that is no finite number.
         """
         check_top_n(top_n)
         if not isinstance(question, str) or not question.strip():
             advice = "Give it as text (a query by image alone can't be ranked)."
             raise QuestionError(f"The question is empty; pages are ranked by what its words attend to. {advice}")
-        source = self.page_source()
+        source, items = self.page_source(), list(items)  # the caller's list may change meanwhile
         found = dict(enumerate(self._page_or_error(source, clues_of, item) for item in items))
         failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
         unique: dict[Hashable, Page] = {}
@@ -117,7 +118,8 @@ class AdapterSettings(DocumentSettings):
         if not self.with_regions:
             return chosen
         readable = [item.position for item in chosen if item.score is not None]
-        with_layout = {i: with_some_regions(source.page(clues_of(items[i]), layout=True)) for i in readable}
+        layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
+        with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
 
     def warn_of_bundled(self, pages: Collection[Page]) -> None:
@@ -137,8 +139,14 @@ class AdapterSettings(DocumentSettings):
         top_n: int | None,
         score_threshold: float | None,
     ) -> list[RankedItem]:
-        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``."""
+        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``.
+
+        Raises:
+            SettingsError: a threshold that is no finite number.
+        """
         threshold = self.score_threshold if score_threshold is None else score_threshold
+        if threshold is not None and not math.isfinite(threshold):
+            raise SettingsError(f"score_threshold is a finite number, or None for all; got {threshold!r}.")
         best = [item for item in ranked if threshold is None or (item.score is not None and item.score >= threshold)]
         best.sort(key=lambda item: (-(item.score or 0.0), item.position))
         if self.on_error == "last":
@@ -150,12 +158,13 @@ class AdapterSettings(DocumentSettings):
     ) -> list[RankedItem]:
         """Give ranked items the best regions of their pages, which are known by position.
 
-        ``rank_regions`` gives the regions of pages that have an image, best first.
+        ``rank_regions`` gives the regions of pages that have an image, best first. A page that can no longer be read
+        has none, unless ``on_error`` is ``"raise"``.
         """
         keys = {position: page_key(page) for position, page in pages.items() if page.image is not None}
         pictured = {key: pages[position] for position, key in keys.items()}
         found: dict[Hashable, list[ScoredRegion]] = {}
-        for region in rank_regions(list(pictured.values())) if pictured else []:
+        for region in self.without_unreadable(list(pictured.values()), rank_regions)[0] or []:
             found.setdefault(page_key(region.page), []).append(region)
         best = {position: tuple(found.get(key, ())[: self.regions_per_page]) for position, key in keys.items()}
         return [replace(item, regions=best.get(item.position, ())) for item in items]
@@ -179,12 +188,12 @@ class AdapterSettings(DocumentSettings):
         return result, found | others
 
     def _page_or_error(
-        self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item
+        self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item, *, layout: bool = False
     ) -> Page | PageError | None:
         """A document's page; ``None`` if it names one that is not found and is left out."""
         try:
             clues = clues_of(item)
-            page = source.page(clues)
+            page = source.page(clues, layout=layout)
         except PageError as error:
             if self.on_error == "raise":
                 raise
@@ -204,6 +213,8 @@ class AdapterSettings(DocumentSettings):
         numbered = zip(pages, page_numbers(pages), strict=True)
         lengths = {id(page): self._length_or_error(page, number) for page, number in numbered}
         found: dict[int, MMRHError] = {key: value for key, value in lengths.items() if isinstance(value, PageError)}
+        if isinstance(error, PageError) and not found:  # it can be read again
+            found = {id(page): error for page in pages if _is_about(error, page)}
         if isinstance(error, ContextOverflowError) and error.tokens in lengths.values():  # else it is the question
             allowed = error.allowed
             found |= {key: error for key, value in lengths.items() if isinstance(value, int) and value > allowed}
@@ -214,6 +225,11 @@ class AdapterSettings(DocumentSettings):
             return len(self.reranker.prompter.page_segment(page, number))
         except PageError as error:
             return error
+
+
+def _is_about(error: PageError, page: Page) -> bool:
+    source = error.source
+    return source is not None and error.page == page.index and source in (page.doc_id, page.metadata.get("path"))
 
 
 def with_some_regions(page: Page) -> Page:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.documents import Document
 from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, ScoredRegion, read_pdf
-from mmrh_retriever.adapters import AdapterSettings, PageSource, RankedItem, with_some_regions
+from mmrh_retriever.adapters import AdapterSettings, Lock, PageSource, RankedItem, with_some_regions
 from mmrh_retriever.bm25 import bm25_scores
 
 
@@ -54,7 +53,7 @@ class Library:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._shelves: dict[tuple[tuple[str, ...], str, bool, PageSource], _Shelf] = {}
 
     def __eq__(self, other: object) -> bool:

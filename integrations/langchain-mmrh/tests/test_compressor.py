@@ -186,3 +186,22 @@ def test_batches_are_bounded_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(MMRHRerank(reranker=scorer).compress_documents(documents, QUESTION)) == 40
     assert len(windows) > 1
     assert max(windows) <= 700
+
+
+def test_the_callers_list_may_change_meanwhile(reranker: StubReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document("score=0.2"), Document("score=0.7")]
+    ranked = reranker.rank
+
+    def rank(*given: Any, **options: Any) -> Any:
+        documents.clear()
+        return ranked(*given, **options)
+
+    monkeypatch.setattr(reranker, "rank", rank)
+    found = MMRHRerank(reranker=reranker).compress_documents(documents, QUESTION)
+    assert [document.page_content for document in found] == ["score=0.7", "score=0.2"]
+
+
+def test_a_blob_that_cannot_be_encoded_costs_itself_alone(reranker: StubReranker) -> None:
+    bad = Document("", metadata={"blob": Blob.from_data("\ud800")})
+    found = MMRHRerank(reranker=reranker, on_error="drop").compress_documents([bad, Document("score=0.7")], QUESTION)
+    assert [document.page_content for document in found] == ["score=0.7"]

@@ -257,3 +257,24 @@ def test_questions_without_text_are_refused_clearly(reranker: StubReranker) -> N
     for bundle in (QueryBundle(query_str="", image_path="query.png"), QueryBundle(query_str=" "), None):
         with pytest.raises(QuestionError, match=r"empty.*image alone"):
             component.postprocess_nodes([node(0.5)], query_bundle=bundle)
+
+
+def test_the_callers_list_may_change_meanwhile(reranker: StubReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [NodeWithScore(node=TextNode(text=f"score={score}")) for score in (0.2, 0.7)]
+    ranked = reranker.rank
+
+    def rank(*given: Any, **options: Any) -> Any:
+        nodes.clear()
+        return ranked(*given, **options)
+
+    monkeypatch.setattr(reranker, "rank", rank)
+    found = MMRHRerank(reranker=reranker).postprocess_nodes(nodes, query_str=QUESTION)
+    assert [scored.score for scored in found] == [0.7, 0.2]
+
+
+def test_a_resource_that_is_no_text_costs_itself_alone(reranker: StubReranker) -> None:
+    bad = Node(image_resource=MediaResource(data=b"AAAA"))
+    bad.image_resource.data = b"\xff\xfe"
+    nodes = [NodeWithScore(node=bad), NodeWithScore(node=TextNode(text="score=0.7"))]
+    found = MMRHRerank(reranker=reranker, on_error="drop").postprocess_nodes(nodes, query_str=QUESTION)
+    assert [scored.score for scored in found] == [0.7]

@@ -84,6 +84,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
             SettingsError: ``top_n`` below 1.
         """
         check_top_n(top_n)
+        nodes = list(nodes)  # the caller's list may change meanwhile
         top_n = self.top_n if top_n is None else top_n
         bundle = QueryBundle(query) if isinstance(query, str) else query
         shown = len(nodes) if top_n is None else top_n
@@ -170,7 +171,7 @@ def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | 
     url = getattr(node, "image_url", None)
     if resource is not None:
         if not image and resource.data:
-            image = resource.data.decode("ascii")  # MediaResource holds base64 as bytes
+            image = resource.data.decode("ascii", "replace")  # MediaResource holds base64 as bytes
         path = path or resource.path
         url = url or resource.url
     return image or None, str(path) if path else None, str(url) if url else None
