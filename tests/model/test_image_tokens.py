@@ -1,10 +1,11 @@
 """Our ids and pixels are those of the families' own processors, where these can be had.
 
-Processors of families that know video demand torchvision; without it their tests skip.
+Processors of families that know video demand torchvision; without it their tests skip (`make processors` has it).
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ INTERN_TOKENS = {
 
 
 def named(tokenizer: Any, tokens: dict[str, str]) -> Any:
-    """The tokenizer with the named tokens that the family's own has."""
+    """A copy of the tokenizer with the named tokens that the family's own has."""
+    tokenizer = copy.deepcopy(tokenizer)
     for key, token in tokens.items():
         setattr(tokenizer, key, token)
         setattr(tokenizer, f"{key}_id", tokenizer.convert_tokens_to_ids(token))
