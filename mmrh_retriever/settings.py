@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,13 +37,20 @@ class PromptOptions:
     The wording is ours, after Li et al. 2026 (arXiv 2605.27243): an instruction, one labelled line per page, then the
     question. As in their release, a page's span holds the image's begin and end markers, and the question's span the
     label in front of it. Both choices move attention sinks in or out.
+
+    ``separator`` stands behind the instruction and behind every page. ``page_label`` may hold ``{number}``, which
+    counts from ``first_number``, and ``{name}`` for each name in the page's ``metadata``. ``strip_question`` cuts the
+    blanks around a question off.
     """
 
     content: PageContent = "auto"
     instruction: str = "Find the pages that hold the evidence for the question."
+    separator: str = "\n"
     page_label: str = "Page {number}: "
+    first_number: int = 1
     question_label: str = "Question: "
     null_question: str = "N/A"
+    strip_question: bool = True
     count_image_markers: bool = True
     count_question_label: bool = True
 
@@ -52,9 +60,14 @@ class PromptOptions:
         if not self.null_question.strip():
             raise QuestionError("null_question is empty; expected an uninformative text such as 'N/A'.")
         try:
-            self.page_label.format(number=1)
-        except (KeyError, IndexError, ValueError) as error:
-            raise SettingsError(f"page_label may hold {{number}} and nothing else, got {self.page_label!r}.") from error
+            names = [name for _, name, _, _ in Formatter().parse(self.page_label) if name is not None]
+        except ValueError as error:
+            raise SettingsError(f"page_label has braces that don't match: {self.page_label!r} ({error}).") from error
+        if wrong := [name for name in names if not name.isidentifier()]:
+            raise SettingsError(
+                f"page_label may hold {{number}} and names in the page's metadata, got {{{wrong[0]}}} in "
+                f"{self.page_label!r}."
+            )
 
 
 def _as_text(value: object) -> object:

@@ -196,7 +196,8 @@ class ScoredPage:
     ``score`` is the calibrated attention mass: the mean over the selected heads of the question's mean attention to
     the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). Scores compare pages within one
     call and are never normalised over the candidates. Where they were asked for, ``token_scores`` holds one calibrated
-    value per visual token, whose sum is the image's part of ``score``; ``grid`` says where on the page each token is.
+    value per visual token, and ``grid`` says where on the page each token is. They add up to ``score`` less what its
+    other tokens got: the begin and end markers (if these count), the tokens that end a row or name a tile, and text.
     """
 
     page: Page

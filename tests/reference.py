@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrh_retriever.model.prompts import PromptSegment
 from tests.factories import Tiny
@@ -80,3 +84,22 @@ def _llava_pixels(segments: list[PromptSegment]) -> Tensor:
     for place, value in enumerate(values):
         padded[place, : value.shape[1]] = value[0]
     return padded
+
+
+@contextmanager
+def zeroing(model: nn.Module, heads: Sequence[tuple[int, int]], *, start: int) -> Iterator[None]:
+    """Zero heads' slices of what the output projections are given, in rows from ``start`` on, by hooks."""
+
+    def zeroed(layer: int, width: int, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states = given[0].clone()
+        for head in (one[1] for one in heads if one[0] == layer):
+            states[:, start:, head * width : (head + 1) * width] = 0
+        return states, *given[1:]
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if hasattr(module, "layer_idx") and hasattr(module, "o_proj"):
+                hook = partial(zeroed, module.layer_idx, module.head_dim)
+                handle = module.o_proj.register_forward_pre_hook(lambda _, given, hook=hook: hook(given))
+                stack.callback(handle.remove)
+        yield

@@ -149,7 +149,8 @@ class AttentionSeam:
     def running(self, plan: PassPlan | None = None, recording: Recording | None = None) -> Iterator[None]:
         """One forward pass of this thread, which the body runs; a plan that ends it early leaves the body there.
 
-        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the plan or the recording.
+        It runs without autocast. Errors as for :meth:`hold`; :class:`AttentionCaptureError` where a layer ran past the
+        plan or the recording.
         """
         with self.lock:
             self.hold()
@@ -173,7 +174,8 @@ class AttentionSeam:
     def ablating(self, heads: Sequence[tuple[int, int]], phase: AblationPhase = "all") -> Iterator[None]:
         """Zero the given ``(layer, head)`` query heads' attention in every pass of this thread.
 
-        ``phase="decode"`` leaves the prefill alone and acts only on passes of a single new token.
+        ``phase="decode"`` acts on the last token of each pass: on every token that is generated, and on the last one of
+        the prefill, whose output gives the first of these. The prefill is one pass then.
         """
         if phase not in ("all", "decode"):
             raise ValueError(f"phase is 'all' or 'decode', got {phase!r}.")
@@ -215,9 +217,10 @@ class AttentionSeam:
         if plan is not None and plan.stop_at is not None and layer >= plan.stop_at:
             raise _PassEnded
         output, weights = self._run_base(plan, module, query, key, value, attention_mask, kwargs)
-        if layer in state.ablated and (state.phase == "all" or (query.shape[2] == 1 and key.shape[2] > 1)):
+        if layer in state.ablated:
+            first = 0 if state.phase == "all" else -1
             output = output.clone()
-            output[:, :, state.ablated[layer].to(output.device)] = 0
+            output[:, first:, state.ablated[layer].to(output.device)] = 0
         return output, weights
 
     def _check_reached(self, plan: PassPlan, reached: set[int]) -> None:

@@ -33,7 +33,8 @@ class ImageTokens:
     ``visual[i]`` is the offset in ``ids`` of the visual token that sees ``grid.boxes[i]``. ``inner`` spans the
     tokens without the begin and end markers. ``positions`` are rotary positions relative to the image's first
     token: ``(3, tokens)`` for M-RoPE families, ``None`` where they count up. The next token has the position
-    ``extent`` further on. ``bidirectional`` spans tokens that see each other in both directions.
+    ``extent`` further on. ``bidirectional`` spans tokens that see each other in both directions. ``text_before`` and
+    ``text_behind`` are plain text that the family puts around an image; it is none of the image's.
     """
 
     ids: tuple[int, ...]
@@ -44,6 +45,8 @@ class ImageTokens:
     extent: int
     positions: Tensor | None = None
     bidirectional: TokenSpan | None = None
+    text_before: str = ""
+    text_behind: str = ""
 
 
 def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
@@ -78,17 +81,17 @@ def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenize
     batch = processor(images=[image], return_tensors="pt", do_pan_and_scan=False)
     count = int(config.mm_tokens_per_image)
     side = math.isqrt(count)
-    gap = tokens.plain("\n\n")
-    begin = len(gap) + 1
-    ids = (*gap, config.boi_token_index, *[config.image_token_id] * count, config.eoi_token_index, *gap)
+    ids = (config.boi_token_index, *[config.image_token_id] * count, config.eoi_token_index)
     return ImageTokens(
         ids=ids,
-        visual=tuple(range(begin, begin + count)),
-        inner=TokenSpan(begin, begin + count),
+        visual=tuple(range(1, count + 1)),
+        inner=TokenSpan(1, count + 1),
         grid=PatchGrid.regular(side, side),
         inputs={"pixel_values": batch["pixel_values"]},
         extent=len(ids),
-        bidirectional=TokenSpan(begin, begin + count),
+        bidirectional=TokenSpan(1, count + 1),
+        text_before="\n\n",
+        text_behind="\n\n",
     )
 
 

@@ -86,11 +86,10 @@ class Prompter:
     ) -> None:
         self.backbone = backbone
         self.text = TextTokenizer(backbone, tokenizer)
-        self.tokenizer = self.text.tokenizer
+        self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.options = options or PromptOptions()
-        self._before, self.answer_ids = self.text.chat_template()
-        self._question_label = self.text.plain(self.options.question_label)
+        self._before, self._opening, self.answer_ids = self.text.chat_template()
 
     def with_options(self, options: PromptOptions) -> Prompter:
         """A prompter for the same model with another wording."""
@@ -100,8 +99,10 @@ class Prompter:
 
     def prefix_segment(self) -> PromptSegment:
         """What stands before the first page: the template's opening and the instruction."""
+        text = self._opening + self.options.instruction + self.options.separator
+        ids, _ = self.text.joined(text, opens=not self._opening and not self.tokenizer.chat_template)
         segment = self.empty()
-        segment.add_text([*self._before, *self.text.plain(self.options.instruction + "\n")])
+        segment.add_text([*self._before, *ids])
         return segment
 
     def image_shown(self, page: Page) -> Image.Image | None:
@@ -109,19 +110,24 @@ class Prompter:
         return page.pixels() if self._content(page)[0] else None
 
     def page_segment(self, page: Page, number: int, pixels: Image.Image | None = None) -> PromptSegment:
-        """One page: its label (not scored), its image and / or text (scored), a newline.
+        """One page: its label (not scored), its image and / or text (scored), the separator.
 
         ``pixels`` is what :meth:`image_shown` gave for it, if it was asked already.
         """
         image, text = self._content(page)
-        segment = self.text_segment(self.options.page_label.format(number=number))
-        if image:
-            self._add_image(segment, page, page.pixels() if pixels is None else pixels)
-        if text is not None:
-            if image:
-                segment.add_text(self.text.plain("\n"))
-            segment.add_text(self.text.plain(text), scored=True)
-        segment.add_text(self.text.plain("\n"))
+        label = self._label(page, number)
+        separator, asked = self.options.separator, self.options.question_label
+        segment = self.empty()
+        if not image:
+            self._add_texts(segment, label, text or "", separator, after=separator, before=asked, scored=1)
+            return segment
+        shown = self._image(page, page.pixels() if pixels is None else pixels)
+        self._add_texts(segment, label + shown.text_before, after=separator)
+        segment.add_image(shown, count_markers=self.options.count_image_markers)
+        if text is None:
+            self._add_texts(segment, shown.text_behind + separator, before=asked)
+        else:
+            self._add_texts(segment, shown.text_behind + "\n", text, separator, before=asked, scored=1)
         return segment
 
     def page_digest(self, page: Page, number: int, pixels: Image.Image | None = None) -> bytes:
@@ -131,7 +137,7 @@ class Prompter:
         """
         image, text = self._content(page)
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{number} {image} {text!r} ".encode("utf-8", "replace"))
+        digest.update(f"{self._label(page, number)!r} {image} {text!r} ".encode("utf-8", "replace"))
         if image and isinstance(page.image, bytes):
             digest.update(b"file" + page.image)
         elif image:
@@ -152,16 +158,12 @@ class Prompter:
                 raise QuestionError(f"A question is text, got {type(question).__name__}.")
             if not question.strip():
                 raise QuestionError("The question is empty. Ask something: its tokens are what looks for the evidence.")
-        label = self._question_label
-        first = 0 if self.options.count_question_label else len(label)
         found = []
-        words = self.text.plain_each([question.strip() for question in questions])
-        for question, ids in zip(questions, words, strict=True):
-            if not ids:
-                raise QuestionError(f"The question {question!r} has no tokens in this model's vocabulary.")
-            segment = self.empty()
-            segment.add_text([*label, *ids])
-            segment.scored = [TokenSpan(first, len(segment))]
+        for question in questions:
+            asked = question.strip() if self.options.strip_question else question
+            segment = self.opening_segment(asked)
+            if not self.text.plain(asked):
+                raise QuestionError(f"The question {asked!r} has no tokens in this model's vocabulary.")
             found.append(segment)
         return found
 
@@ -176,26 +178,78 @@ class Prompter:
         return PromptSegment(self.backbone.axes)
 
     def text_segment(self, text: str, *, scored: bool = False) -> PromptSegment:
-        """A stretch of plain text alone, without label or newline."""
+        """A stretch of plain text alone, without label or separator."""
         segment = self.empty()
         segment.add_text(self.text.plain(text), scored=scored)
         return segment
 
+    def opening_segment(self, text: str) -> PromptSegment:
+        """The question's label and what the question begins with, as running text behind the last page.
+
+        The label counts if it is to count, as does a token that reaches from it into the text.
+        """
+        ids, (label, own) = self.text.joined(self.options.question_label, text, after=self.options.separator)
+        segment = self.empty()
+        segment.add_text(ids)
+        counted = [span for span in (label if self.options.count_question_label else own, own) if span]
+        segment.scored = [TokenSpan(counted[0].start, counted[-1].stop)] if counted else []
+        return segment
+
+    def texts_segment(self, texts: Sequence[str]) -> PromptSegment:
+        """Texts that follow one another, tokenised as one, and the separator; each text has a scored span of its own.
+
+        A token that reaches over two texts counts for the first. A text without tokens has an empty span.
+        """
+        separator = self.options.separator
+        ids, spans = self.text.joined(*texts, separator, after=separator, before=self.options.question_label)
+        segment = self.empty()
+        segment.add_text(ids)
+        stop = 0
+        for span in spans[:-1]:
+            segment.scored.append(TokenSpan(max(stop, span.start), max(stop, span.stop)))
+            stop = segment.scored[-1].stop
+        return segment
+
     def image_segment(self, page: Page) -> PromptSegment:
-        """A page's image alone, without label or newline."""
+        """A page's image alone, without label or separator."""
         if not self._content(page)[0]:
             raise page.error(
                 f"{page.name} has no image that {self.backbone.family.name} can take, where one is to be shown. Put "
                 "text into a question as str."
             )
+        shown = self._image(page, page.pixels())
         segment = self.empty()
-        self._add_image(segment, page, page.pixels())
+        self._add_texts(segment, shown.text_before)
+        segment.add_image(shown, count_markers=self.options.count_image_markers)
+        self._add_texts(segment, shown.text_behind)
         return segment
 
-    def _add_image(self, segment: PromptSegment, page: Page, pixels: Image.Image) -> None:
+    def _add_texts(
+        self, segment: PromptSegment, *parts: str, after: str = "", before: str = "", scored: int | None = None
+    ) -> None:
+        """Put texts at the end, tokenised as one between two others; the tokens of the part ``scored`` count."""
+        ids, spans = self.text.joined(*parts, after=after, before=before)
+        start = len(segment)
+        segment.add_text(ids)
+        if scored is not None and spans[scored]:
+            segment.scored.append(spans[scored].shifted(start))
+
+    def _label(self, page: Page, number: int) -> str:
+        """What stands in front of a page."""
+        names = {"number": number - 1 + self.options.first_number}
+        try:
+            return self.options.page_label.format_map({**page.metadata, **names})
+        except (KeyError, ValueError, TypeError) as error:
+            raise page.error(
+                f"page_label is {self.options.page_label!r}; {page.name} has the metadata {sorted(page.metadata)} "
+                f"({error!r}). Give every page what the label names."
+            ) from error
+
+    def _image(self, page: Page, pixels: Image.Image) -> ImageTokens:
+        """A page's image as tokens."""
         write: Any = self.backbone.family.writer
         try:
-            image = write(pixels, self.image_processor, self.backbone.config, self.text)
+            image: ImageTokens = write(pixels, self.image_processor, self.backbone.config, self.text)
         except (ValueError, KeyError, ZeroDivisionError) as error:
             raise page.error(
                 f"The image of {page.name}, {pixels.width} x {pixels.height} pixels, is refused by "
@@ -204,7 +258,7 @@ class Prompter:
             ) from error
         dtype = self.backbone.model.dtype  # what the tower is given; half of it is half to keep and to digest
         inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in image.inputs.items()}
-        segment.add_image(replace(image, inputs=inputs), count_markers=self.options.count_image_markers)
+        return replace(image, inputs=inputs)
 
     def _content(self, page: Page) -> tuple[bool, str | None]:
         """Whether the page's image is shown, and its text if that is shown."""

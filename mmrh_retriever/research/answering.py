@@ -39,7 +39,10 @@ def plain_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[
 
 @dataclass(frozen=True, slots=True)
 class Masking:
-    """Heads whose attention is zeroed: in every pass (``all``) or only while answering (``decode``)."""
+    """Heads whose attention is zeroed: everywhere (``all``) or only while answering (``decode``).
+
+    Answering begins with the prompt's last token, which gives the first token of the answer.
+    """
 
     heads: tuple[HeadId, ...] = ()
     phase: AblationPhase = "all"
@@ -68,7 +71,7 @@ class Answerer:
         self.vision = Vision(self.backbone) if vision is None else vision
         last_layer = [HeadId(self.backbone.layers - 1, 0)]
         self._passes = ProbePasses(prompter, last_layer, self.vision, independent=independent)
-        self._read: tuple[object, Window, list[float]] | None = None
+        self._read: tuple[object, Window] | None = None
         self._written: tuple[Probe, list[PromptSegment], list[PromptSegment]] | None = None
 
     def generate(self, probe: Probe, masking: Masking | None = None) -> str:
@@ -90,7 +93,9 @@ class Answerer:
         if features:  # in place of the pixels
             inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_")} | features
         pad, end = prompter.tokenizer.pad_token_id, prompter.tokenizer.eos_token_id
-        plainly = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        # in one pass over the prompt, whose last token is where answering begins
+        plainly = {"do_sample": False, "num_beams": 1, "prefill_chunk_size": None}
+        plainly |= {"temperature": None, "top_p": None, "top_k": None}
         backbone.check_evaluating()
         with torch.inference_mode(), self._masked(masking.heads, masking.phase):
             model: Any = backbone.model
@@ -113,35 +118,28 @@ class Answerer:
             )
         prompter = self.prompter.prompter(probe)
         texts = {choice: prompter.text.plain(" " + choice) for choice in probe.choices}
-        while_reading = masking.heads if masking.phase == "all" else ()
-        window, first = self._reading(probe, [ids[0] for ids in texts.values()], while_reading)
-        logs = {choice: [value] for choice, value in zip(texts, first, strict=True)}
-        longer = {choice: ids for choice, ids in texts.items() if len(ids) > 1}
-        starts = [_segment(prompter, ids[:-1]) for ids in longer.values()]
+        window, last = self._reading(probe, masking.heads if masking.phase == "all" else ())
+        starts = [_segment(prompter, [*last, *ids[:-1]]) for ids in texts.values()]
         with self._masked(masking.heads, "all"):
-            states = self._passes.hidden_states(probe, window, starts) if longer else []
-        for (choice, ids), state in zip(longer.items(), states, strict=True):
-            likely = self._log_probabilities(state)  # (tokens - 1, vocabulary)
-            logs[choice] += likely[range(len(ids) - 1), ids[1:]].tolist()
-        scores = {choice: sum(own) / len(own) for choice, own in logs.items()}
+            states = self._passes.hidden_states(probe, window, starts)
+        scores = {
+            choice: float(self._log_probabilities(state)[range(len(ids)), ids].mean())
+            for (choice, ids), state in zip(texts.items(), states, strict=True)
+        }
         return max(scores, key=lambda choice: scores[choice]), scores
 
-    def _reading(self, probe: Probe, choices: Sequence[int], heads: tuple[HeadId, ...]) -> tuple[Window, list[float]]:
-        """The prompt's window, and the log-probability of each choice's first token behind it."""
+    def _reading(self, probe: Probe, heads: tuple[HeadId, ...]) -> tuple[Window, Sequence[int]]:
+        """A window of the prompt without its last token, and that token."""
+        context, (*question, end) = self._segments(probe)
         key = (probe, heads)
         if self._read is None or self._read[0] != key:
             self._read = None  # one context's keys at a time
-            context, (*question, end) = self._segments(probe)
-            prompter = self.prompter.prompter(probe)
-            before, last = _segment(prompter, end.ids[:-1]), _segment(prompter, end.ids[-1:])
+            before = _segment(self.prompter.prompter(probe), end.ids[:-1])
             with self._masked(heads, "all"):
                 window = self._passes.encode(probe, context)
                 self._passes.extend(probe, window, [*question, *([before] if len(before) else [])])
-                (state,) = self._passes.hidden_states(probe, window, [last])
-                first = self._log_probabilities(state)[0, list(choices)].tolist()
-                self._passes.extend(probe, window, [last])
-            self._read = (key, window, first)
-        return self._read[1], self._read[2]
+            self._read = (key, window)
+        return self._read[1], end.ids[-1:]
 
     def _segments(self, probe: Probe) -> tuple[list[PromptSegment], list[PromptSegment]]:
         """The context and what follows it, kept for the next masking; the last segment is text and not empty."""

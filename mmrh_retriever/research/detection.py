@@ -208,8 +208,7 @@ class _Scorer:
         mass, null = self.passes.ask(probe, window, asked, null_question)  # (heads, parts) each
         calibrated = (mass.double() - null.double()).numpy()
         gold = list(probe.gold)
-        in_part = any(span.start is not None for span in probe.evidence)
-        values = calibrated[:, context.evidence if in_part else np.isin(context.item, gold)].sum(axis=1)
+        values = calibrated[:, context.evidence(probe)].sum(axis=1)
         if not np.isfinite(values).all() or np.abs(values).max() > 1.0 + 1e-4:
             raise AttentionCaptureError(
                 f"Probe {probe.name!r} gave a head the score {values[np.argmax(np.abs(values))]}; expected -1 to 1. "
@@ -235,8 +234,8 @@ class _Scorer:
         return grid
 
     def _context(self, probe: Probe) -> tuple[ProbeContext, Window]:
-        in_part = tuple(span for span in probe.evidence if span.start is not None)
-        key = (*map(id, probe.items), probe.labelled, in_part)
+        cuts = tuple(span for span in probe.evidence if span.start is not None)
+        key = (*map(id, probe.items), probe.labelled, cuts)
         if self._kept is None or key != self._kept[0]:
             self._kept = None  # one context's keys at a time
             context = self.prompter.context(probe)

@@ -19,6 +19,7 @@ from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
 from tests.factories import BUILDERS, tiny
+from tests.reference import zeroing
 
 IDS = torch.arange(5, 45)[None]
 
@@ -183,17 +184,22 @@ def test_ablating_a_head_equals_zeroing_its_slice_before_the_output_projection()
     assert not torch.allclose(got, plain)
 
 
-def test_ablation_while_decoding_leaves_the_prefill_alone() -> None:
-    model = tiny("llama").model
-    seam = Backbone.of(model).seam
-    with torch.no_grad(), seam.ablating([HeadId(0, 0), HeadId(0, 1)], phase="decode"):
-        masked = model(input_ids=IDS, use_cache=True)
-        step = model(input_ids=IDS[:, :1], past_key_values=masked.past_key_values).logits
+def test_ablation_while_decoding_begins_with_the_last_token_of_the_prefill() -> None:
+    """Against plain eager passes over everything, with hooks that zero the heads' slices from that token on."""
+    model, heads = tiny("llama").model, [HeadId(0, 0), HeadId(1, 3)]
+    reference = copy.deepcopy(model)
+    reference.set_attn_implementation("eager")
+    with torch.no_grad(), Backbone.of(model).seam.ablating(heads, phase="decode"):
+        prefill = model(input_ids=IDS, use_cache=True)
+        step = model(input_ids=IDS[:, :1], past_key_values=prefill.past_key_values).logits
+    whole = torch.cat([IDS, IDS[:, :1]], dim=1)
+    with torch.no_grad(), zeroing(reference, heads, start=IDS.shape[1] - 1):
+        expected = reference(input_ids=whole).logits
     with torch.no_grad():
-        plain = model(input_ids=IDS, use_cache=True)
-        plain_step = model(input_ids=IDS[:, :1], past_key_values=plain.past_key_values).logits
-    torch.testing.assert_close(masked.logits, plain.logits)
-    assert not torch.allclose(step, plain_step)
+        plain = reference(input_ids=whole).logits
+    torch.testing.assert_close(torch.cat([prefill.logits, step], dim=1), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prefill.logits[:, :-1], plain[:, :39], atol=1e-5, rtol=0)
+    assert (expected - plain)[0, 39:].abs().amax(dim=1).min() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "llama"])

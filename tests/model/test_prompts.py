@@ -33,10 +33,10 @@ def test_the_question_on_a_page_does_not_move_the_questions_span() -> None:
     prompter = prompter_for("llama")
     page = prompter.page_segment(Page(text=f"{QUESTION} {QUESTION}"), 1)
     question = prompter.question_segment(QUESTION)
-    assert scored_text(prompter, page) == f"{QUESTION} {QUESTION}"
+    assert scored_text(prompter, page) == f" {QUESTION} {QUESTION}"  # the label's blank is the first word's
     assert scored_text(prompter, question) == f"Question: {QUESTION}"
     bare = prompter_for("llama", count_question_label=False)
-    assert scored_text(bare, bare.question_segment(QUESTION)) == QUESTION
+    assert scored_text(bare, bare.question_segment(QUESTION)) == f" {QUESTION}"
 
 
 def test_repeated_pages_each_have_their_own_span() -> None:
@@ -198,7 +198,9 @@ def test_halves_of_surrogate_pairs_are_read_as_question_marks() -> None:
     assert prompter_for("llama").text.plain("a\udcffb") == prompter_for("llama").text.plain("a?b")
 
 
-@pytest.mark.parametrize("options", [{"content": "images"}, {"page_label": "{p}"}, {"null_question": " "}])
+@pytest.mark.parametrize(
+    "options", [{"content": "images"}, {"page_label": "{p.x}"}, {"page_label": "{"}, {"null_question": " "}]
+)
 def test_options_are_checked_when_they_are_made(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         PromptOptions(**options)  # type: ignore[arg-type]

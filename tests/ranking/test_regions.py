@@ -215,7 +215,7 @@ class TestQuestionAttention:
         encoded = reranker.encode(pages)
         (scored,) = encoded.rank(QUESTION, with_tokens=True, top_n=1)
         found = encoded.question_attention(QUESTION, scored)
-        assert "".join(found.tokens) == QUESTION
+        assert "".join(found.tokens) == f" {QUESTION}"
         assert (found.scores >= 0).all()
         np.testing.assert_allclose(found.scores.mean(axis=0), scored.token_scores, atol=1e-6)
 

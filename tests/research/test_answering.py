@@ -16,8 +16,10 @@ from mmrh_retriever.research.answering import Answerer, Masking, plain_inputs
 from mmrh_retriever.research.probes import Evidence, Probe
 from mmrh_retriever.research.probes.prompts import ProbePrompter
 from tests.factories import BUILDERS, TEXT_ONLY, Tiny, page_image, tiny
+from tests.reference import zeroing
 
 MASKED = (HeadId(0, 1), HeadId(1, 0), HeadId(1, 3))
+CHOICES = ("nine percent", "water", "staff numbers in the report")
 
 
 def answerer(model: Tiny, **options: object) -> Answerer:
@@ -26,14 +28,22 @@ def answerer(model: Tiny, **options: object) -> Answerer:
     return Answerer(prompter, **options)  # type: ignore[arg-type]
 
 
-def probe_for(name: str, **options: object) -> Probe:
+def probe_for(name: str, *, choices: tuple[str, ...] = CHOICES, **options: object) -> Probe:
     items = [Page(text="Revenue grew by nine percent."), Page(text="The annual report shows emissions.")]
     question: tuple[str | Page, ...] = ("How did revenue change?",)
     if name not in TEXT_ONLY:
         items += [Page(image=page_image(1)), Page(image=page_image(2, (150, 70)))]
         question = ("Was this shown? ", Page(image=page_image(3, (60, 140))), " How?")
-    choices = ("nine percent", "water", "staff numbers in the report")
-    return Probe("text", "p", tuple(items), question, (Evidence(0),), "water", 500, choices=choices, **options)  # type: ignore[arg-type]
+    evidence, answer = (Evidence(0),), choices[1]
+    return Probe("text", "p", tuple(items), question, evidence, answer, 500, choices=choices, **options)  # type: ignore[arg-type]
+
+
+def lengthened(inputs: dict[str, torch.Tensor], ids: list[int]) -> dict[str, torch.Tensor]:
+    """A plain input with more text behind it."""
+    tails = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    tails |= {"mm_token_type_ids": [0] * len(ids), "token_type_ids": [0] * len(ids)}
+    both = {name: torch.tensor([[*inputs[name][0].tolist(), *tail]]) for name, tail in tails.items() if name in inputs}
+    return inputs | both
 
 
 def prompt_of(found: Answerer, probe: Probe) -> dict[str, torch.Tensor]:
@@ -77,12 +87,7 @@ def test_likelihoods_equal_a_plain_full_pass(name: str) -> None:
         best, scores = found.choose(probe, masking)
         for choice in probe.choices:
             ids = found.prompter.interleaved.text.plain(" " + choice)
-            inputs = prompt_of(found, probe)
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
-            for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
-                if key in inputs:
-                    tail = torch.full((1, len(ids)), int(key == "attention_mask"))
-                    inputs[key] = torch.cat([inputs[key], tail], dim=1)
+            inputs = lengthened(prompt_of(found, probe), ids)
             with torch.no_grad():
                 logs = torch.log_softmax(plain(**inputs).logits[0, -len(ids) - 1 : -1].float(), dim=-1)
             expected = float(logs.gather(1, torch.tensor(ids)[:, None]).mean())
@@ -106,35 +111,49 @@ def test_a_completion_follows_the_questions_own_words() -> None:
         assert found.choose(probe)[1][choice] == pytest.approx(float(logs.mean()), abs=2e-4)
 
 
-def test_answering_alone_is_masked_behind_an_unmasked_prompt() -> None:
-    """``decode``: the prompt's keys come from the whole model, the answer's tokens from the masked one."""
-    model = tiny("llama")
-    found = answerer(model)
-    probe = probe_for("llama")
-    whole = tiny("llama").model
-    masked = zeroed(whole, MASKED)
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "smolvlm", "llama", "qwen3"])
+def test_answering_alone_is_masked_from_the_prompts_last_token_on(name: str) -> None:
+    """``decode``, against plain eager passes over prompt and answer with hooks that zero the heads from there on."""
+    found = answerer(tiny(name))
+    probe = probe_for(name, choices=("nine", "year", "staff numbers in the report"))
+    reference = tiny(name, attn_implementation="eager").model
+    whole = found.choose(probe)[1]
     _, scores = found.choose(probe, Masking(MASKED, "decode"))
     for choice in probe.choices:
         ids = found.prompter.interleaved.text.plain(" " + choice)
-        with torch.no_grad():
-            prompt = whole(**prompt_of(found, probe), use_cache=True)
-            rest = masked(input_ids=torch.tensor([ids]), past_key_values=prompt.past_key_values)
-        logits = torch.cat([prompt.logits[0, -1:], rest.logits[0, :-1]]).float()
-        logs = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(ids)[:, None])
-        assert scores[choice] == pytest.approx(float(logs.mean()), abs=2e-4)
-    unmasked = found.choose(probe)[1]
-    assert unmasked != scores
+        inputs = lengthened(prompt_of(found, probe), ids)
+        start = inputs["input_ids"].shape[1] - len(ids) - 1
+        with torch.no_grad(), zeroing(reference, MASKED, start=start):
+            logs = torch.log_softmax(reference(**inputs).logits[0, start:-1].float(), dim=-1)
+        assert scores[choice] == pytest.approx(float(logs.gather(1, torch.tensor(ids)[:, None]).mean()), abs=1e-4)
+        assert abs(scores[choice] - whole[choice]) > 1e-3
+    assert len(found.prompter.interleaved.text.plain(" nine")) == 1, "an answer of one token is masked too"
     assert found.choose(probe, Masking(MASKED, "decode"))[1] == scores
+    assert found.choose(probe)[1] == whole
 
 
-def test_generation_masked_while_answering_differs_only_behind_the_first_token() -> None:
-    model = tiny("llama")
-    found = answerer(model, max_new_tokens=1, lead_in="")
-    probe = probe_for("llama")
-    every = tuple(HeadId(layer, head) for layer in range(3) for head in range(4))
-    assert found.generate(probe, Masking(every, "decode")) == found.generate(probe)
-    longer = answerer(model, max_new_tokens=8, lead_in="")
-    assert longer.generate(probe, Masking(every, "decode")) != longer.generate(probe)
+@pytest.mark.parametrize("name", ["qwen3_vl", "mistral3", "llama", "qwen3"])
+def test_generation_masked_while_answering_begins_with_the_first_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = answerer(tiny(name), max_new_tokens=4, lead_in="")
+    model = found.backbone.model
+    model.generation_config.prefill_chunk_size = 16  # must not count
+    probe, written = probe_for(name), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: written.append(generate(**given)) or written[-1])
+    found.generate(probe)
+    found.generate(probe, Masking(MASKED, "decode"))
+    reference = tiny(name, attn_implementation="eager").model
+    prompt = prompt_of(found, probe)
+    length = prompt["input_ids"].shape[1]
+    ids: list[int] = []
+    with torch.no_grad(), zeroing(reference, MASKED, start=length - 1):
+        for _ in range(4):
+            ids.append(int(reference(**lengthened(prompt, ids)).logits[0, -1].argmax()))
+    whole, masked = (tokens[0, length:].tolist() for tokens in written)
+    assert masked == ids
+    assert masked[0] != whole[0]
 
 
 def test_unanswerable_probes_are_refused() -> None:

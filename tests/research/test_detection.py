@@ -53,7 +53,7 @@ def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
         ]
         keys = [
             token
-            for (first, stop), gold in zip(parts, context.evidence, strict=True)
+            for (first, stop), gold in zip(parts, context.evidence(probe), strict=True)
             for token in (range(first, stop) if gold else ())
         ]
         rows = [
@@ -99,9 +99,9 @@ def test_questions_of_pictures_have_something_that_looks() -> None:
         probe = Probe("image", "p", (words,), question, (Evidence(0),), "a", 500)
         return [segment.scored for segment in ProbePrompter(prompter, ProbePrompt(**options)).question_segments(probe)]
 
-    label, text, image = asked("This? ", picture)
-    assert (len(label), len(text), len(image)) == (1, 1, 1)
-    assert asked("This? ", picture, images_look=False)[1:] == [text, []]
+    text, image = asked("This? ", picture)
+    assert (len(text), len(image)) == (1, 1)
+    assert asked("This? ", picture, images_look=False) == [text, []]
     with pytest.raises(QuestionError, match="no tokens that look"):
         asked(picture, images_look=False)
     with pytest.raises(PageError, match="no image that Qwen3-VL can take"):
@@ -123,6 +123,23 @@ def test_pages_share_one_prefill_and_score_as_if_alone() -> None:
     assert table.tasks == ("page",)
     assert table.at("page", 4096).n_examples == 2
     assert len(HeadSet.of_tasks(table, count=3)) == 3
+
+
+def test_probes_that_share_a_context_keep_their_own_evidence() -> None:
+    """Both have the same stretch of the first item, and each a whole item of its own beside it."""
+    model = tiny("llama")
+    items = tuple(Page(text=text) for text in ("Revenue grew. It fell.", "Water use.", "Staff numbers and tables."))
+
+    def probe(name: str, *whole: int) -> Probe:
+        evidence = (Evidence(0, 0, 13), *map(Evidence, whole))
+        return Probe("text", name, items, ("How did revenue change?",), evidence, "a", 100)
+
+    probes = [probe("first", 2), probe("second", 1), probe("third"), probe("fourth", 0)]
+    context = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer)).context(probes[0])
+    parts = [[1, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert [context.evidence(one) for one in probes] == parts
+    for probe_, scored in zip(probes, detect(model.model, processor(model), probes).probes, strict=True):
+        np.testing.assert_allclose(scored.scores, expected_scores(tiny("llama"), probe_), atol=1e-5)
 
 
 @pytest.mark.parametrize("independent", [False, True])
@@ -261,7 +278,7 @@ def test_a_head_that_looks_for_the_questions_words_is_found() -> None:
         attention = model.model.model.layers[0].self_attn
         embedding = model.model.model.embed_tokens.weight
         embedding.copy_(torch.randn(embedding.shape))
-        same = torch.randn(8, embedding.shape[1]) * 2 / embedding.shape[1] ** 0.5
+        same = torch.randn(8, embedding.shape[1]) * 3 / embedding.shape[1] ** 0.5
         same[[0, 1, 4, 5]] = 0  # content alone: only the dimensions that rotate slowly
         attention.q_proj.weight[:8] = same  # head 0
         attention.k_proj.weight[:8] = same

@@ -38,6 +38,45 @@ IMAGE = {
 }
 
 
+PUBLISHED_TEXT = {
+    "id": "retrieval-text-3",
+    "ctxs": [
+        {"type": "text", "text": f"A first paragraph. {NEEDLE} More of it.", "len": 20, "has_answer": True},
+        {"type": "image", "text": "<image>", "image": "niah/0.png"},
+        {"type": "text", "text": "End.", "len": 1},
+    ],
+    "positive_ctxs": [{"type": "text", "text": NEEDLE, "len": 9}],
+    "image_list": ["mm-niah/niah/0.png"],
+    "needle_image_list": [],
+    "question": "How many kites did the penguin count?",
+    "answer": "214",
+    "depth": 0.2,
+}
+PUBLISHED_IMAGE = {
+    "id": "retrieval-image-3",
+    "ctxs": [{"text": "Text."}, {"text": "<image>"}, {"text": "<image>"}, {"text": "<image>"}],
+    "positive_ctxs": [{"type": "image", "text": "<image>", "image": "niah/1.png", "has_ans": True}],
+    "image_list": ["mm-niah/other/1.png", "mm-niah/niah/1.png", "mm-niah/niah/3.png"],
+    "needle_image_list": ["mm-niah/niah/3.png"],  # the right option, which another item happens to show
+    "choices_image": ["mm-niah/niah/2.png", "mm-niah/niah/3.png"],
+    "question": "Which of these is part of an image in the document?",
+    "answer": 1,
+    "depth": 0.8,
+}
+"""Records in the form of the published files."""
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    for folder in ("niah", "other"):
+        (tmp_path / "mm-niah" / folder).mkdir(parents=True)
+        for number in range(4):
+            page_image(number).save(tmp_path / "mm-niah" / folder / f"{number}.png")
+    write(tmp_path / "retrieval-text_test_K8_dep6.jsonl", [PUBLISHED_TEXT])
+    write(tmp_path / "retrieval-image_test_K16_dep6.jsonl", [PUBLISHED_IMAGE])
+    return tmp_path
+
+
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
     (tmp_path / "niah").mkdir()
@@ -90,6 +129,22 @@ def test_image_needles_have_options_and_become_identical_images(sample: Path) ->
     assert [part.doc_id for part in same.question if isinstance(part, Page)] == ["niah/3.png"]
     with pytest.raises(DataError, match="no picture"):
         as_identical_image(same)
+
+
+def test_the_needle_is_what_positive_ctxs_say(published: Path) -> None:
+    image, same, text, rendered = read_mm_niah(published, published)
+    assert (image.gold, image.answer) == ({2}, "B"), "neither the option's picture nor another of the needle's name"
+    assert same.items[2].doc_id == "mm-niah/niah/3.png"
+    (span,) = text.evidence
+    assert text.items[span.item].text[span.start : span.stop] == NEEDLE
+    assert rendered.items[rendered.evidence[0].item].image.text == NEEDLE
+
+
+@pytest.mark.parametrize("positive", [[{"type": "image", "image": "niah/0.png"}], [{"type": "text", "text": "Text."}]])
+def test_an_image_needle_that_is_not_shown_is_refused(published: Path, positive: list[dict[str, str]]) -> None:
+    path = write(published / "retrieval-image_x_K8.jsonl", [{**PUBLISHED_IMAGE, "positive_ctxs": positive}])
+    with pytest.raises(DataError, match="can't be located: expected positive_ctxs"):
+        list(read_mm_niah(path, published))
 
 
 def test_the_original_form_is_read_too(sample: Path) -> None:

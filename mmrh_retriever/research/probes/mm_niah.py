@@ -30,8 +30,18 @@ class _Passage(BaseModel):
     text: str
 
 
+class _Needle(BaseModel):
+    """A text, or an image by its path below ``mm-niah/``."""
+
+    text: str = ""
+    image: str | None = None
+
+
 class _Record(BaseModel):
-    """One line, in MMLongBench's form (``ctxs``) or the original one (``context``, and much of it under ``meta``)."""
+    """One line, in MMLongBench's form (``ctxs``) or the original one (``context``, and much of it under ``meta``).
+
+    The needle is what ``positive_ctxs`` says, if anything: ``needle_image_list`` may hold the right option's picture.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -44,6 +54,7 @@ class _Record(BaseModel):
     depth: float | None = Field(default=None, ge=0.0, le=1.0)
     placed_depth: float | list[float] = 0.0
     context_length: int | None = Field(default=None, ge=1)
+    positive_ctxs: list[_Needle] = []
     needles: list[str] = Field(default=[], validation_alias=AliasChoices("needles", "needle_image_list"))
     choices: list[str] = []
     choices_image: list[str] = Field(default=[], validation_alias=AliasChoices("choices_image", "choices_image_path"))
@@ -134,16 +145,16 @@ def _probe(record: _Record, task: str, name: str, length: int | None, images: Pa
     if task == "image":
         options = tuple(_page(images, path) for path in record.choices_image)
         choices = tuple(LETTERS[: len(options)])
-        answer, names = _letter(record.answer, choices), {Path(needle).name for needle in record.needles}
-        shown = ((index, Path(str(item.doc_id)).name) for index, item in enumerate(items) if item.image is not None)
-        evidence = [Evidence(index) for index, file in shown if file in names]
+        answer, evidence = _letter(record.answer, choices), _found_images(record, items)
     else:
-        answer, evidence = str(record.answer), [one for needle in record.needles for one in _found_text(needle, items)]
+        needles = [needle.text.strip() for needle in record.positive_ctxs] or record.needles
+        answer, evidence = str(record.answer), [one for needle in needles for one in _found_text(needle, items)]
         choices = tuple(record.choices) if answer in record.choices else ()
     if needs_evidence and not evidence:
+        said = [needle.image or needle.text for needle in record.positive_ctxs] or record.needles
         raise DataError(
-            "the needle can't be located: expected needles (or meta.needles, needle_image_list) with texts or image "
-            f"paths of the context, got {record.needles!r}."
+            "the needle can't be located: expected positive_ctxs (or needles, meta.needles, needle_image_list) with "
+            f"texts or image paths of the context, got {said!r}."
         )
     placed = record.placed_depth if isinstance(record.placed_depth, float) else record.placed_depth[0]
     depth = min(1.0, max(0.0, placed)) if record.depth is None else record.depth
@@ -187,6 +198,14 @@ def _letter(answer: str | int, choices: Sequence[str]) -> str:
             "letter, and choices_image."
         )
     return str(letter)
+
+
+def _found_images(record: _Record, items: Sequence[Page]) -> list[Evidence]:
+    """The pictures that are needles: by their path in ``positive_ctxs``, or else by the file names of ``needles``."""
+    paths = tuple(f"/{needle.image}" for needle in record.positive_ctxs if needle.image)
+    names = () if record.positive_ctxs else {Path(needle).name for needle in record.needles}
+    shown = [(index, f"/{item.doc_id}") for index, item in enumerate(items) if item.image is not None]
+    return [Evidence(index) for index, path in shown if path.endswith(paths) or Path(path).name in names]
 
 
 def _found_text(needle: str, items: Sequence[Page]) -> Iterator[Evidence]:

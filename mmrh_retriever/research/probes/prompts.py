@@ -35,15 +35,20 @@ class ProbePrompt:
 
 @dataclass(frozen=True, slots=True)
 class ProbeContext:
-    """A probe's context: one segment per item.
+    """A probe's context: one segment per item. Probes on the same items share it if they cut them alike.
 
     Each ``scored`` span of each segment, in order, is a part. ``item[i]`` is the item that part ``i`` belongs to, and
-    ``evidence[i]`` says whether it is evidence.
+    ``cut_out[i]`` says whether it is a stretch of evidence, cut out of its item.
     """
 
     segments: tuple[PromptSegment, ...]
     item: tuple[int, ...]
-    evidence: tuple[bool, ...]
+    cut_out: tuple[bool, ...]
+
+    def evidence(self, probe: Probe) -> list[bool]:
+        """Whether each part is evidence for a probe: cut out as such, or of an item that is evidence as a whole."""
+        whole = {span.item for span in probe.evidence if span.start is None}
+        return [cut or item in whole for item, cut in zip(self.item, self.cut_out, strict=True)]
 
 
 class ProbePrompter:
@@ -64,23 +69,19 @@ class ProbePrompter:
         """A probe's items; an item that is evidence in part has a scored span for each part."""
         segments: list[PromptSegment] = []
         items: list[int] = []
-        evidence: list[bool] = []
+        cut_out: list[bool] = []
         prompter = self.prompter(probe)
         for index, (item, number) in enumerate(zip(probe.items, page_numbers(probe.items), strict=True)):
             stretches = probe.stretches(index)
             if stretches:
-                segment = prompter.empty()
-                for text, is_evidence in stretches:
-                    ids = prompter.text.plain(text)
-                    segment.add_text(ids, scored=True)
-                    evidence += [is_evidence] if ids else []
-                segment.add_text(prompter.text.plain("\n"))
+                segment = prompter.texts_segment([text for text, _ in stretches])
+                cut_out += [is_evidence for _, is_evidence in stretches]
             else:
                 segment = prompter.page_segment(item, number)
-                evidence += [index in probe.gold] * len(segment.scored)
+                cut_out += [False] * len(segment.scored)
             segments.append(segment)
             items += [index] * len(segment.scored)
-        return ProbeContext(tuple(segments), tuple(items), tuple(evidence))
+        return ProbeContext(tuple(segments), tuple(items), tuple(cut_out))
 
     def question_segments(self, probe: Probe) -> list[PromptSegment]:
         """A probe's question with its options: one segment where it is text alone."""
@@ -99,19 +100,23 @@ class ProbePrompter:
             parts += [f"\n{letter}. ", option]
         if all(isinstance(part, str) for part in parts):
             return [prompter.question_segment("".join(map(str, parts)))]
-        wording = prompter.options
-        label = prompter.text_segment(wording.question_label, scored=wording.count_question_label)
-        segments = []
+        stretches: list[str | Page] = [""]
         for part in parts:
-            if isinstance(part, str):
-                segments.append(prompter.text_segment(part, scored=True))
+            if isinstance(part, str) and isinstance(stretches[-1], str):
+                stretches[-1] += part
+            else:
+                stretches.append(part)
+        segments = [prompter.opening_segment(str(stretches[0]))]
+        for stretch in stretches[1:]:
+            if isinstance(stretch, str):
+                segments.append(prompter.text_segment(stretch, scored=True))
                 continue
-            segments.append(prompter.image_segment(part))
+            segments.append(prompter.image_segment(stretch))
             if not self.prompt.images_look:
                 segments[-1].scored = []
-        if not any(segment.scored for segment in segments):
+        if not stretches[0] and not any(segment.scored for segment in segments[1:]):
             raise QuestionError("The question has no tokens that look for the evidence. Ask something in words.")
-        return [segment for segment in (label, *segments) if len(segment)]
+        return [segment for segment in segments if len(segment)]
 
 
 def token_counter(prompter: Prompter) -> CountTokens:
