@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrh_retriever.model.prompts import PromptSegment
-from tests.factories import Tiny
+from tests.factories import MROPE, Tiny
 
 
 def batched_inputs(segments: list[PromptSegment]) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def eager_attentions(
         more["pixel_values"] = _llava_pixels(segments)
     if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
         more = {key: torch.cat([segment.inputs[key] for segment in segments if segment.inputs], dim=1) for key in more}
-    if tiny.name.startswith("qwen") and image.any():
+    if tiny.name in MROPE and image.any():
         more["mm_token_type_ids"] = image.int()
     if tiny.name == "gemma3":
         more["token_type_ids"] = image.int()

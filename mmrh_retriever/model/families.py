@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.heads.published import ModelFacts
-from mmrh_retriever.model import image_tokens
+from mmrh_retriever.model import image_tiles, image_tokens
 from mmrh_retriever.model.attention_seam import AttentionSeam
 from mmrh_retriever.model.image_tokens import ImageTokens
 
@@ -41,21 +41,17 @@ class Family:
     image_mask: str | None = None
 
 
-def _qwen(name: str, model_type: str) -> Family:
-    return Family(
-        name, (model_type,), "language_model", image_tokens.qwen_vl,
-        three_axes=True, listed=True, image_mask="mm_token_type_ids",
-    )  # fmt: skip
-
+_MROPE: dict[str, Any] = {"three_axes": True, "listed": True, "image_mask": "mm_token_type_ids"}
 
 FAMILIES: tuple[Family, ...] = (
-    _qwen("Qwen2-VL", "qwen2_vl"),
-    _qwen("Qwen2.5-VL", "qwen2_5_vl"),
-    _qwen("Qwen3-VL", "qwen3_vl"),
+    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, **_MROPE),
     Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
-    Family("InternVL", ("internvl",), "language_model", image_tokens.internvl),
-    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tokens.llava_onevision, listed=True),
-    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tokens.idefics3, images_along=1),
+    Family("InternVL", ("internvl",), "language_model", image_tiles.internvl),
+    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tiles.llava_onevision, listed=True),
+    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tiles.idefics3, images_along=1),
     Family("Mistral3", ("mistral3",), "language_model", image_tokens.mistral3, listed=True),
     Family("Llama (text pages)", ("llama",), None, None),
     Family("Qwen3 (text pages)", ("qwen3",), None, None),

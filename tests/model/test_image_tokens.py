@@ -21,6 +21,10 @@ MARKERS = {
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_vl_moe": "<|vision_start|><|image_pad|><|vision_end|>",
+    "glm4v": "<|vision_start|><|image_pad|><|vision_end|>",
+    "glm4v_moe": "<|vision_start|><|image_pad|><|vision_end|>",
+    "glm46v": "<|vision_start|><|image_pad|><|vision_end|>",
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
     "llava_onevision": "<image>",
@@ -31,6 +35,8 @@ MARKERS = {
 
 
 GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+GLM = {"glm4v": "Glm4v", "glm4v_moe": "Glm4v", "glm46v": "Glm46V"}
+GLM_TOKENS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
 INTERN_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -73,10 +79,14 @@ def own_processor(name: str) -> Any:
     if name == "smolvlm":
         pytest.importorskip("num2words", reason="SmolVLM's own processor demands num2words")
         return transformers.SmolVLMProcessor(images, tokenizer, transformers.SmolVLMVideoProcessor(), image_seq_len=16)
+    if name.startswith("glm"):
+        cls, video = getattr(transformers, GLM[name] + "Processor"), getattr(transformers, GLM[name] + "VideoProcessor")
+        return cls(images, named(tokenizer, GLM_TOKENS), video())
     classes = {
         "qwen2_vl": (transformers.Qwen2VLProcessor, "Qwen2VLVideoProcessor"),
         "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor"),
         "qwen3_vl": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
+        "qwen3_vl_moe": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
     }
     cls, video = classes[name]
     return cls(images, tokenizer, getattr(transformers, video)())

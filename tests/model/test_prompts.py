@@ -13,7 +13,7 @@ from mmrh_retriever.heads.sets import HeadId
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.ranking.inputs import as_candidates
-from tests.factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
+from tests.factories import BUILDERS, MROPE, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
 
 QUESTION = "How did revenue change?"
 
@@ -114,7 +114,7 @@ def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str)
     assert area == pytest.approx(overviews.get(name, 1), abs=1e-4)
     scored = {token for span in segment.scored for token in range(span.start, span.stop)}
     assert scored.issuperset(segment.visual)
-    assert segment.all_positions().shape == (3 if name.startswith("qwen") else 1, len(segment))
+    assert segment.all_positions().shape == (3 if name in MROPE else 1, len(segment))
 
 
 def test_markers_and_labels_count_only_if_asked() -> None:

@@ -1,0 +1,77 @@
+"""Tiny models of the families that came after the golden files were recorded, and their image processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tests.tiny_text import mrope, qwen_ids, text_config, token_id, tokenizer
+
+_EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1,
+}  # fmt: skip
+
+
+def _text(**more: Any) -> dict[str, Any]:
+    return text_config(vocab_size=len(tokenizer(newer=True)), **more)
+
+
+def _qwen3_vl_moe() -> tuple[Any, Any]:
+    config = transformers.Qwen3VLMoeConfig(
+        text_config=_text(rope_parameters=mrope([2, 1, 1], mrope_interleaved=True), **_EXPERTS),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 16,
+            "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        },
+        **qwen_ids(),
+    )  # fmt: skip
+    processor = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 20)
+    return transformers.Qwen3VLMoeForConditionalGeneration, (config, processor)
+
+
+_GLM_IDS = {
+    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "image_start_token_id": "<|vision_start|>",
+    "image_end_token_id": "<|vision_end|>", "video_start_token_id": "<video>", "video_end_token_id": "<image>",
+}  # fmt: skip
+_GLM_VISION = {
+    "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 7, "image_size": 56,
+    "out_hidden_size": 32,
+}  # fmt: skip
+_GLM_IMAGES: dict[str, Any] = {
+    "patch_size": 7,
+    "size": {"shortest_edge": 2 * 14 * 14, "longest_edge": 2 * 14 * 14 * 20},
+}
+
+
+def _glm(config: Any, text: dict[str, Any]) -> Any:
+    ids = {key: token_id(token) for key, token in _GLM_IDS.items()}
+    return config(text_config=text, vision_config=_GLM_VISION, **ids)
+
+
+def _glm4v() -> tuple[Any, Any]:
+    config = _glm(transformers.Glm4vConfig, _text(rope_parameters=mrope([1, 1, 2])))
+    return transformers.Glm4vForConditionalGeneration, (config, Glm4vImageProcessorPil(**_GLM_IMAGES))
+
+
+def _glm46v() -> tuple[Any, Any]:
+    config = _glm(transformers.Glm46VConfig, {"model_type": "glm4v_text", **_text(rope_parameters=mrope([1, 1, 2]))})
+    return transformers.Glm46VForConditionalGeneration, (config, Glm46VImageProcessorPil(**_GLM_IMAGES))
+
+
+def _glm4v_moe() -> tuple[Any, Any]:
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+    config = _glm(transformers.Glm4vMoeConfig, _text(rope_parameters=mrope([1, 1, 2]), **experts) | {"head_dim": 16})
+    return transformers.Glm4vMoeForConditionalGeneration, (config, Glm4vImageProcessorPil(**_GLM_IMAGES))
+
+
+NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "qwen3_vl_moe": _qwen3_vl_moe,
+    "glm4v": _glm4v,
+    "glm4v_moe": _glm4v_moe,
+    "glm46v": _glm46v,
+}
