@@ -22,8 +22,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.newer_families import NEWER
-from tests.tiny_text import PLAIN_TEMPLATE, TEMPLATE, mrope, qwen_ids, text_config, token_id, tokenizer
 from tests.tiny_text import CORPUS as CORPUS
+from tests.tiny_text import PLAIN_TEMPLATE, TEMPLATE, mrope, qwen_ids, text_config, token_id, tokenizer
 from tests.tiny_text import SPECIAL as SPECIAL
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import transformers
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.tile_processors import Cohere2VisionImageProcessorPil
 from tests.tiny_text import mrope, qwen_ids, text_config, token_id, tokenizer
 
 _EXPERTS = {
@@ -69,9 +72,60 @@ def _glm4v_moe() -> tuple[Any, Any]:
     return transformers.Glm4vMoeForConditionalGeneration, (config, Glm4vImageProcessorPil(**_GLM_IMAGES))
 
 
+_SIGLIP = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 32, "patch_size": 4, "vision_use_head": False,
+}  # fmt: skip
+_COHERE_LAYERS = {
+    "model_type": "cohere2",
+    "num_hidden_layers": 4,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}
+
+
+def _aya_vision() -> tuple[Any, Any]:
+    config = transformers.AyaVisionConfig(
+        text_config=_text(**_COHERE_LAYERS), vision_config=_SIGLIP, image_token_index=token_id("<|IMG_PATCH|>")
+    )
+    processor = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6, crop_to_patches=True)
+    return transformers.AyaVisionForConditionalGeneration, (config, processor)
+
+
+def _cohere2_vision() -> tuple[Any, Any]:
+    config = transformers.Cohere2VisionConfig(
+        text_config=_text(**_COHERE_LAYERS),
+        vision_config=_SIGLIP,
+        alignment_intermediate_size=32,
+        image_token_id=token_id("<|IMG_PATCH|>"),
+    )
+    processor = Cohere2VisionImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6, patch_size=4)
+    return transformers.Cohere2VisionForConditionalGeneration, (config, processor)
+
+
+def _llava_next() -> tuple[Any, Any]:
+    pinpoints = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+    config = transformers.LlavaNextConfig(
+        text_config={"model_type": "mistral", **_text(sliding_window=None)},
+        vision_config={
+            "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 7, "projection_dim": 16,
+        },
+        image_token_index=token_id("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )  # fmt: skip
+    processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints
+    )
+    return transformers.LlavaNextForConditionalGeneration, (config, processor)
+
+
 NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "glm4v": _glm4v,
     "glm4v_moe": _glm4v_moe,
     "glm46v": _glm46v,
+    "aya_vision": _aya_vision,
+    "cohere2_vision": _cohere2_vision,
+    "llava_next": _llava_next,
 }

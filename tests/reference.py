@@ -58,7 +58,7 @@ def eager_attentions(
     ids = torch.tensor([[number for segment in segments for number in segment.ids]])
     image = ids == getattr(config, "image_token_id", -1)
     more: dict[str, Tensor] = batched_inputs(segments)
-    if "pixel_values" in more and tiny.name == "llava_onevision":
+    if "pixel_values" in more and tiny.name.startswith("llava"):
         more["pixel_values"] = _llava_pixels(segments)
     if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
         more = {key: torch.cat([segment.inputs[key] for segment in segments if segment.inputs], dim=1) for key in more}

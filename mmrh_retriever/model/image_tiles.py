@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,19 +23,60 @@ def internvl(image: Image.Image, processor: Any, config: Any, tokens: TextTokeni
     """InternVL: square tiles in the arrangement nearest to the page's shape, then a thumbnail of the whole."""
     batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
     tiles = int(batch["num_patches"][0])
-    each = int(config.image_seq_length)
-    side = math.isqrt(each)
-    rows, columns = _internvl_tiles(image, processor, tiles)
-    boxes = [grid_boxes(tile, side, side) for tile in _tile_boxes(rows, columns)]
-    if tiles > 1:
-        boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
-    count = tiles * each
+    side = math.isqrt(int(config.image_seq_length))
+    rows, columns = _checked_tiles(image, tiles, nearest_tiles(image, processor))
+    count = tiles * side * side
     ids = (tokens.token("<img>"), *[config.image_token_id] * count, tokens.token("</img>"))
     return ImageTokens(
         ids=ids,
         visual=tuple(range(1, count + 1)),
         inner=TokenSpan(1, count + 1),
-        grid=PatchGrid(np.concatenate(boxes), rows * side, columns * side),
+        grid=_tiles_and_overview(rows, columns, side),
+        inputs={"pixel_values": batch["pixel_values"]},
+        extent=len(ids),
+    )
+
+
+def aya_vision(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """Aya Vision: numbered square tiles as InternVL's, then the whole page under a label of its own."""
+    batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
+    tiles = int(batch["num_patches"][0])
+    rows, columns = _checked_tiles(image, tiles, nearest_tiles(image, processor))
+    labels = [_named(tokens, f"TILE_{number}") for number in range(1, tiles)] + [_named(tokens, "TILE_GLOBAL")]
+    return _between_markers(batch, config, tokens, [(label, []) for label in labels], (rows, columns))
+
+
+def cohere2_vision(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """Cohere2 Vision: square tiles and a thumbnail, a line break token behind each."""
+    batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
+    tiles = int(batch["num_patches"][0])
+    rows, columns = _checked_tiles(image, tiles, holding_tiles(image, processor))
+    line_break = [tokens.token("<|IMG_LINE_BREAK|>")]
+    return _between_markers(batch, config, tokens, [([], line_break)] * tiles, (rows, columns))
+
+
+def _between_markers(
+    batch: Any,
+    config: Any,
+    tokens: TextTokenizer,
+    around: Sequence[tuple[list[int], list[int]]],
+    shape: tuple[int, int],
+) -> ImageTokens:
+    """Cohere's tiles in ``shape`` of rows and columns, then the overview; ``around`` stands before and behind each."""
+    vision = config.vision_config
+    side = int(vision.image_size) // int(vision.patch_size) // int(config.downsample_factor)
+    ids = [tokens.token("<|START_OF_IMG|>")]
+    visual: list[int] = []
+    for before, behind in around:
+        ids += before
+        visual += range(len(ids), len(ids) + side * side)
+        ids += [config.image_token_id] * (side * side) + behind
+    ids.append(tokens.token("<|END_OF_IMG|>"))
+    return ImageTokens(
+        ids=tuple(ids),
+        visual=tuple(visual),
+        inner=TokenSpan(1, len(ids) - 1),
+        grid=_tiles_and_overview(*shape, side),
         inputs={"pixel_values": batch["pixel_values"]},
         extent=len(ids),
     )
@@ -46,13 +88,24 @@ def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: Tex
     Every page is written in the single-image ("anyres") way, also among others. The family's way for several
     images keeps only the overview, which is too coarse to read.
     """
+    most = int(str(getattr(config, "vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_"))
+    return _joined_tiles(image, processor, config, most)
+
+
+def llava_next(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """LLaVA-NeXT (1.6): as LLaVA-OneVision, the joined tiles at their full size."""
+    return _joined_tiles(image, processor, config, None)
+
+
+def _joined_tiles(image: Image.Image, processor: Any, config: Any, most: int | None) -> ImageTokens:
+    """An overview, then the joined tiles, shrunk to ``most`` tiles' tokens if that is a number."""
     batch = processor(images=[image], return_tensors="pt")
     side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
     grid = grid_boxes((0.0, 0.0, 1.0, 1.0), side, side)
     count, visual = side * side, list(range(side * side))
     rows, columns = side, side
     if batch["pixel_values"].shape[1] > 1:
-        rows, columns = _anyres_grid(image, processor, config, side)
+        rows, columns = _anyres_grid(image, config, side, most)
         grid = np.concatenate([grid, grid_boxes((0.0, 0.0, 1.0, 1.0), rows, columns)])
         for row in range(rows):
             start = count + row * (columns + 1)
@@ -120,14 +173,40 @@ def _tile_boxes(rows: int, columns: int) -> list[tuple[float, float, float, floa
     ]
 
 
-def _internvl_tiles(image: Image.Image, processor: Any, tiles: int) -> tuple[int, int]:
-    """Rows and columns of the tiling that the processor chose."""
-    if tiles == 1:
-        return 1, 1
+def _tiles_and_overview(rows: int, columns: int, side: int) -> PatchGrid:
+    """Tiles of ``side`` x ``side`` tokens, row by row, then the whole page, unless it is the only tile."""
+    boxes = [grid_boxes(tile, side, side) for tile in _tile_boxes(rows, columns)]
+    if len(boxes) > 1:
+        boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
+    return PatchGrid(np.concatenate(boxes), rows * side, columns * side)
+
+
+def nearest_tiles(image: Image.Image, processor: Any) -> tuple[int, int]:
+    """Rows and columns of the tiling whose shape is nearest to the page's."""
     size = (int(processor.size["height"]), int(processor.size["width"]))
     limits = int(processor.min_patches), int(processor.max_patches)
     columns, rows = get_optimal_tiled_canvas((image.height, image.width), size, *limits)
-    if rows * columns != tiles - 1:  # the last one is the thumbnail
+    return rows, columns
+
+
+def holding_tiles(image: Image.Image, processor: Any) -> tuple[int, int]:
+    """Rows and columns of the tiling that enlarges the page least, or, where all shrink it, shrinks it least."""
+    most, side = int(processor.max_patches), int(processor.size["height"])
+    every = [(rows, columns) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+    scales = {
+        (rows, columns): min(columns * side / image.width, rows * side / image.height)
+        for rows, columns in sorted(every, key=math.prod)
+    }
+    larger = {shape: scale for shape, scale in scales.items() if scale >= 1}
+    return min(larger, key=larger.__getitem__) if larger else max(scales, key=scales.__getitem__)
+
+
+def _checked_tiles(image: Image.Image, tiles: int, found: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns as found, if the processor cut the page into as many ``tiles`` (the last is a thumbnail)."""
+    if tiles == 1:
+        return 1, 1
+    rows, columns = found
+    if rows * columns != tiles - 1:
         raise UnsupportedModelError(
             f"The image processor cut a {image.width} x {image.height} page into {tiles - 1} tiles where {rows} rows "
             f"of {columns} were expected. Use the image processor that ships with the model."
@@ -135,8 +214,8 @@ def _internvl_tiles(image: Image.Image, processor: Any, tiles: int) -> tuple[int
     return rows, columns
 
 
-def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> tuple[int, int]:
-    """Rows and columns of LLaVA-OneVision's joined tiles after the padding is cut off and shrunk to the limit."""
+def _anyres_grid(image: Image.Image, config: Any, side: int, most: int | None) -> tuple[int, int]:
+    """Rows and columns of LLaVA's joined tiles after the padding is cut off, shrunk to ``most`` tiles' tokens."""
     wide, high = image.size
     best_high, best_wide = select_best_resolution((high, wide), config.image_grid_pinpoints)
     tile = int(config.vision_config.image_size)
@@ -145,7 +224,8 @@ def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> 
         rows -= (rows - int(round(high * (columns / wide), 7))) // 2 * 2
     else:
         columns -= (columns - int(round(wide * (rows / high), 7))) // 2 * 2
-    most = int(str(getattr(config, "vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_"))
+    if most is None:
+        return rows, columns
     shrink = math.sqrt(rows * columns / (most * side * side))
     if shrink > 1.1:
         rows, columns = int(rows // shrink), int(columns // shrink)

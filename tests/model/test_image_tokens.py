@@ -25,6 +25,9 @@ MARKERS = {
     "glm4v": "<|vision_start|><|image_pad|><|vision_end|>",
     "glm4v_moe": "<|vision_start|><|image_pad|><|vision_end|>",
     "glm46v": "<|vision_start|><|image_pad|><|vision_end|>",
+    "aya_vision": "<image>",
+    "cohere2_vision": "<|IMG_PATCH|>",
+    "llava_next": "<image>",
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
     "llava_onevision": "<image>",
@@ -37,6 +40,12 @@ MARKERS = {
 GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 GLM = {"glm4v": "Glm4v", "glm4v_moe": "Glm4v", "glm46v": "Glm46V"}
 GLM_TOKENS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+COHERE_TOKENS = {
+    "boi_token": "<|START_OF_IMG|>",
+    "eoi_token": "<|END_OF_IMG|>",
+    "image_token": "<|IMG_PATCH|>",
+    "img_line_break_token": "<|IMG_LINE_BREAK|>",
+}
 INTERN_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -61,6 +70,14 @@ def own_processor(name: str) -> Any:
         return transformers.Gemma3Processor(images, named(tokenizer, GEMMA_TOKENS), image_seq_length=16)
     if name == "idefics3":
         return transformers.Idefics3Processor(images, tokenizer, image_seq_len=16)
+    if name == "aya_vision":
+        return transformers.AyaVisionProcessor(images, tokenizer, patch_size=4, img_size=32, downsample_factor=2)
+    if name == "llava_next":
+        return transformers.LlavaNextProcessor(
+            images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        )
+    if name == "cohere2_vision":
+        return transformers.Cohere2VisionProcessor(images, named(tokenizer, COHERE_TOKENS))
     pytest.importorskip("torchvision", reason=f"{name}'s own processor demands torchvision")
     if name == "mistral3":
         return transformers.PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2)
