@@ -10,6 +10,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.tile_processors import Cohere2VisionImageProcessorPil
@@ -120,6 +121,24 @@ def _llava_next() -> tuple[Any, Any]:
     return transformers.LlavaNextForConditionalGeneration, (config, processor)
 
 
+def _mistral4() -> tuple[Any, Any]:
+    text = {
+        "model_type": "mistral4", "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16, "q_lora_rank": 16, "kv_lora_rank": 12, "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8, "v_head_dim": 6,
+    }  # fmt: skip
+    config = transformers.Mistral3Config(
+        text_config=_text(num_key_value_heads=4) | text,
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "head_dim": 8, "image_size": 112, "patch_size": 7,
+        },
+        image_token_index=token_id("[IMG]"),
+        spatial_merge_size=2,
+    )  # fmt: skip
+    return transformers.Mistral3ForConditionalGeneration, (config, PixtralImageProcessorPil(size={"longest_edge": 84}))
+
+
 NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "glm4v": _glm4v,
@@ -128,4 +147,5 @@ NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
     "llava_next": _llava_next,
+    "mistral4": _mistral4,
 }

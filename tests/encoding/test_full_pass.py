@@ -196,7 +196,11 @@ def pages_apart(lengths: list[int], question: int) -> torch.Tensor:
     return seen
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "mistral3", "llama", "gemma3"])
+INDEPENDENT = ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "mistral3", "llama", "gemma3"]
+INDEPENDENT += ["glm4v", "aya_vision", "llava_next", "mistral4"]
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
 def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name: str) -> None:
     model = tiny(name)
     prompter = prompter_for(model)
@@ -214,7 +218,7 @@ def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name:
     positions = torch.cat(parts, dim=1)
     seen = pages_apart([len(prefix), *map(len, segments)], len(question))
     masks = {"full_attention": seen}
-    if name == "gemma3":
+    if name in ("gemma3", "aya_vision"):
         distance = positions[0][:, None] - positions[0][None, :]
         masks["sliding_attention"] = seen & (distance < model.model.config.text_config.sliding_window)
     attention = eager_attentions(model, [prefix, *segments, question], masks=masks, positions=positions)

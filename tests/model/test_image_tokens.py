@@ -34,6 +34,7 @@ MARKERS = {
     "smolvlm": "<image>",
     "idefics3": "<image>",
     "mistral3": "[IMG]",
+    "mistral4": "[IMG]",
 }
 
 
@@ -79,7 +80,7 @@ def own_processor(name: str) -> Any:
     if name == "cohere2_vision":
         return transformers.Cohere2VisionProcessor(images, named(tokenizer, COHERE_TOKENS))
     pytest.importorskip("torchvision", reason=f"{name}'s own processor demands torchvision")
-    if name == "mistral3":
+    if name in ("mistral3", "mistral4"):
         return transformers.PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2)
     if name == "internvl":
         video = transformers.InternVLVideoProcessor()

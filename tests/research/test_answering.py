@@ -57,9 +57,11 @@ def zeroed(model: PreTrainedModel, heads: tuple[HeadId, ...]) -> PreTrainedModel
     for name, module in found.named_modules():
         layer = getattr(module, "layer_idx", None)
         if name.endswith("self_attn") and layer is not None:
+            projection = module.o_proj.weight.data
+            width = projection.shape[1] // module.config.num_attention_heads
             for head in heads:
                 if head.layer == layer:
-                    module.o_proj.weight.data[:, head.head * module.head_dim : (head.head + 1) * module.head_dim] = 0
+                    projection[:, head.head * width : (head.head + 1) * width] = 0
     return found
 
 
