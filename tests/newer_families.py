@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -139,6 +140,42 @@ def _mistral4() -> tuple[Any, Any]:
     return transformers.Mistral3ForConditionalGeneration, (config, PixtralImageProcessorPil(size={"longest_edge": 84}))
 
 
+_GEMMA_LAYERS = {
+    "num_hidden_layers": 6, "sliding_window": 24, "global_head_dim": 12, "hidden_size_per_layer_input": 4,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
+
+def _gemma4(**text: Any) -> tuple[Any, Any]:
+    config = transformers.Gemma4Config(
+        text_config=_text(vocab_size_per_layer_input=len(tokenizer(newer=True)), **_GEMMA_LAYERS, **text),
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
+            "position_embedding_size": 64,
+        },
+        audio_config=None,
+        image_token_id=token_id("<image_soft_token>"),
+        video_token_id=token_id("<|video_pad|>"),
+        audio_token_id=token_id("<video>"),
+        boi_token_id=token_id("<start_of_image>"),
+        eoi_token_id=token_id("<end_of_image>"),
+    )  # fmt: skip
+    processor = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+    return transformers.Gemma4ForConditionalGeneration, (config, processor)
+
+
+def _gemma4_shared() -> tuple[Any, Any]:
+    """As the smallest of them: the last layers use the keys of others, and images are causal."""
+    return _gemma4(num_kv_shared_layers=3)
+
+
+def _gemma4_vision() -> tuple[Any, Any]:
+    """As the larger ones: images are bidirectional, keys are values, experts."""
+    experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+    return _gemma4(use_bidirectional_attention="vision", attention_k_eq_v=True, num_global_key_value_heads=1, **experts)
+
+
 NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "glm4v": _glm4v,
@@ -147,5 +184,7 @@ NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
     "llava_next": _llava_next,
+    "gemma4": _gemma4_vision,
+    "gemma4_shared": _gemma4_shared,
     "mistral4": _mistral4,
 }

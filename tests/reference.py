@@ -64,6 +64,8 @@ def eager_attentions(
         more = {key: torch.cat([segment.inputs[key] for segment in segments if segment.inputs], dim=1) for key in more}
     if tiny.name in MROPE and image.any():
         more["mm_token_type_ids"] = image.int()
+    if tiny.name.startswith("gemma4") and image.any():
+        more["mm_token_type_ids"] = image.int()
     if tiny.name == "gemma3":
         more["token_type_ids"] = image.int()
     if masks is not None and positions is not None:

@@ -178,7 +178,7 @@ class Engine:
             self._append_fresh(window, fresh)
             fresh = []
             try:
-                window.cache.append(prepared.stored.keys, prepared.stored.values)
+                window.cache.append(prepared.stored.parts)
             except torch.OutOfMemoryError as error:
                 raise no_memory(prepared, len(window)) from error
             window.add_page(prepared.candidate, prepared.segment)
@@ -205,8 +205,8 @@ class Engine:
     def _keep(self, window: Window, prepared: PreparedPage) -> None:
         """Put the page that a pass has just put behind the window into the store."""
         if self.kept is not None:
-            keys, values = window.cache.part(len(window), len(window) + len(prepared.segment))
-            self.kept.put(prepared.digest, StoredPage(replace(prepared.segment, inputs={}), keys, values))
+            parts = window.cache.part(len(window), len(window) + len(prepared.segment))
+            self.kept.put(prepared.digest, StoredPage(replace(prepared.segment, inputs={}), parts))
 
     def _groups(
         self, window: Window, questions: Sequence[PromptSegment]

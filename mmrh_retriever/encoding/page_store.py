@@ -34,24 +34,20 @@ DEFAULT_STORE_MEMORY = 4 * 1024**3
 """Bytes of encoded pages that a store holds in memory."""
 DEFAULT_STORE_DISK = 32 * 1024**3
 """Bytes of files that a store's folder holds."""
-FORMAT = "mmrh-page-2"
+FORMAT = "mmrh-page-3"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """A page as tokens, without its pixels, and its keys and values.
-
-    ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
-    """
+    """A page as tokens, without its pixels, and what the cache keeps of it: keys and values, layer by layer."""
 
     segment: PromptSegment
-    keys: Tensor
-    values: Tensor
+    parts: tuple[Tensor, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes that keys and values take; the rest is small."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(part.nbytes for part in self.parts)
 
 
 class PageStore:
@@ -200,6 +196,7 @@ def _write(path: Path, fingerprint: str, page: StoredPage) -> int:
     described = {
         "axes": segment.axes,
         "extent": segment.extent,
+        "parts": len(page.parts),
         "scored": [[span.start, span.stop] for span in segment.scored],
         "bidirectional": [[span.start, span.stop] for span in segment.bidirectional],
         "grid": None if segment.grid is None else [segment.grid.rows, segment.grid.columns],
@@ -242,14 +239,13 @@ def _load(path: Path, fingerprint: str) -> StoredPage:
         grid=grid,
         bidirectional=tuple(TokenSpan(*span) for span in described["bidirectional"]),
     )
-    return StoredPage(segment, tensors["keys"], tensors["values"])
+    return StoredPage(segment, tuple(tensors[f"part-{number}"] for number in range(described["parts"])))
 
 
 def _tensors(page: StoredPage) -> dict[str, Tensor]:
     segment = page.segment
     tensors = {
-        "keys": page.keys.contiguous(),
-        "values": page.values.contiguous(),
+        **{f"part-{number}": part.contiguous() for number, part in enumerate(page.parts)},
         "ids": torch.tensor(segment.ids, dtype=torch.long),
         "positions": segment.all_positions().contiguous(),
         "visual": torch.tensor(segment.visual, dtype=torch.long),

@@ -55,7 +55,13 @@ class Passes:
             length += len(segment)
             position += segment.extent
         plan = PassPlan(
-            len(window), length, bidirectional=tuple(bidirectional), stop_at=self.deepest, visible=start, start=start
+            len(window),
+            length,
+            bidirectional=tuple(bidirectional),
+            locally=self.backbone.family.locally,
+            stop_at=self.deepest,
+            visible=start,
+            start=start,
         )
         ids = [number for segment in segments for number in segment.ids]
         inputs = self.vision.model_inputs(segments, features)
@@ -113,7 +119,8 @@ class Passes:
         """A pass behind the window, of which ``tokens`` have run already."""
         offsets = torch.cat([window.offsets(), torch.arange(tokens) + window.next_offset])
         start = window.next_offset + tokens
-        return PassPlan(len(window) + tokens, length, offsets=offsets, start=start, **options)
+        locally = self.backbone.family.locally
+        return PassPlan(len(window) + tokens, length, locally=locally, offsets=offsets, start=start, **options)
 
     def _run(
         self,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.heads.published import ModelFacts
 from mmrh_retriever.model import image_tiles, image_tokens
-from mmrh_retriever.model.attention_seam import AttentionSeam
+from mmrh_retriever.model.attention_seam import AttentionSeam, decoder_attention
 from mmrh_retriever.model.image_tokens import ImageTokens
 
 ImageWriter = Callable[..., ImageTokens]
@@ -28,7 +28,8 @@ class Family:
     decoder itself: text-only families, which take pages' text alone. ``writer`` writes an image as tokens. With
     ``three_axes`` positions are M-RoPE's (time, row, column). With ``listed`` the vision tower gives one tensor per
     image, not one of all tiles. ``images_along`` is the axis along which several images' inputs join, ``image_mask``
-    the input that marks image tokens in a plain pass.
+    the input that marks image tokens in a plain pass. With ``locally`` an image's tokens see later ones of their own in
+    layers with a sliding window alone.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     listed: bool = False
     images_along: int = 0
     image_mask: str | None = None
+    locally: bool = False
 
 
 _MROPE: dict[str, Any] = {"three_axes": True, "listed": True, "image_mask": "mm_token_type_ids"}
@@ -49,6 +51,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, **_MROPE),
     Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
+    Family(
+        "Gemma4",
+        ("gemma4",),
+        "language_model",
+        image_tokens.gemma4,
+        listed=True,
+        image_mask="mm_token_type_ids",
+        locally=True,
+    ),
     Family("InternVL", ("internvl",), "language_model", image_tiles.internvl),
     Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tiles.llava_onevision, listed=True),
     Family("LLaVA-NeXT", ("llava_next",), "language_model", image_tiles.llava_next, listed=True),
@@ -99,6 +110,11 @@ class Backbone:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no {family.decoder!r} in its base model; the row for {family.name} "
                 "expects the classes of transformers 5."
+            )
+        if not all(getattr(module, "is_causal", True) for module in decoder_attention(decoder).values()):
+            raise UnsupportedModelError(
+                f"{type(decoder).__name__} attends in both directions, so that its pages depend on the question behind "
+                "them and can't be kept. Expected a causal decoder: check use_bidirectional_attention in its config."
             )
         backbone = cls(family, model, base, decoder, AttentionSeam.install(decoder))
         backbone.check_evaluating()

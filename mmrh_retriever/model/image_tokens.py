@@ -101,6 +101,24 @@ def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenize
     )
 
 
+def gemma4(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """Gemma4: one grid near the page's own shape. In some models its tokens see each other in both directions."""
+    batch = processor(images=[image], return_tensors="pt")
+    patches = batch["image_position_ids"][0].amax(dim=0) + 1
+    columns, rows = (int(side) // int(config.vision_config.pooling_kernel_size) for side in patches)
+    count = rows * columns
+    inner = TokenSpan(1, count + 1)
+    return ImageTokens(
+        ids=(config.boi_token_id, *[config.image_token_id] * count, config.eoi_token_id),
+        visual=tuple(range(1, count + 1)),
+        inner=inner,
+        grid=PatchGrid.regular(rows, columns),
+        inputs={name: batch[name] for name in ("pixel_values", "image_position_ids")},
+        extent=count + 2,
+        bidirectional=inner if config.text_config.use_bidirectional_attention == "vision" else None,
+    )
+
+
 def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """Mistral3: one grid at the page's own shape, a break token after each row and an end token at last."""
     cell = int(config.vision_config.patch_size) * int(config.spatial_merge_size)

@@ -197,7 +197,7 @@ def pages_apart(lengths: list[int], question: int) -> torch.Tensor:
 
 
 INDEPENDENT = ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "mistral3", "llama", "gemma3"]
-INDEPENDENT += ["glm4v", "aya_vision", "llava_next", "mistral4"]
+INDEPENDENT += ["glm4v", "aya_vision", "llava_next", "mistral4", "gemma4_shared"]
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -218,7 +218,7 @@ def test_independent_pages_equal_one_pass_under_a_mask_that_separates_them(name:
     positions = torch.cat(parts, dim=1)
     seen = pages_apart([len(prefix), *map(len, segments)], len(question))
     masks = {"full_attention": seen}
-    if name in ("gemma3", "aya_vision"):
+    if name in ("gemma3", "aya_vision", "gemma4_shared"):
         distance = positions[0][:, None] - positions[0][None, :]
         masks["sliding_attention"] = seen & (distance < model.model.config.text_config.sliding_window)
     attention = eager_attentions(model, [prefix, *segments, question], masks=masks, positions=positions)

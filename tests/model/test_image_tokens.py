@@ -29,6 +29,8 @@ MARKERS = {
     "cohere2_vision": "<|IMG_PATCH|>",
     "llava_next": "<image>",
     "gemma3": "<start_of_image>",
+    "gemma4": "<image_soft_token>",
+    "gemma4_shared": "<image_soft_token>",
     "internvl": "<IMG_CONTEXT>",
     "llava_onevision": "<image>",
     "smolvlm": "<image>",
@@ -97,6 +99,10 @@ def own_processor(name: str) -> Any:
     if name == "smolvlm":
         pytest.importorskip("num2words", reason="SmolVLM's own processor demands num2words")
         return transformers.SmolVLMProcessor(images, tokenizer, transformers.SmolVLMVideoProcessor(), image_seq_len=16)
+    if name.startswith("gemma4"):
+        named_tokens = named(tokenizer, GEMMA_TOKENS | {"boa_token": "<img>", "eoa_token": "</img>"})
+        videos = transformers.Gemma4VideoProcessor()
+        return transformers.Gemma4Processor(transformers.Gemma4AudioFeatureExtractor(), images, named_tokens, videos)
     if name.startswith("glm"):
         cls, video = getattr(transformers, GLM[name] + "Processor"), getattr(transformers, GLM[name] + "VideoProcessor")
         return cls(images, named(tokenizer, GLM_TOKENS), video())

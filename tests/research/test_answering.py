@@ -56,7 +56,7 @@ def zeroed(model: PreTrainedModel, heads: tuple[HeadId, ...]) -> PreTrainedModel
     found = copy.deepcopy(model)
     for name, module in found.named_modules():
         layer = getattr(module, "layer_idx", None)
-        if name.endswith("self_attn") and layer is not None:
+        if name.endswith("self_attn") and layer is not None and "vision" not in name:
             projection = module.o_proj.weight.data
             width = projection.shape[1] // module.config.num_attention_heads
             for head in heads:
