@@ -201,6 +201,8 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 TEXT_ONLY = ("llama", "qwen3")
 MROPE = tuple(name for name in BUILDERS if name.startswith(("qwen2_", "qwen3_", "glm")))
+RECURRENT = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
+"""Families with layers that have a state instead of keys."""
 VISION = tuple(name for name in BUILDERS if name not in TEXT_ONLY)
 
 
@@ -211,7 +213,9 @@ def tiny(name: str, *, attn_implementation: str = "sdpa", seed: int = 0) -> Tiny
     model = cls._from_config(config, attn_implementation=attn_implementation).float().eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("A_log"):
+                parameter.fill_(-2.0)  # states that last: where they fade at once, rounding is all that is left of them
             if parameter.dim() > 1:
                 fan_in = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in**0.5))

@@ -14,7 +14,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.tile_processors import Cohere2VisionImageProcessorPil
+from tests.tile_processors import Cohere2VisionImageProcessorPil, Lfm2VlImageProcessorPil
 from tests.tiny_text import mrope, qwen_ids, text_config, token_id, tokenizer
 
 _EXPERTS = {
@@ -176,6 +176,54 @@ def _gemma4_vision() -> tuple[Any, Any]:
     return _gemma4(use_bidirectional_attention="vision", attention_k_eq_v=True, num_global_key_value_heads=1, **experts)
 
 
+_LINEAR_LAYERS = {
+    "num_hidden_layers": 6, "layer_types": (["linear_attention"] * 2 + ["full_attention"]) * 2,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "head_dim": 16,
+}  # fmt: skip
+_QWEN3_5_VISION = {
+    "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 16, "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+}  # fmt: skip
+
+
+def _qwen3_5_text(**more: Any) -> dict[str, Any]:
+    rope = mrope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.25)
+    return _text(rope_parameters=rope, **more) | _LINEAR_LAYERS
+
+
+def _qwen3_5() -> tuple[Any, Any]:
+    config = transformers.Qwen3_5Config(text_config=_qwen3_5_text(), vision_config=_QWEN3_5_VISION, **qwen_ids())
+    processor = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 20)
+    return transformers.Qwen3_5ForConditionalGeneration, (config, processor)
+
+
+def _qwen3_5_moe() -> tuple[Any, Any]:
+    text = _qwen3_5_text(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    )
+    config = transformers.Qwen3_5MoeConfig(text_config=text, vision_config=_QWEN3_5_VISION, **qwen_ids())
+    processor = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 20)
+    return transformers.Qwen3_5MoeForConditionalGeneration, (config, processor)
+
+
+def _lfm2_vl() -> tuple[Any, Any]:
+    layers = ["conv", "full_attention", "conv", "full_attention", "conv"]
+    config = transformers.Lfm2VlConfig(
+        text_config=_text(num_hidden_layers=5, model_type="lfm2", layer_types=layers, block_auto_adjust_ff_dim=False),
+        vision_config={
+            "model_type": "siglip2_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "patch_size": 4, "num_patches": 64, "vision_use_head": False,
+        },
+        projector_hidden_size=24,
+        image_token_id=token_id("<image>"),
+    )  # fmt: skip
+    processor = Lfm2VlImageProcessorPil(
+        encoder_patch_size=4, tile_size=32, min_image_tokens=4, max_image_tokens=100, max_tiles=6
+    )
+    return transformers.Lfm2VlForConditionalGeneration, (config, processor)
+
+
 NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_vl_moe": _qwen3_vl_moe,
     "glm4v": _glm4v,
@@ -184,6 +232,9 @@ NEWER: dict[str, Callable[[], tuple[Any, Any]]] = {
     "aya_vision": _aya_vision,
     "cohere2_vision": _cohere2_vision,
     "llava_next": _llava_next,
+    "lfm2_vl": _lfm2_vl,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
     "gemma4": _gemma4_vision,
     "gemma4_shared": _gemma4_shared,
     "mistral4": _mistral4,

@@ -33,9 +33,10 @@ class Passes:
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""
-        cache = PageCache(self.deepest + 1, capacity=capacity)
+        cache = PageCache(self.deepest + 1, capacity=capacity, recurrent=self.backbone.recurrent_layers)
         plan = PassPlan(0, len(prefix), stop_at=self.deepest)
         self._run(cache, prefix.ids, prefix.all_positions(), plan)
+        cache.keep()
         return Window(prefix, cache, independent=independent)
 
     def run_pages(
@@ -70,6 +71,7 @@ class Passes:
         except BaseException:
             window.cache.crop_to(len(window))
             raise
+        window.cache.keep()
 
     def run_behind(
         self,
@@ -93,6 +95,8 @@ class Passes:
         self, window: Window, tree: QuestionTree, *, stop_at: int | None = None, recording: Recording | None = None
     ) -> Tensor | None:
         """One pass over texts that each stand alone behind the window; their keys are forgotten.
+
+        Where layers are recurrent there is one text: several can't share a state.
 
         Gives the last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
         """

@@ -49,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, **_MROPE),
     Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
     Family(
@@ -65,6 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("LLaVA-NeXT", ("llava_next",), "language_model", image_tiles.llava_next, listed=True),
     Family("Aya Vision", ("aya_vision",), "language_model", image_tiles.aya_vision),
     Family("Cohere2 Vision", ("cohere2_vision",), "language_model", image_tiles.cohere2_vision),
+    Family("LFM2-VL", ("lfm2_vl",), "language_model", image_tiles.lfm2_vl, listed=True),
     Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tiles.idefics3, images_along=1),
     Family("Mistral3", ("mistral3",), "language_model", image_tokens.mistral3, listed=True),
     Family("Llama (text pages)", ("llama",), None, None),
@@ -180,6 +182,11 @@ class Backbone:
     def global_layers(self) -> tuple[int, ...]:
         """Layers that attend to the whole context; only these can hold retrieval heads."""
         return tuple(layer for layer, window in self.seam.windows.items() if window is None)
+
+    @property
+    def recurrent_layers(self) -> frozenset[int]:
+        """Layers without attention (linear attention, convolutions): each token changes their state for good."""
+        return frozenset(range(self.layers)) - self.seam.modules.keys()
 
     @property
     def context(self) -> int:

@@ -82,6 +82,37 @@ def _between_markers(
     )
 
 
+def lfm2_vl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """LFM2-VL: a small page whole at its own shape; a large one in labelled tiles, then whole under a label."""
+    batch = processor(images=[image], return_tensors="pt", return_row_col_info=True)
+    rows, columns = int(batch["image_rows"][0]), int(batch["image_cols"][0])
+    tiles = _tile_boxes(rows, columns)
+    labels = [f"<|img_row_{row + 1}_col_{column + 1}|>" for row in range(rows) for column in range(columns)]
+    factor = int(config.downsample_factor)
+    sides = [(int(high) // factor, int(wide) // factor) for high, wide in batch["spatial_shapes"]]
+    if len(tiles) == 1:
+        labels = [""]
+    elif len(sides) > len(tiles):
+        tiles.append((0.0, 0.0, 1.0, 1.0))
+        labels.append("<|img_thumbnail|>")
+    ids = [tokens.token("<|image_start|>")]
+    visual: list[int] = []
+    for label, (high, wide) in zip(labels, sides, strict=True):
+        ids += _named(tokens, label) if label else []
+        visual += range(len(ids), len(ids) + high * wide)
+        ids += [config.image_token_id] * (high * wide)
+    ids.append(tokens.token("<|image_end|>"))
+    boxes = [grid_boxes(tile, high, wide) for tile, (high, wide) in zip(tiles, sides, strict=True)]
+    return ImageTokens(
+        ids=tuple(ids),
+        visual=tuple(visual),
+        inner=TokenSpan(1, len(ids) - 1),
+        grid=PatchGrid(np.concatenate(boxes), rows * sides[0][0], columns * sides[0][1]),
+        inputs={name: batch[name] for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes")},
+        extent=len(ids),
+    )
+
+
 def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
     """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token per row.
 

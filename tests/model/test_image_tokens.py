@@ -28,6 +28,9 @@ MARKERS = {
     "aya_vision": "<image>",
     "cohere2_vision": "<|IMG_PATCH|>",
     "llava_next": "<image>",
+    "qwen3_5": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3_5_moe": "<|vision_start|><|image_pad|><|vision_end|>",
+    "lfm2_vl": "<image>",
     "gemma3": "<start_of_image>",
     "gemma4": "<image_soft_token>",
     "gemma4_shared": "<image_soft_token>",
@@ -66,6 +69,27 @@ def named(tokenizer: Any, tokens: dict[str, str]) -> Any:
     return tokenizer
 
 
+def processor_without_videos(name: str, images: Any, tokenizer: Any) -> Any:
+    if name == "aya_vision":
+        return transformers.AyaVisionProcessor(images, tokenizer, patch_size=4, img_size=32, downsample_factor=2)
+    if name == "llava_next":
+        return transformers.LlavaNextProcessor(
+            images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        )
+    if name == "lfm2_vl":
+        return transformers.Lfm2VlProcessor(images, tokenizer)
+    return transformers.Cohere2VisionProcessor(images, named(tokenizer, COHERE_TOKENS))
+
+
+def processor_with_named_tokens(name: str, images: Any, tokenizer: Any) -> Any:
+    if name.startswith("glm"):
+        cls, video = getattr(transformers, GLM[name] + "Processor"), getattr(transformers, GLM[name] + "VideoProcessor")
+        return cls(images, named(tokenizer, GLM_TOKENS), video())
+    own = named(tokenizer, GEMMA_TOKENS | {"boa_token": "<img>", "eoa_token": "</img>"})
+    sounds = transformers.Gemma4AudioFeatureExtractor()
+    return transformers.Gemma4Processor(sounds, images, own, transformers.Gemma4VideoProcessor())
+
+
 def own_processor(name: str) -> Any:
     model = tiny(name)
     tokenizer, images = model.tokenizer, model.image_processor
@@ -73,14 +97,8 @@ def own_processor(name: str) -> Any:
         return transformers.Gemma3Processor(images, named(tokenizer, GEMMA_TOKENS), image_seq_length=16)
     if name == "idefics3":
         return transformers.Idefics3Processor(images, tokenizer, image_seq_len=16)
-    if name == "aya_vision":
-        return transformers.AyaVisionProcessor(images, tokenizer, patch_size=4, img_size=32, downsample_factor=2)
-    if name == "llava_next":
-        return transformers.LlavaNextProcessor(
-            images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        )
-    if name == "cohere2_vision":
-        return transformers.Cohere2VisionProcessor(images, named(tokenizer, COHERE_TOKENS))
+    if name in ("aya_vision", "llava_next", "lfm2_vl", "cohere2_vision"):
+        return processor_without_videos(name, images, tokenizer)
     pytest.importorskip("torchvision", reason=f"{name}'s own processor demands torchvision")
     if name in ("mistral3", "mistral4"):
         return transformers.PixtralProcessor(images, tokenizer, patch_size=7, spatial_merge_size=2)
@@ -99,18 +117,15 @@ def own_processor(name: str) -> Any:
     if name == "smolvlm":
         pytest.importorskip("num2words", reason="SmolVLM's own processor demands num2words")
         return transformers.SmolVLMProcessor(images, tokenizer, transformers.SmolVLMVideoProcessor(), image_seq_len=16)
-    if name.startswith("gemma4"):
-        named_tokens = named(tokenizer, GEMMA_TOKENS | {"boa_token": "<img>", "eoa_token": "</img>"})
-        videos = transformers.Gemma4VideoProcessor()
-        return transformers.Gemma4Processor(transformers.Gemma4AudioFeatureExtractor(), images, named_tokens, videos)
-    if name.startswith("glm"):
-        cls, video = getattr(transformers, GLM[name] + "Processor"), getattr(transformers, GLM[name] + "VideoProcessor")
-        return cls(images, named(tokenizer, GLM_TOKENS), video())
+    if name.startswith(("gemma4", "glm")):
+        return processor_with_named_tokens(name, images, tokenizer)
     classes = {
         "qwen2_vl": (transformers.Qwen2VLProcessor, "Qwen2VLVideoProcessor"),
         "qwen2_5_vl": (transformers.Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor"),
         "qwen3_vl": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
         "qwen3_vl_moe": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
+        "qwen3_5": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
+        "qwen3_5_moe": (transformers.Qwen3VLProcessor, "Qwen3VLVideoProcessor"),
     }
     cls, video = classes[name]
     return cls(images, tokenizer, getattr(transformers, video)())

@@ -97,6 +97,7 @@ def test_any_script_keeps_its_text(text: str) -> None:
 
 
 TILED = ("internvl", "llava_onevision", "smolvlm", "idefics3", "aya_vision", "cohere2_vision", "llava_next")
+TILED += ("lfm2_vl",)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
