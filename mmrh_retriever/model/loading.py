@@ -146,7 +146,13 @@ def load_processors(
         tokenizer.chat_template = _processor_template(model, where)
     if text_only:
         return Processors(tokenizer)
-    image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+    except (ImportError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"The image processor of {model} can't be loaded: {' '.join(str(error).split())} Some families (Cohere2 "
+            "Vision, LFM2-VL) have one for torchvision alone: install the torchvision that fits your torch."
+        ) from error
     if max_pixels is not None:
         size = dict(image_processor.size)
         if not {"shortest_edge", "longest_edge"} <= {key for key, value in size.items() if value}:

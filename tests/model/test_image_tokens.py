@@ -6,6 +6,8 @@ Processors of families that know video demand torchvision; without it their test
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ import torch
 import transformers
 
 from mmrh_retriever import Page
+from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.model.families import Backbone
+from mmrh_retriever.model.loading import load_processors
 from mmrh_retriever.model.prompts import Prompter
 from tests.factories import page_image, tiny
 
@@ -129,6 +133,15 @@ def own_processor(name: str) -> Any:
     }
     cls, video = classes[name]
     return cls(images, tokenizer, getattr(transformers, video)())
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is there")
+def test_an_image_processor_that_demands_torchvision_says_so(tmp_path: Path) -> None:
+    tiny("lfm2_vl").tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "lfm2_vl"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Lfm2VlImageProcessor"}')
+    with pytest.raises(UnsupportedModelError, match="torchvision: Lfm2VlImageProcessor.*install the torchvision"):
+        load_processors(str(tmp_path), text_only=False)
 
 
 @pytest.mark.parametrize("size", [(96, 128), (150, 70), (60, 140)])
