@@ -29,7 +29,8 @@ class Family:
     ``three_axes`` positions are M-RoPE's (time, row, column). With ``listed`` the vision tower gives one tensor per
     image, not one of all tiles. ``images_along`` is the axis along which several images' inputs join, ``image_mask``
     the input that marks image tokens in a plain pass. With ``locally`` an image's tokens see later ones of their own in
-    layers with a sliding window alone.
+    layers with a sliding window alone. ``frames`` is how often the image processor counts each pixel in its limits,
+    since it takes a picture for a film.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     images_along: int = 0
     image_mask: str | None = None
     locally: bool = False
+    frames: int = 1
 
 
 _MROPE: dict[str, Any] = {"three_axes": True, "listed": True, "image_mask": "mm_token_type_ids"}
@@ -50,7 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
     Family("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
-    Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, **_MROPE),
+    Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, frames=2, **_MROPE),
     Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
     Family(
         "Gemma4",

@@ -123,7 +123,8 @@ def load_model(
     loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
     if not placed_by_transformers:
         loaded = loaded.to(target)
-    processors = load_processors(model, text_only=family.writer is None, max_pixels=max_pixels, where=where)
+    most = None if max_pixels is None else max_pixels * family.frames
+    processors = load_processors(model, text_only=family.writer is None, max_pixels=most, where=where)
     return loaded, processors
 
 
