@@ -30,7 +30,7 @@ def difference(device: str, attention: str, pages: int = 4) -> tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--model", default="random-8b", help="random or random-8b")
+    parser.add_argument("--model", default="random-8b", help="random, random-2b or random-8b")
     parser.add_argument("--pages", type=int, default=20)
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)

@@ -124,7 +124,7 @@ def plot(pages: list[dict[str, float]], questions: list[dict[str, float]], path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model, or random or random-8b; the bundled one if left out")
+    parser.add_argument("--model", help="a model, or random, random-2b or random-8b; the bundled one if left out")
     parser.add_argument("--device")
     parser.add_argument("--dtype", help="bfloat16 or float32")
     parser.add_argument("--pages", type=numbers, default=[5, 10, 20, 50, 100, 200])

@@ -103,13 +103,14 @@ def candidates(document: Document, number: int, kept: Stored, pages: range) -> l
 
 
 def measured(document: Document, number: int, boxes: list[PageBox], *orders: np.ndarray) -> Measured:
-    """Layout recall of one question under a scoring of the boxes; the mean over several."""
+    """Layout recall, cut off at 1, of one question under a scoring of the boxes; the mean over several."""
     question = document.questions[number]
     gold = [PageBox(item.page, item.box) for item in question.layouts]
     runs = []
     for scores in orders:
         best = np.argsort(-scores, kind="stable")[: max(CUTS)]
-        runs.append({f"recall@{k}": layout_recall([boxes[number] for number in best], gold, k) for k in CUTS})
+        shown = [boxes[number] for number in best]
+        runs.append({f"recall@{k}": min(1.0, layout_recall(shown, gold, k)) for k in CUTS})
     values = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
     return Measured(document.name, document.domain, values, question.types)
 

@@ -92,7 +92,7 @@ def by_operator(run: Callable[[], object]) -> list[tuple[str, float, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a model, or random or random-8b; the bundled one if left out")
+    parser.add_argument("--model", help="a model, or random, random-2b or random-8b; the bundled one if left out")
     parser.add_argument("--dtype", help="bfloat16 or float32")
     parser.add_argument("--pages", type=int, default=20)
     chosen = parser.parse_args()

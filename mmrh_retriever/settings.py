@@ -9,19 +9,32 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from mmrh_retriever.errors import QuestionError, SettingsError
+from mmrh_retriever.files import FileModel, read_json
 
 DEFAULT_FINAL_ROUND = 10
 """Pages. On generated documents this found the right page first about twice as often as raw scores across windows."""
 DEFAULT_TOKEN_BUDGET = 32_768
 """Tokens of pages that are read together, if the model's context allows as many."""
+
+WHOLE_CONTEXT = 1 << 30
+"""A token budget beyond any model's context: windows then end with the model's own."""
 
 LOADING = ("device", "dtype", "attn_implementation", "max_pixels", "revision", "cache_dir", "local_files_only")
 """The settings that load a model, beside its name and ``model_kwargs``."""
@@ -68,6 +81,23 @@ class PromptOptions:
                 f"page_label may hold {{number}} and names in the page's metadata, got {{{wrong[0]}}} in "
                 f"{self.page_label!r}."
             )
+
+
+def read_prompt(path: str | Path, base: PromptOptions | None = None) -> PromptOptions:
+    """A wording from a JSON file that holds fields of :class:`PromptOptions`; the others are those of ``base``.
+
+    Raises:
+        DataError: the file can't be read, or has other fields or other values.
+        SettingsError: a value that no prompt can have.
+    """
+    kinds = get_type_hints(PromptOptions)
+    known: dict[str, Any] = {item.name: (kinds[item.name], item.default) for item in fields(PromptOptions)}
+    form = create_model("PromptFile", __base__=FileModel, **known)
+    given = read_json(Path(path), form, what="prompt file").model_dump(exclude_unset=True)
+    try:
+        return replace(base or PromptOptions(), **given)
+    except (SettingsError, QuestionError) as error:
+        raise SettingsError(f"{path}: {error}") from error
 
 
 def _as_text(value: object) -> object:
@@ -117,6 +147,9 @@ class RerankSettings(BaseModel):
         description="Tokens that are read together at most (a window). By default as the model's config says in "
         "mmrh_token_budget, else 32,768, or the model's context if that is shorter.",
     )
+    window_pages: int | None = Field(
+        None, gt=0, description="Pages that are read together at most; as many as the token budget takes by default."
+    )
     independent: bool | None = Field(
         None,
         description="Encode each page as if it stood alone behind the prompt prefix. Pages then cost the same whatever "
@@ -129,6 +162,12 @@ class RerankSettings(BaseModel):
         description="Where pages take several windows, so many of the windows' best pages are compared once more in "
         "one window. They stand before the others, by the scores that they get there. 0 for none: then a page beside "
         "few or poor others scores too high.",
+    )
+    resize_first: bool = Field(
+        False,
+        description="Resize images to whole visual tokens before the image processor resizes them, as the code does "
+        "that prepares images in the paper's release. It is for models that take images at their own size (Qwen-VL); "
+        "with others it does nothing.",
     )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 
@@ -147,6 +186,31 @@ class RerankSettings(BaseModel):
             _warn_caller("final_heat= is called final_round= now.")
             given = {"final_round" if name == "final_heat" else name: value for name, value in given.items()}
         return given
+
+    @classmethod
+    def paper(cls, level: Literal["page", "layout"] = "page") -> Self:
+        """The protocol of Li et al. 2026 (arXiv 2605.27243) on MMDocIR, for pages, or for layout boxes as images.
+
+        Windows are cut by count, within the model's context, and compared by their raw scores. The wording is ours in
+        the form of theirs: candidates are numbered from 0, and a blank line stands before the question. See
+        ``docs/evaluation.md`` for each difference from the defaults. Boxes are ranked with ``method="crops"``.
+        """
+        layout = level == "layout"
+        return cls(
+            token_budget=WHOLE_CONTEXT,
+            window_pages=50 if layout else 200,
+            independent=False,
+            final_round=0,
+            resize_first=True,
+            options=PromptOptions(
+                instruction=f"Find the {level}s that hold the evidence for the question",
+                separator="",
+                page_label="\nLayout {layout_id} on page {page_index}: " if layout else "\nPage {number}: ",
+                first_number=0,
+                question_label="\n\nQuestion: ",
+                strip_question=False,
+            ),
+        )
 
     @classmethod
     def of(cls, settings: RerankSettings | None, changes: Mapping[str, Any]) -> RerankSettings:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmrh_retriever.model.kv_cache import cache_argument
 from mmrh_retriever.model.prompts import PromptSegment
 from tests.factories import MROPE, Tiny
 
@@ -77,6 +79,12 @@ def eager_attentions(
     with torch.no_grad():
         output = tiny.model.base_model(input_ids=ids, output_attentions=True, use_cache=False, **more)
     return torch.stack([layer[0] for layer in output.attentions])
+
+
+def kept_keys(model: nn.Module, output: Any) -> dict[str, Any]:
+    """What a pass kept, as the next one takes it."""
+    name = cache_argument(model)
+    return {name: getattr(output, name)}
 
 
 def _llava_pixels(segments: list[PromptSegment]) -> Tensor:

@@ -104,3 +104,16 @@ def test_stages_of_a_question_are_found_in_the_engine() -> None:
     ]  # fmt: skip
     assert all(seconds > 0 for seconds in stages.values())
     assert sum(stages.values()) == pytest.approx(wall, rel=0.05)
+
+
+def test_real_shapes_are_measured_beside_their_plan() -> None:
+    names = script("real_shapes")
+    names["measure"].__globals__["SIDE"] = (96, 128)
+    model = tiny("qwen3_vl")
+    reranker = Reranker(model.model.bfloat16(), (model.tokenizer, model.image_processor), "all")
+    measured, planned = names["measure"](reranker, pages=2, rounds=1)
+    assert [row[0].text for row in measured.rows][:2] == ["a bare forward pass, all layers", "ours, first question"]
+    assert [row[3].text for row in planned.rows[:3]] == ["1.0000"] * 3
+    assert all(0.9 < float(row[3].text) < 1.1 for row in planned.rows)
+    ranked = reranker.rank("How did revenue change?", sample_pages(2, side=(96, 128)))
+    assert len(ranked) == 2, "the model is as it was"

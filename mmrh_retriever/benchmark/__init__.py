@@ -1,1 +1,1 @@
-"""Our speed against the paper's procedure, both measured in one run."""
+"""What ranking costs: planned from a configuration alone, and measured beside the paper's procedure."""

@@ -185,7 +185,7 @@ class PlainProcedure:
             backbone.base(
                 input_ids=torch.tensor([ids], device=backbone.device),
                 position_ids=(order.unsqueeze(1) if backbone.family.three_axes else order).to(backbone.device),
-                attention_mask=torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype),
+                attention_mask=torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.dtype),
                 use_cache=False,
                 **joined_inputs(backbone, segments),
             )

@@ -25,7 +25,8 @@ _FILE = files("mmrh_retriever").joinpath("data", "random_models.json")
 SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
 """Configurations of Qwen3-VL models. A page of 510 x 660 pixels takes about 320 tokens in each.
 
-``random`` runs on a laptop; ``random-8b`` has the shape of Qwen3-VL-8B (16 GB in bfloat16).
+``random`` runs on a laptop; ``random-2b`` has the shape of Qwen3-VL-2B (4 GB in bfloat16), ``random-8b`` that of
+Qwen3-VL-8B (16 GB) but for its vocabulary.
 """
 
 

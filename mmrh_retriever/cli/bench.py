@@ -22,7 +22,7 @@ def bench_command(
 ) -> None:
     """Measure our speed against the paper's procedure on plain transformers, both in one run.
 
-    --model random and --model random-8b are models of random weights with real shapes.
+    --model random, random-2b and random-8b are models of random weights with real shapes.
     """
     from mmrh_retriever.benchmark.pairs import run_benchmark
     from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker

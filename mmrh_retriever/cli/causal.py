@@ -69,6 +69,10 @@ class MaskingOptions:
     """How probes are answered, and what is masked."""
 
     random_seeds: Annotated[int, typer.Option(min=1, help="Draws of each random control.")] = 5
+    random_from: Annotated[
+        Literal["others", "all"],
+        typer.Option(help="Draw random heads from the others alone, or from all, the selected ones too."),
+    ] = "others"
     answering: Annotated[
         Literal["auto", "generate", "choices"],
         typer.Option(help="Freely, by the likelihood of each choice, or as each probe allows."),
@@ -83,6 +87,7 @@ class MaskingOptions:
         return CausalSettings(
             answering=None if self.answering == "auto" else self.answering,
             random_seeds=self.random_seeds,
+            random_from=self.random_from,
             phases=("all", "decode") if self.phase == "both" else (self.phase,),
             max_new_tokens=self.max_new_tokens,
         )
@@ -112,6 +117,7 @@ def causal_command(
         "answering": masking.answering,
         "phases": list(how.phases),
         "random_seeds": how.random_seeds,
+        "random_from": how.random_from,
         "max_new_tokens": how.max_new_tokens,
     }
     with causal_journal(out, settings, resume=resume) as journal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -33,6 +33,9 @@ def detect_command(
     probes: ProbeOptions,
     loading: LoadingOptions,
     output: OutputOptions,
+    preset: Annotated[
+        Literal["paper"] | None, typer.Option(help="Which tokens look, and what the null question keeps.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
 ) -> None:
     """Find a model's retrieval heads: null-calibrated attention from questions to needles, one score per head."""
@@ -43,6 +46,7 @@ def detect_command(
         loaded.model,
         loaded.processors,
         probes.probes(loaded),
+        preset=preset,
         model_id=loaded.name,
         journal=journal_of(out),
         resume=resume,

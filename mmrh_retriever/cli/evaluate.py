@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from mmrh_retriever.cli.options import (
     settings_from,
     take_renamed,
 )
-from mmrh_retriever.errors import HeadSetError
+from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.evaluation.evaluate import Evaluation, Executor, evaluate, read_run
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import RankerSpec
@@ -34,6 +33,7 @@ from mmrh_retriever.heads.published import published_head_set
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
+from mmrh_retriever.runs.plain_text import json_line
 from mmrh_retriever.settings import RerankSettings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
@@ -43,6 +43,7 @@ SELECTED = "selected"
 BASELINES = ("all-heads", "bm25", "embedding", "random")
 """What the model is compared with, in the order of the tables."""
 ExecutorName = Literal["local", "ray"]
+Preset = Literal["paper"]
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,22 @@ class DataOptions:
         if self.documents is not None and self.layouts is not None:
             raise typer.BadParameter("goes with --pages; boxes of PDFs are found in the PDFs", param_hint="--layouts")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, layout_images: bool) -> dict[str, Any]:
         """What must be alike when a run is resumed, beside the annotations."""
-        return {"source": "parquet"} if self.documents is None else {"source": "pdf", "page_pixels": self.page_pixels}
+        if self.documents is not None:
+            return {"source": "pdf", "page_pixels": self.page_pixels}
+        return {"source": "parquet", "layout_images": layout_images}
 
-    def read(self) -> MMDocIR:
+    def read(self, *, layout_images: bool) -> MMDocIR:
         """The data; DataError for annotations or pages that can't be read, or that don't fit each other."""
         if self.documents is not None:
             data = MMDocIR.from_pdfs(
                 self.annotations, self.documents, max_pixels=self.page_pixels, allow_missing=self.allow_missing
             )
         else:
-            data = MMDocIR.from_parquet(self.annotations, Path(str(self.pages)), self.layouts)
+            data = MMDocIR.from_parquet(
+                self.annotations, Path(str(self.pages)), self.layouts, layout_images=layout_images
+            )
         return data if self.limit is None else data.first(self.limit)
 
 
@@ -83,13 +88,20 @@ class DataOptions:
 class RankerOptions:
     """What is ranked, and what the model is compared with."""
 
+    preset: Annotated[
+        Preset | None, typer.Option(help="The paper's protocol; options given beside it take precedence.")
+    ] = None
     level: Annotated[Level, typer.Option(help="Rank pages, or the layout boxes on them.")] = "page"
     aggregate: Annotated[Aggregate, typer.Option(help="Layout level: from visual tokens to a box's score.")] = (
         DEFAULT_AGGREGATE
     )
     region_method: Annotated[
-        RegionMethod, typer.Option(help="Layout level: from the page pass, or each box as an image (the paper).")
-    ] = "page"
+        RegionMethod | None,
+        typer.Option(
+            show_default="page, with --preset paper crops",
+            help="Layout level: from the page pass, or each box as an image (the paper).",
+        ),
+    ] = None
     baseline: Annotated[list[str] | None, repeatable(BASELINES, "Run beside the model; repeatable.")] = None
     baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Leave the model itself out.")] = False
     embedding_model: Annotated[str | None, typer.Option(help="Sentence encoder of the embedding baseline.")] = None
@@ -99,9 +111,24 @@ class RankerOptions:
         if self.baselines_only and not self.baseline:
             raise typer.BadParameter("leaves nothing to run; name a --baseline", param_hint="--baselines-only")
 
+    @property
+    def base(self) -> RerankSettings | None:
+        """The settings of the preset, if one was asked for."""
+        return None if self.preset is None else RerankSettings.paper(self.level)
+
+    @property
+    def method(self) -> RegionMethod:
+        """How boxes are scored."""
+        return self.region_method or ("page" if self.preset is None else "crops")
+
+    @property
+    def layout_images(self) -> bool:
+        """Whether boxes are shown as the layouts file has them, and not cut out of their pages."""
+        return self.preset is not None and self.level == "layout" and self.method == "crops"
+
     def rankers(self, heads: str, settings: RerankSettings) -> dict[str, RankerSpec]:
         """The model and its baselines by name, in the order of the tables."""
-        boxes: dict[str, Any] = {"aggregate": self.aggregate, "region_method": self.region_method}
+        boxes: dict[str, Any] = {"aggregate": self.aggregate, "region_method": self.method}
         made = {
             SELECTED: RankerSpec("heads", heads=heads, settings=settings, **boxes),
             "all-heads": RankerSpec("heads", heads="all", settings=settings, **boxes),
@@ -152,17 +179,18 @@ def mmdocir(
 ) -> None:
     """Page or layout recall on MMDocIR, micro and macro over the domains.
 
-    The paper's table: --pages MMDocIR_pages.parquet --layouts MMDocIR_layouts.parquet
-    --model Qwen/Qwen3-VL-8B-Instruct --heads published --token-budget 131072 --final-round 0
+    The paper's table: --preset paper --pages MMDocIR_pages.parquet --layouts MMDocIR_layouts.parquet
+    --model Qwen/Qwen3-VL-8B-Instruct
     """
     if ranked.level == "layout" and data.pages is not None and data.layouts is None:
         raise typer.BadParameter("layout level with --pages needs --layouts", param_hint="--layouts")
-    rankers = ranked.rankers(model.heads, settings_from(model, window))
+    rankers = ranked.rankers(model.heads, settings_from(model, window, base=ranked.base))
     if model.model is None and any(ranker.needs_model for ranker in rankers.values()):
         say_bundled()
-    dataset = data.read()
+    dataset = data.read(layout_images=ranked.layout_images)
+    about = data.settings(layout_images=ranked.layout_images)
     if dry_run:
-        _dry_run(settings_of(dataset, rankers, level=ranked.level, more=data.settings()))
+        _dry_run(settings_of(dataset, rankers, level=ranked.level, more=about))
         return
     found = evaluate(
         dataset,
@@ -171,9 +199,10 @@ def mmdocir(
         level=ranked.level,
         executor=executor.made(dataset, rankers, ranked.level),
         resume=resume,
-        settings=data.settings(),
+        settings=about,
     )
     write_atomically(out / "tables.md", markdown_tables(found).encode())
+    _check_results(found, out)
     if plot is not None:
         plot_comparison(found, plot)
     _show([found], output)
@@ -197,6 +226,17 @@ def report(runs: Runs, output: OutputOptions) -> None:
     _show([read_run(folder) for folder in runs], output)
 
 
+def _check_results(found: Evaluation, out: Path) -> None:
+    """Refuse to show zeros for a ranker that gave no document a result."""
+    for name, parts in found.parts.items():
+        if all(part.failed for part in parts):
+            first = parts[0]
+            raise DataError(
+                f"{name} has no result for any of the {len(parts)} documents. {first.document}: {first.rows[0].error} "
+                f"The other reasons are in {out / 'rows.jsonl'}. Correct them, and run it again with --resume."
+            )
+
+
 def _dry_run(settings: dict[str, Any]) -> None:
     """Say what would be run, and how many heads the model would be given, as far as its name says."""
     for name, spec in settings["rankers"].items():
@@ -207,7 +247,7 @@ def _dry_run(settings: dict[str, Any]) -> None:
             settings.setdefault("heads", {})[name] = len(published_head_set(spec["model"]))
         except HeadSetError as error:
             say(f"The heads of {name} depend on the model's configuration, which is read with it: {error}")
-    sys.stdout.write(json.dumps(settings) + "\n")
+    sys.stdout.write(json_line(settings))
 
 
 def _show(runs: list[Evaluation], output: OutputOptions) -> None:

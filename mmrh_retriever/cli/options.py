@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.page_store import PageStore
@@ -26,8 +27,9 @@ from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.mm_niah import read_mm_niah
 from mmrh_retriever.research.probes.probe import TASKS, CountTokens, Probe, Task
 from mmrh_retriever.research.probes.prompts import token_counter
+from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
-from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
 
 DEFAULT_IMAGE_SHARE = 0.1
 
@@ -35,8 +37,8 @@ stderr = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line on stderr, whatever it holds as plain text."""
+    stderr.print(Text(plain_text(text)), soft_wrap=True)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -115,8 +117,9 @@ class SettingOptions:
     """Options that are settings of the reranker by the same names."""
 
     def changes(self) -> dict[str, Any]:
-        """As fields of :class:`RerankSettings`."""
-        return {name: value for name, value in vars(self).items() if name in RerankSettings.model_fields}
+        """As fields of :class:`RerankSettings`, those that were given."""
+        given = {name: value for name, value in vars(self).items() if name in RerankSettings.model_fields}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,21 @@ class ModelOptions(LoadingOptions):
 
 @dataclass(frozen=True)
 class WindowOptions(SettingOptions):
-    """How pages are put into windows, and how windows are compared."""
+    """How the prompt is worded, how pages are put into windows, and how windows are compared."""
 
+    prompt: Annotated[
+        Path | None, typer.Option(help="A JSON file with the wording of the prompt: fields of PromptOptions.")
+    ] = None
+    window_pages: Annotated[int | None, typer.Option(min=1, help="Pages that are read together at most.")] = None
     token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of pages that are read together.")] = None
     final_round: Annotated[
-        int, typer.Option(min=0, help="Best pages of several windows that are compared once more; 0: none.")
-    ] = DEFAULT_FINAL_ROUND
+        int | None,
+        typer.Option(
+            min=0,
+            show_default=str(DEFAULT_FINAL_ROUND),
+            help="Best pages of several windows that are compared once more; 0: none.",
+        ),
+    ] = None
     final_heat: Annotated[int | None, typer.Option(min=0, hidden=True, help="--final-round's former name.")] = None
     independent: Annotated[
         bool | None,
@@ -192,9 +204,9 @@ class OutputOptions:
         """Write results to stdout: the rows as JSON lines, or the tables."""
         if self.as_json:
             for row in rows:
-                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+                sys.stdout.write(json_line(row))
         elif self.as_markdown:
-            sys.stdout.write("\n".join(table.markdown() for table in tables()))
+            sys.stdout.write(plain_text("\n".join(table.markdown() for table in tables())))
         else:
             print_tables(tables())
 
@@ -202,9 +214,13 @@ class OutputOptions:
 # Models
 
 
-def settings_from(*groups: SettingOptions) -> RerankSettings:
-    """The settings that groups of options name; SettingsError for a value that is out of its range."""
-    return RerankSettings.of(None, {name: value for group in groups for name, value in group.changes().items()})
+def settings_from(*groups: SettingOptions, base: RerankSettings | None = None) -> RerankSettings:
+    """The settings that groups of options name, over those of a base; SettingsError for one out of its range."""
+    changes = {name: value for group in groups for name, value in group.changes().items()}
+    for group in groups:
+        if isinstance(group, WindowOptions) and group.prompt is not None:
+            changes["options"] = read_prompt(group.prompt, None if base is None else base.options)
+    return RerankSettings.of(base, changes)
 
 
 def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore | None = None) -> Reranker:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from mmrh_retriever.encoding.page_feed import PageFeed, PreparedPage, no_memory
-from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
+from mmrh_retriever.encoding.page_files import StoredPage
+from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.encoding.passes import Passes
 from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window
@@ -31,7 +32,7 @@ LEAST_TOKENS = 8
 PASS_TOKENS = 1024
 """Tokens of pages that see one another, up to which several run in one pass (fewer where many keys are kept)."""
 UNLIMITED = 1 << 30
-"""Token budget of windows of independent pages that only memory limits."""
+"""Token budget of windows of independent pages that only memory limits; pages of a window that only tokens limit."""
 TAIL_ROOM = 512
 """Tokens of room that a window keeps for questions when it is filled with pages."""
 _FIRST_CAPACITY = 4096
@@ -40,9 +41,10 @@ _FIRST_CAPACITY = 4096
 class Engine:
     """Runs one model for one selection of heads, in whose order results are given.
 
-    A window has at most ``token_budget`` tokens, and the model's context unless pages are independent: then each page
-    is encoded as if it stood alone behind the prompt prefix. It starts at the same position and costs the same whatever
-    stands beside it, and a question attends to all pages at once. Pages encoded before are found in ``kept``.
+    A window has at most ``window_pages`` pages and ``token_budget`` tokens, and the model's context unless pages are
+    independent: then each page is encoded as if it stood alone behind the prompt prefix. It starts at the same position
+    and costs the same whatever stands beside it, and a question attends to all pages at once. Pages encoded before are
+    found in ``kept``.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         token_budget: int,
         *,
         independent: bool = False,
+        window_pages: int | None = None,
         vision: Vision | None = None,
         kept: ModelPages | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class Engine:
                 f"{self.backbone.name} has layers without attention, as {self.backbone.family.name} has: their states "
                 "can't be put together from pages encoded independently. Leave independent=True out."
             )
+        self.window_pages = UNLIMITED if window_pages is None else window_pages
         self.token_budget = token_budget if independent else min(token_budget, self.backbone.context)
         self.vision = Vision(prompter.backbone) if vision is None else vision
         self.passes = Passes(self.backbone, self.vision, self.heads.deepest)
@@ -94,7 +98,8 @@ class Engine:
         for number, prepared in enumerate(self._feed.pages(candidates), start=1):
             size = len(prepared.segment)
             seen += size
-            if window is not None and len(window) + tokens + size > self.token_budget - TAIL_ROOM:
+            full = window is not None and len(window.pages) + len(waiting) == self.window_pages
+            if window is not None and (full or len(window) + tokens + size > self.token_budget - TAIL_ROOM):
                 self._append(window, waiting)
                 yield window
                 window, waiting, tokens = None, [], 0
@@ -107,7 +112,8 @@ class Engine:
                 waiting, tokens = [], 0
             waiting.append(prepared)
             tokens += size
-            to_come = 9 * seen * max(0, count - number) // (8 * number)  # pages a little longer than those so far
+            left = min(max(0, count - number), self.window_pages - len(window.pages) - len(waiting))
+            to_come = 9 * seen * left // (8 * number)  # pages a little longer than those so far
             window.cache.expect(min(len(window) + tokens + to_come, self.token_budget) + TAIL_ROOM)
         if window is not None:
             self._append(window, waiting)

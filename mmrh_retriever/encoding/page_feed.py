@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
+from mmrh_retriever.encoding.page_files import StoredPage
+from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.errors import ContextOverflowError, PageError
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Features, Vision, pixels_of
@@ -73,8 +74,8 @@ class PageFeed:
         if len(segment) > self.room:
             raise ContextOverflowError(
                 f"{page.name} takes {len(segment)} tokens; a window has room for {self.room} (token_budget, or the "
-                f"model's context of {self.prompter.backbone.context}). Render it smaller (max_pixels), shorten its "
-                "text, or raise token_budget up to the model's context.",
+                f"model's context of {self.prompter.backbone.context_described}). Render it smaller (max_pixels), "
+                "shorten its text, or raise token_budget up to the model's context.",
                 tokens=len(segment),
                 allowed=self.room,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Window
-from mmrh_retriever.errors import ContextOverflowError
+from mmrh_retriever.errors import ContextOverflowError, MMRHError, UnsupportedModelError
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.kv_cache import PageCache
+from mmrh_retriever.model.kv_cache import PageCache, cache_argument
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import Recording
@@ -28,8 +27,7 @@ class Passes:
         self.backbone = backbone
         self.vision = vision
         self.deepest = deepest
-        parameters = inspect.signature(backbone.base.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
+        self._cache_name = cache_argument(backbone.base)
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""
@@ -114,7 +112,7 @@ class Passes:
         if before + asked > self.backbone.context:
             raise ContextOverflowError(
                 f"A question of {asked} tokens behind {before} tokens of pages is over the model's context of "
-                f"{self.backbone.context}. Shorten the question or lower token_budget.",
+                f"{self.backbone.context_described}. Shorten the question or lower token_budget.",
                 tokens=before + asked,
                 allowed=self.backbone.context,
             )
@@ -141,16 +139,25 @@ class Passes:
         backbone.check_evaluating()
         device = backbone.device
         # A four-dimensional mask is handed through untouched; the plan applies the real one in each layer.
-        mask = torch.zeros(1, 1, 1, 1, device=device, dtype=backbone.model.dtype)
+        mask = torch.zeros(1, 1, 1, 1, device=device, dtype=backbone.dtype)
         order = positions.unsqueeze(1) if backbone.family.three_axes else positions
-        with torch.inference_mode(), backbone.seam.running(plan, recording):
-            output = backbone.base(
-                input_ids=torch.tensor([list(ids)], device=device),
-                position_ids=order.to(device),
-                attention_mask=mask,
-                use_cache=True,
-                **{self._cache_name: cache},
-                **(inputs or {}),
-            )
-            return output.last_hidden_state  # type: ignore[no-any-return]
+        try:
+            with torch.inference_mode(), backbone.seam.running(plan, recording):
+                output = backbone.base(
+                    input_ids=torch.tensor([list(ids)], device=device),
+                    position_ids=order.to(device),
+                    attention_mask=mask,
+                    use_cache=True,
+                    **{self._cache_name: cache},
+                    **(inputs or {}),
+                )
+                return output.last_hidden_state  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            if isinstance(error, (MMRHError, torch.OutOfMemoryError)) or backbone.vision_dtype is backbone.dtype:
+                raise
+            raise UnsupportedModelError(
+                f"{backbone.name} has a vision tower in {backbone.vision_dtype} and a text decoder in "
+                f"{backbone.dtype}, which it can't join: {error}. Expected one type for both; call "
+                f"model.to({backbone.dtype}) first."
+            ) from error
         return None  # the plan ended the pass

@@ -10,6 +10,7 @@ A question without result (a missing or damaged document) counts as zero. Measur
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from mmrh_retriever.evaluation.run_settings import settings_of
 from mmrh_retriever.pdf.boxes import area
 from mmrh_retriever.runs.bootstrap import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
 from mmrh_retriever.runs.journal import Journal
+
+logger = logging.getLogger(__name__)
 
 Executor = Callable[[Sequence[DocumentJob]], Iterator[Part]]
 """What runs documents, in any order, here or elsewhere: one part per document and ranker, as they are done."""
@@ -164,13 +167,14 @@ def evaluate(
 
 
 def _check_gold(dataset: MMDocIR) -> None:
+    """Refuse questions without gold boxes; warn of those whose gold boxes have no area, which count as zero."""
     for document in dataset.documents:
         for question in document.questions:
+            which = f"Question {question.number} of {document.name} (line {document.line})"
+            if not question.layouts:
+                raise DataError(f"{which} has no gold box. Annotate it, leave it out, or evaluate pages.")
             if not any(area(item.box) > 0 for item in question.layouts):
-                raise DataError(
-                    f"Question {question.number} of {document.name} (line {document.line}) has no gold box with an "
-                    "area. Annotate it, leave it out, or evaluate pages."
-                )
+                logger.warning("%s counts as zero: its gold boxes have no area.", which)
 
 
 def read_run(path: str | Path) -> Evaluation:

@@ -1,7 +1,7 @@
-"""How good a ranking is: page recall, layout recall, MRR, nDCG and their averages.
+"""How good a ranking is: page recall, any-hit, layout recall, MRR, nDCG and their averages.
 
-Pure functions on scores and boxes; nothing here knows files or models. All measures lie in [0, 1];
-measures raise ``ValueError`` without gold, or for ``k`` below 1.
+Pure functions on scores and boxes; nothing here knows files or models. All measures but uncapped layout recall lie in
+[0, 1]; measures raise ``ValueError`` without gold, or for ``k`` below 1.
 
 Page and layout recall are those of MMDocIR (Dong et al. 2025, arXiv 2501.08828) as used by Li et al. 2026
 (arXiv 2605.27243): *micro* averages over questions, *macro* averages the domains' means. Where scores are equal,
@@ -24,8 +24,8 @@ import numpy.typing as npt
 from mmrh_retriever.pdf.boxes import area, overlap, union_area
 from mmrh_retriever.types import Box
 
-PAGE_CUTS = (1, 3, 5)
-"""Cut-offs of page recall and nDCG, as in the paper's tables."""
+PAGE_CUTS = (1, 3, 5, 10)
+"""Cut-offs of page recall, any-hit and nDCG: those of the paper's tables, and 10 as in the authors' release."""
 LAYOUT_CUTS = (1, 5, 10)
 """Cut-offs of layout recall, as in the paper's tables."""
 UNSPECIFIED = "unspecified"
@@ -55,6 +55,18 @@ def page_recall(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
     return min(1.0, float(np.repeat(hits / sizes, sizes)[:k].sum() / len(set(gold))))
 
 
+def any_hit(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
+    """1 if any gold page is among the best ``k``, else 0; see :func:`page_recall` for the arguments."""
+    sizes, hits = _ties(scores, gold, k)
+    missed, left = 1.0, k
+    for size, gains in zip(sizes.tolist(), hits.tolist(), strict=True):
+        seen = min(size, left)
+        # P(none of the hits is among the seen of a group in random order) = C(size - hits, seen) / C(size, seen)
+        missed *= math.comb(size - gains, seen) / math.comb(size, seen)
+        left -= seen
+    return 1.0 - missed
+
+
 def reciprocal_rank(scores: npt.ArrayLike, gold: Collection[int]) -> float:
     """One over the rank of the best gold page, 0 if none was ranked; see :func:`page_recall` for the arguments."""
     sizes, hits = _ties(scores, gold, 1)
@@ -80,8 +92,9 @@ def ndcg(scores: npt.ArrayLike, gold: Collection[int], k: int) -> float:
 
 
 def page_measures(scores: npt.ArrayLike, gold: Collection[int], cuts: Sequence[int] = PAGE_CUTS) -> dict[str, float]:
-    """Every page measure of one question by name: ``recall@k`` and ``ndcg@k`` for each cut-off, and ``mrr``."""
+    """Every page measure of one question by name: ``recall@k``, ``hit@k`` and ``ndcg@k`` for each cut-off, ``mrr``."""
     measures = {f"recall@{k}": page_recall(scores, gold, k) for k in cuts}
+    measures |= {f"hit@{k}": any_hit(scores, gold, k) for k in cuts}
     measures["mrr"] = reciprocal_rank(scores, gold)
     measures |= {f"ndcg@{k}": ndcg(scores, gold, k) for k in cuts if k > 1}
     return measures
@@ -111,18 +124,18 @@ def layout_recall(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) ->
     """The official layout recall: gold area that the best ``k`` boxes overlap, over the whole gold area.
 
     ``sum over gold g, top-k b on the same page of area(g & b) / sum over gold g of area(g)``. Where ranked boxes
-    overlap each other, area covered twice counts twice, as in MMDocIR's definition; the result is at most 1.
-    :func:`layout_coverage` is the strict form. Boxes of one page are in the same units.
+    overlap each other, area covered twice counts twice, so that the result may be above 1: neither the code of MMDocIR
+    nor that of Li et al. 2026 cuts it off. :func:`layout_coverage` is the strict form. Gold without area gives 0, as
+    there. Boxes of one page are in the same units.
 
     Args:
         ranked: best first; no boxes mean a question without result, which counts as zero.
-        gold: the boxes that hold the evidence; their area together is above zero.
+        gold: the boxes that hold the evidence; at least one.
         k: the cut-off, at least 1.
     """
-    whole = sum(area(item.box) for item in gold)
-    _check_area(whole, k)
+    _check_gold(gold, k)
     covered = sum(area(overlap(g.box, b.box)) for g in gold for b in ranked[:k] if g.page == b.page)
-    return min(1.0, covered / whole)
+    return _share(covered, sum(area(item.box) for item in gold))
 
 
 def layout_coverage(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) -> float:
@@ -131,28 +144,40 @@ def layout_coverage(ranked: Sequence[PageBox], gold: Sequence[PageBox], k: int) 
     Equals :func:`layout_recall` if neither the ranked nor the gold boxes overlap each other. Arguments and errors
     as there.
     """
+    _check_gold(gold, k)
     whole = covered = 0.0
     for page in {item.page for item in gold}:
         wanted = [item.box for item in gold if item.page == page]
         shown = [item.box for item in ranked[:k] if item.page == page]
         whole += union_area(wanted)
         covered += union_area([overlap(g, b) for g in wanted for b in shown])
-    _check_area(whole, k)
-    return min(1.0, covered / whole)
+    return min(1.0, _share(covered, whole))
 
 
 def layout_measures(
     ranked: Sequence[PageBox], gold: Sequence[PageBox], cuts: Sequence[int] = LAYOUT_CUTS
 ) -> dict[str, float]:
-    """Every layout measure of one question by name: ``recall@k`` and ``coverage@k`` for each cut-off."""
-    measures = {f"recall@{k}": layout_recall(ranked, gold, k) for k in cuts}
-    return measures | {f"coverage@{k}": layout_coverage(ranked, gold, k) for k in cuts}
+    """Every layout measure of one question by name, for each cut-off.
+
+    ``recall@k`` is official and may be above 1, ``capped@k`` is the same cut off at 1, ``coverage@k`` is the strict
+    form.
+    """
+    recall = {k: layout_recall(ranked, gold, k) for k in cuts}
+    return {
+        **{f"recall@{k}": value for k, value in recall.items()},
+        **{f"capped@{k}": min(1.0, value) for k, value in recall.items()},
+        **{f"coverage@{k}": layout_coverage(ranked, gold, k) for k in cuts},
+    }
 
 
-def _check_area(whole: float, k: int) -> None:
-    if not whole > 0:
-        raise ValueError("The gold boxes have no area. Leave the question out or annotate it.")
+def _check_gold(gold: Sequence[PageBox], k: int) -> None:
+    if not gold:
+        raise ValueError("A question needs at least one gold box, got none. Leave it out or annotate it.")
     _check_cut(k)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
 
 
 # Averages

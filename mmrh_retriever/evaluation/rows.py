@@ -22,10 +22,10 @@ from mmrh_retriever.files import FileModel, Finite, read_json, write_atomically,
 from mmrh_retriever.runs.journal import read_journal
 
 Level = Literal["page", "layout"]
-Measure = Annotated[float, Field(ge=0, le=1)]
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 RankedBox = tuple[int, tuple[Finite, Finite, Finite, Finite], Finite]
 """0-based page, box in the units of the gold boxes, score."""
-FORMAT = {"format": "mmrh-evaluation", "version": 2}
+FORMAT = {"format": "mmrh-evaluation", "version": 3}
 """What the settings of an evaluation begin with."""
 WHAT = "ranking evaluation"
 """How messages call such a run."""

@@ -14,7 +14,12 @@ from mmrh_retriever.runs.figures import figure
 from mmrh_retriever.runs.tables import Cell, Table
 
 SHOWN_MEASURES = {"page": ("recall@1", "recall@3", "recall@5"), "layout": ("recall@1", "recall@5", "recall@10")}
-"""Measures in tables, by level; ``summary.json`` has all of them."""
+"""Measures in all tables but one, by level; ``summary.json`` has all measures."""
+MORE_MEASURES = {
+    "page": ("recall@10", "hit@1", "hit@3", "hit@5", "hit@10", "mrr"),
+    "layout": ("capped@1", "capped@5", "capped@10", "coverage@1", "coverage@5", "coverage@10"),
+}
+"""Measures in the table of further ones."""
 LABELS = {"selected": "selected heads", "all-heads": "all heads", "bm25": "BM25", "embedding": "embeddings"}
 """The names in tables of the rankers that the command line makes; others keep their own."""
 _GROUPS = {"by_domain": "domain", "by_type": "evidence"}
@@ -26,9 +31,9 @@ def label(ranker: str) -> str:
 
 
 def result_tables(found: Evaluation) -> list[Table]:
-    """All rankers, with comparisons as notes; documents with a text layer and scans apart; by domain; by evidence."""
+    """All rankers, with comparisons as notes; further measures; by text layer; by domain; by evidence."""
     groups = _first(found).counts
-    tables = [overall_table(found)]
+    tables = [overall_table(found), more_table(found)]
     tables += [source_table(found)] if groups["by_source"] else []
     return tables + [group_table(found, group) for group in _GROUPS if groups[group]]
 
@@ -45,6 +50,13 @@ def overall_table(found: Evaluation) -> Table:
     documents = _counted(len(next(iter(found.parts.values()))), "document")
     title = f"{found.level.capitalize()} level: {questions} about {documents}, in %"
     return _ranker_table(found, title, columns, notes(found))
+
+
+def more_table(found: Evaluation) -> Table:
+    """Rankers as rows: micro means of further measures."""
+    measures = MORE_MEASURES[found.level]
+    columns = {_short(name): [summary.micro[name] for summary in found.summaries.values()] for name in measures}
+    return _ranker_table(found, "Further measures, micro, in %", columns)
 
 
 def source_table(found: Evaluation) -> Table:
@@ -145,7 +157,7 @@ def _first(found: Evaluation) -> Summary:
 
 
 def _short(measure: str) -> str:
-    return measure.replace("recall@", "R@").replace("coverage@", "C@").replace("ndcg@", "nDCG@").replace("mrr", "MRR")
+    return measure.replace("recall@", "R@").replace("ndcg@", "nDCG@").replace("mrr", "MRR")
 
 
 def _counted(count: int, what: str) -> str:

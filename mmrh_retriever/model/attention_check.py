@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrh_retriever.errors import AttentionCaptureError
+from mmrh_retriever.errors import AttentionCaptureError, MMRHError, UnsupportedModelError
 from mmrh_retriever.model.attention_seam import AttentionSeam, query_heads, set_implementation
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.own_types import own_types
@@ -18,7 +18,10 @@ _TOKENS = 16
 
 
 def check_attention(backbone: Backbone, ids: list[int]) -> None:
-    """Check the seam on the first tokens of the prompt prefix, once per model; errors as for :func:`verify`."""
+    """Check the seam on the first tokens of the prompt prefix, once per model.
+
+    :class:`UnsupportedModelError` where the model itself fails on them; other errors as for :func:`verify`.
+    """
     seam = backbone.seam
     with seam.lock, torch.inference_mode(), own_types():
         if seam.checked:
@@ -26,7 +29,15 @@ def check_attention(backbone: Backbone, ids: list[int]) -> None:
         short = torch.tensor([ids[:_TOKENS]], device=backbone.device)
 
         def run() -> Tensor:
-            return backbone.base(input_ids=short, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+            try:
+                return backbone.base(input_ids=short, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+            except RuntimeError as error:
+                if isinstance(error, (MMRHError, torch.OutOfMemoryError)):
+                    raise
+                raise UnsupportedModelError(
+                    f"{backbone.name} can't be run as it was loaded, not even on a short text: {error}. "
+                    "Load it in another way: whole, in one dtype, on one device."
+                ) from error
 
         def eager() -> Any:
             name = backbone.text_config._attn_implementation
@@ -36,7 +47,7 @@ def check_attention(backbone: Backbone, ids: list[int]) -> None:
             finally:
                 set_implementation(backbone.decoder, name)
 
-        verify(seam, run, eager, tolerance=1e-4 if backbone.model.dtype is torch.float32 else 0.1)
+        verify(seam, run, eager, tolerance=1e-4 if backbone.dtype is torch.float32 else 0.1)
         seam.checked = True
 
 

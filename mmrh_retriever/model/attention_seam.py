@@ -98,10 +98,10 @@ class AttentionSeam:
         :class:`AttentionCaptureError` if layers were replaced, :class:`UnsupportedModelError` if the implementation
         can't be read.
         """
-        for name, module in self.modules.items():
+        for layer, module in self.modules.items():
             if _seam_of(module) is not self:
                 raise AttentionCaptureError(
-                    f"The attention of layer {name} belongs to another seam: layers of the model were replaced after "
+                    f"The attention of layer {layer} belongs to another seam: layers of the model were replaced after "
                     "it was given to Reranker. Build a new Reranker with it."
                 )
         if not self._holds():
@@ -211,6 +211,12 @@ class AttentionSeam:
         plan, recording = state.plan, state.recording
         state.reached.add(layer)
         if plan is not None:
+            if key.shape[2] != plan.past + query.shape[2]:
+                raise AttentionCaptureError(
+                    f"Layer {layer} attends to {key.shape[2]} keys; expected {plan.past} kept and {query.shape[2]} new "
+                    f"ones. {type(module).__name__} does not take kept keys as they were given: install an earlier "
+                    "version of transformers."
+                )
             key, value = plan.visible_keys(key), plan.visible_keys(value)
         if recording is not None and layer in recording.heads.columns:
             rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)
@@ -260,7 +266,7 @@ class AttentionSeam:
                 chosen = torch.cat([unhidden, chosen], dim=1) & attention_mask[:1, :keys].bool()
         else:
             chosen = plan.hiding_from(rows, self.windows[layer])
-        return torch.zeros(chosen.shape, device=query.device).masked_fill_(~chosen, float("-inf"))
+        return torch.zeros(chosen.shape, device=query.device, dtype=torch.float32).masked_fill_(~chosen, float("-inf"))
 
     def _run_base(
         self,

@@ -145,14 +145,45 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Where token ids go; the meta device for a model without any content, as plans are made with."""
         embeddings: Any = self.model.get_input_embeddings()
-        return torch.device(embeddings.weight.device)
+        device = torch.device(embeddings.weight.device)
+        if device.type != "meta":
+            return device
+        hook = getattr(embeddings, "_hf_hook", None)  # accelerate's, which brings the weights when they are needed
+        for own in getattr(hook, "hooks", (hook,)):
+            execution: Any = getattr(own, "execution_device", None)
+            if execution is not None:
+                return torch.device(execution)
+        if all(weight.is_meta for weight in self.model.parameters()):
+            return device
+        raise UnsupportedModelError(
+            f"The embeddings of {self.name} are on the meta device, without numbers. Expected weights in memory or "
+            "offloaded by accelerate; load the model again."
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the text decoder's numbers."""
+        decoder: Any = self.decoder
+        return decoder.dtype  # type: ignore[no-any-return]
+
+    @property
+    def vision_dtype(self) -> torch.dtype:
+        """The type of the vision tower's numbers, which its pixels are given in; the decoder's if there is no tower."""
+        own = {id(weight) for weight in self.decoder.parameters()}
+        others = (weight.dtype for weight in self.base.parameters() if id(weight) not in own)
+        return next((dtype for dtype in others if dtype.is_floating_point), self.dtype)
 
     @property
     def takes_images(self) -> bool:
         """Whether pictures can be shown to the model."""
         return self.family.writer is not None
+
+    @property
+    def reads_images_alone(self) -> bool:
+        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled one's does."""
+        return self.takes_images and bool(getattr(self.config, "mmrh_images_only", False))
 
     @property
     def name(self) -> str:
@@ -192,5 +223,28 @@ class Backbone:
 
     @property
     def context(self) -> int:
-        """The longest context, in tokens, that the model was made for."""
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 32_768)
+        """The longest context, in tokens, that the model was made for.
+
+        It ends where a longrope or dynamic rotation begins to change with the length: kept keys can't follow.
+        """
+        longest = int(getattr(self.text_config, "max_position_embeddings", 0) or 32_768)
+        return min(longest, self._changing_rotation[1] or longest)
+
+    @property
+    def context_described(self) -> str:
+        """The context's length, and why it ends there if that is not the model's own limit."""
+        kind, end = self._changing_rotation
+        why = f" (beyond it the {kind} rotation of its keys changes, which kept keys can't follow)" if end else ""
+        return f"{self.context}{why}"
+
+    @property
+    def _changing_rotation(self) -> tuple[str, int]:
+        """The kind of rotation that changes with a pass's length, if any, and the tokens up to which it does not."""
+        given = getattr(self.text_config, "rope_parameters", None) or {}
+        for rope in (given, *(own for own in given.values() if isinstance(own, dict))):  # one, or one per kind of layer
+            kind = str(rope.get("rope_type", ""))
+            if kind == "longrope":
+                return kind, int(rope["original_max_position_embeddings"])
+            if "dynamic" in kind:
+                return kind, int(self.text_config.max_position_embeddings)
+        return "", 0

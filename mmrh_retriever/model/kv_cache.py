@@ -6,16 +6,30 @@ at the end of what is kept, and put back when the rest is forgotten.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
-from mmrh_retriever.errors import ContextOverflowError
+from mmrh_retriever.errors import ContextOverflowError, UnsupportedModelError
 
 AT_ONCE = 16
 """How many times longer a buffer may become at once."""
+
+
+def cache_argument(module: nn.Module) -> str:
+    """The argument by which a decoder takes kept keys: ``past_key_values`` until transformers 5.23, then ``cache``."""
+    parameters = inspect.signature(module.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise UnsupportedModelError(
+        f"{type(module).__name__} takes neither cache nor past_key_values, expected one of them for kept keys. "
+        f"transformers {transformers.__version__} may be too new; install the version before it."
+    )
 
 
 class PageLayer(DynamicLayer):

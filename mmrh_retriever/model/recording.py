@@ -123,8 +123,8 @@ class _Tables:
         each = torch.tensor([len(own) for own in recording.rows])
         questions = torch.repeat_interleave(each)
         rows, column = looking.unique(return_inverse=True)
-        average = torch.zeros(len(each), rows.numel())
-        average[questions, column] = 1 / each[questions]
+        average = torch.zeros(len(each), rows.numel(), dtype=torch.float32)
+        average[questions, column] = 1 / each[questions].float()
         first = torch.full((rows.numel(),), len(each)).scatter_reduce(0, column, questions, "amin")
         last = torch.zeros(rows.numel(), dtype=torch.long).scatter_reduce(0, column, questions, "amax")
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)
@@ -166,13 +166,13 @@ def record(
             part = pairs[start : start + at_once]
             chosen = query[[head for head, _ in part]][:, tables.rows]  # (heads, rows, width)
             sink = None if sinks is None else sinks[[head for head, _ in part]].float()
-            totals = torch.zeros(len(part), questions, known, device=device)
+            totals = torch.zeros(len(part), questions, known, device=device, dtype=torch.float32)
             for row in range(0, rows, step):
                 block = slice(row, row + step)
                 asking = slice(min(tables.first[block]), max(tables.last[block]) + 1)
                 attention = _attention_rows(chosen[:, block], seen, mask_rows[block], scaling, softcap, sink)
                 totals[:, asking] += tables.average[asking, block] @ attention[:, :, :known]
-            sums = torch.zeros(len(part), questions, recording.spans + 1, device=device)
+            sums = torch.zeros(len(part), questions, recording.spans + 1, device=device, dtype=torch.float32)
             sums.index_add_(2, tables.bins, totals)
             recording.mass[:, [column for _, column in part]] = sums[:, :, :-1].transpose(0, 1).cpu()
             if recording.token_mass is not None:

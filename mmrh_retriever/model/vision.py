@@ -51,7 +51,7 @@ class Features:
 class Vision:
     """One model's vision tower, with up to ``memory`` bytes of features kept; those used longest ago go first.
 
-    Call :meth:`clear` after a change to the model's weights.
+    Call :meth:`hold_for` before use, or :meth:`clear` after a change to the model's weights.
     """
 
     def __init__(self, backbone: Backbone, memory: int = DEFAULT_VISION_MEMORY) -> None:
@@ -63,6 +63,8 @@ class Vision:
         """Pixels that go through the tower at once."""
         self.computed = 0
         """Images that went through the tower so far."""
+        self.weights = ""
+        """The fingerprint of the weights that features are held for, see :meth:`hold_for`."""
         self._kept: LRUCache[bytes, Features] = LRUCache(memory, getsizeof=lambda features: features.nbytes)
         self._lock = threading.Lock()
         self._convolutions = patch_convolutions(backbone.model)
@@ -76,6 +78,12 @@ class Vision:
         """Forget all features."""
         with self._lock:
             self._kept.clear()
+
+    def hold_for(self, weights: str) -> None:
+        """Forget all features if they were made by other weights than those of this fingerprint."""
+        if weights != self.weights:
+            self.clear()
+            self.weights = weights
 
     def model_inputs(self, segments: Sequence[PromptSegment], known: Sequence[Features | None] = ()) -> dict[str, Any]:
         """What a forward pass over segments is given beside their tokens: the features of the images that they hold.
@@ -108,6 +116,10 @@ class Vision:
 
     def _computed(self, segments: Sequence[PromptSegment]) -> list[Features]:
         """Run the tower; a batch that does not fit in memory is cut in two."""
+        image_token = self.backbone.config.image_token_id
+        counts = [segment.ids.count(image_token) for segment in segments]
+        if sum(counts) == 1:  # Mistral 3 loses an axis of a single token
+            return self._computed([*segments, *segments])[:1]
         try:
             output = self._run(segments)
         except torch.OutOfMemoryError:
@@ -116,11 +128,12 @@ class Vision:
             half = len(segments) // 2
             return [*self._computed(segments[:half]), *self._computed(segments[half:])]
         self.computed += len(segments)
-        image_token = self.backbone.config.image_token_id
-        counts = [segment.ids.count(image_token) for segment in segments]
         pooled = _split(output.pooler_output, counts)
         deep = [_split(layer, counts) for layer in getattr(output, "deepstack_features", None) or ()]
-        return [Features(own, tuple(layer[image] for layer in deep)) for image, own in enumerate(pooled)]
+        dtype = self.backbone.dtype
+        return [
+            Features(own.to(dtype), tuple(layer[image].to(dtype) for layer in deep)) for image, own in enumerate(pooled)
+        ]
 
     def _run(self, segments: Sequence[PromptSegment]) -> Any:
         base: Any = self.backbone.base
@@ -148,9 +161,9 @@ class _Output(ModelOutput):
 def joined_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict[str, Tensor]:
     """The images' inputs of several segments as one batch, as the family's own processor would give them.
 
-    Images of fewer tiles, or smaller ones, are padded with zeros. On the model's device and in its type.
+    Images of fewer tiles, or smaller ones, are padded with zeros. On the model's device and in its vision tower's type.
     """
-    along, dtype = backbone.family.images_along, backbone.model.dtype
+    along, dtype = backbone.family.images_along, backbone.vision_dtype
     found = {}
     for name in dict.fromkeys(name for segment in segments for name in segment.inputs):
         values = [segment.inputs[name] for segment in segments if name in segment.inputs]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mmrh_retriever.encoding.window import Window
-from mmrh_retriever.errors import SettingsError
+from mmrh_retriever.errors import AttentionCaptureError, SettingsError
+from mmrh_retriever.model.fingerprints import weights_fingerprint
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.ranking.inputs import as_questions, in_thread, with_progress
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention, question_attention, token_by_token
@@ -41,6 +42,7 @@ class EncodedPages:
         self.memory_budget = memory_budget
         self._candidates = reranker.candidates(pages)
         self._engine = reranker.engine()
+        self._weights = reranker.vision.weights
         self._lock = reranker.backbone.seam.lock
         self._windows: list[Window] = []
         self._in_use: OrderedDict[int, Window] = OrderedDict()  # windows that hold keys, longest unused first
@@ -141,6 +143,11 @@ class EncodedPages:
         The null question runs alone, so that a question's scores don't depend on which question was the first.
         """
         if not window.holds_keys:
+            if weights_fingerprint(self.reranker.backbone.model) != self._weights:
+                raise AttentionCaptureError(
+                    "The model's weights or adapters are no longer those that these pages were encoded with, and keys "
+                    "that were dropped for memory_budget can't be made again. Encode the pages again."
+                )
             (fresh,) = self._engine.windows(page.candidate for page in window.pages)
             window.restore(fresh)
         null = self.reranker.null()

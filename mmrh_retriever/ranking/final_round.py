@@ -49,7 +49,7 @@ def run_final_round(
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number in range(len(scores.questions)):
-        chosen = finalists(scores.values[number], windows, size, engine.room)
+        chosen = finalists(scores.values[number], windows, min(size, engine.window_pages), engine.room)
         if len(chosen) > 1:
             groups.setdefault(tuple(chosen), []).append(number)
     for indices, numbers in groups.items():

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.images import MIN_IMAGE_SIDE, as_rgb, open_image
 from mmrh_retriever.ranking.region_scores import Aggregate, region_fractions, region_scores
 from mmrh_retriever.settings import check_top_n
-from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion
+from mmrh_retriever.types import ImageData, ImageSource, Page, Region, ScoredPage, ScoredRegion
 
 RegionMethod = Literal["page", "crops"]
 """``"page"``: from the page pass, no crop and no extra forward. ``"crops"``: each box is a candidate image."""
@@ -73,22 +74,26 @@ def ranked_regions(
 
 
 class Crops:
-    """The boxes of pages, each as a page of its own, cut when needed; in the order of pages and regions."""
+    """The boxes of pages, each as a page of its own, in the order of pages and regions.
+
+    A box's image is its own, or is cut out of the page when needed. For labels ``metadata`` has the ``layout_id`` that
+    the region brings (else its index among all boxes) and the ``page_index``.
+    """
 
     def __init__(self, pages: Sequence[Page]) -> None:
         drawn = lru_cache(maxsize=1)(Page.pixels)  # the page drawn last
         self._origins = [(page, region) for page in pages for region in page.regions]
+        boxes = (box for page in pages for box in region_fractions(page))
         self.pages = [
             Page(
-                image=None if page.image is None else RegionCrop(page, tuple(box.tolist()), drawn),
+                image=_image(page, region, tuple(box.tolist()), drawn),
                 text=region.text,
                 doc_id=page.doc_id,
                 index=page.index,
                 size=(region.box[2] - region.box[0], region.box[3] - region.box[1]),
-                metadata={"region": region.kind},
+                metadata={"region": region.kind, "layout_id": number, "page_index": page.index, **region.metadata},
             )
-            for page in pages
-            for region, box in zip(page.regions, region_fractions(page), strict=True)
+            for number, ((page, region), box) in enumerate(zip(self._origins, boxes, strict=True))
         ]
 
     def ranked(self, ranking: Iterable[ScoredPage]) -> list[ScoredRegion]:
@@ -96,6 +101,13 @@ class Crops:
         return [
             ScoredRegion(*self._origins[scored.position], score=scored.score, rank=scored.rank) for scored in ranking
         ]
+
+
+def _image(page: Page, region: Region, box: tuple[float, ...], drawn: Callable[[Page], Image.Image]) -> Any:
+    """What the model is shown of a box: an image source, or ``None``."""
+    if region.image is not None:
+        return RegionImage(page, region.image)
+    return None if page.image is None else RegionCrop(page, box, drawn)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,11 +129,29 @@ class RegionCrop:
         right, bottom = (
             max(int(edge), low + 1) for edge, low in zip(np.ceil(edges[2:] - 1e-6), (left, top), strict=True)
         )
-        crop = image.crop((left, top, right, bottom))
-        least = max(MIN_CROP_SIDE, math.ceil(max(crop.size) / MAX_CROP_RATIO))
-        size = (max(crop.width, least), max(crop.height, least))
-        if size == crop.size:
-            return crop
-        ground = Image.new("RGB", size, "white")
-        ground.paste(crop, ((size[0] - crop.width) // 2, (size[1] - crop.height) // 2))
-        return ground
+        return _with_margin(image.crop((left, top, right, bottom)), MIN_CROP_SIDE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionImage:
+    """The image that a region of a page brings: an :class:`~mmrh_retriever.types.ImageSource`."""
+
+    page: Page
+    image: ImageData | ImageSource
+
+    def load(self) -> Image.Image:
+        """Decode the image; one that no page may be like, too small or too long, gets white around it."""
+        given = self.image if isinstance(self.image, ImageData) else self.image.load()
+        opened = open_image(given, f"a region of {self.page.name}", self.page.error, any_shape=True)
+        return _with_margin(as_rgb(opened), MIN_IMAGE_SIDE)
+
+
+def _with_margin(image: Image.Image, least: int) -> Image.Image:
+    """The image, in white if a side is below ``least`` or :data:`MAX_CROP_RATIO` times shorter than the other."""
+    least = max(least, math.ceil(max(image.size) / MAX_CROP_RATIO))
+    size = (max(image.width, least), max(image.height, least))
+    if size == image.size:
+        return image
+    ground = Image.new("RGB", size, "white")
+    ground.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return ground

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from mmrh_retriever.encoding.engine import TAIL_ROOM, Engine
 from mmrh_retriever.encoding.page_store import ModelPages, PageStore
 from mmrh_retriever.encoding.window import Window
-from mmrh_retriever.errors import ContextOverflowError
+from mmrh_retriever.errors import ContextOverflowError, SettingsError
 from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.attention_check import check_attention
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.fingerprints import encoding_fingerprint
+from mmrh_retriever.model.fingerprints import prompt_fingerprint, unreadable_weights, weights_fingerprint
+from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
@@ -45,9 +46,11 @@ class Reranker:
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
-            ``token_budget``, ``independent``, ``calibrate``, ``final_round`` and ``options``.
+            ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first`` and
+            ``options``.
 
-    A store and the vision memory hold for weights that stay as they are.
+    Weights and peft adapters may change between calls: pages and vision features kept before are then not used.
+    :class:`EncodedPages` hold for the weights that they were encoded with.
 
     Raises:
         UnsupportedModelError: a family or attention backend that we can't drive.
@@ -72,7 +75,10 @@ class Reranker:
         given = RerankSettings.of(settings, changes)
         processors = Processors.of(processor)
         self.backbone = Backbone.of(model)
-        self.prompter = Prompter(self.backbone, processors.tokenizer, processors.image_processor, given.options)
+        image_processor = processors.image_processor
+        if given.resize_first:
+            image_processor = with_first_resize(image_processor)
+        self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
         self.settings = self._resolved(given)
         self.heads = resolve_heads(heads, self.backbone.facts)
         self.vision = Vision(self.backbone, vision_memory)
@@ -96,7 +102,8 @@ class Reranker:
 
         ``changes`` takes the fields of :class:`~mmrh_retriever.RerankSettings`, those for loading too: ``device``,
         ``dtype``, ``attn_implementation``, ``max_pixels``, ``revision``, ``cache_dir``, ``local_files_only``.
-        ``quantization_config`` and anything else goes to transformers untouched.
+        ``quantization_config`` and anything else goes to transformers untouched. The image processor is the one that
+        Pillow backs, with or without torchvision.
 
         Raises:
             UnsupportedModelError: an unknown family.
@@ -274,12 +281,17 @@ class Reranker:
     def engine(self) -> Engine:
         """An engine for this model and these heads."""
         deepest = max(head.layer for head in self.heads)
-        kept = None if self.store is None else ModelPages(self.store, self._fingerprint, deepest + 1)
+        weights = weights_fingerprint(self.backbone.model)
+        self.vision.hold_for(weights)
+        kept = None
+        if self.store is not None:
+            kept = ModelPages(self.store, f"{self._fingerprint}-{weights}", deepest + 1)
         return Engine(
             self.prompter,
             list(self.heads),
             self.token_budget,
             independent=self.independent,
+            window_pages=self.settings.window_pages,
             vision=self.vision,
             kept=kept,
         )
@@ -312,4 +324,12 @@ class Reranker:
 
     def _keep_in(self, store: PageStore | None) -> None:
         self.store = store
-        self._fingerprint = "" if store is None else encoding_fingerprint(self.prompter, independent=self.independent)
+        self._fingerprint = ""
+        if store is not None:
+            self._fingerprint = prompt_fingerprint(self.prompter, independent=self.independent)
+            if unreadable := unreadable_weights(self.backbone.model):
+                raise SettingsError(
+                    f"The numbers of {unreadable[0]} (one of {len(unreadable)} such weights) are on the meta device "
+                    "and can't be read, so that pages can't be told from those of other weights. Expected weights in "
+                    "memory or offloaded by accelerate: load the whole model, or leave store out."
+                )

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Answering = Literal["generate", "choices"]
 """How a model answers: freely through ``generate()``, or by the likelihood of each choice."""
+RandomFrom = Literal["others", "all"]
 UNMASKED, SELECTED, RANDOM, SAME_LAYERS = "unmasked", "selected", "random", "random, same layers"
 
 
@@ -44,7 +45,8 @@ class CausalRow(AnswerMeasures):
 
     ``masked`` is ``unmasked``, ``selected``, ``random`` or ``random, same layers``. ``phase`` is ``all`` (reading and
     answering) or ``decode`` (answering alone), and empty where nothing is masked. ``seed`` is that of a random draw,
-    ``heads`` the number of masked heads. ``correct`` runs from 0 to 1 like the other measures.
+    ``heads`` the number of masked heads. ``correct`` runs from 0 to 1 like the other measures; ``chance`` is what
+    guessing among the probe's choices gets of it on average, 0 where there are none.
     """
 
     probe: str
@@ -58,6 +60,7 @@ class CausalRow(AnswerMeasures):
     given: str
     answer: str
     correct: float
+    chance: float
 
 
 class ProbeAnswers(FileModel):
@@ -83,6 +86,8 @@ class CausalSettings:
         answering: ``generate`` or ``choices``. If not given, by likelihood where a probe has choices, and freely
             elsewhere. Models that don't follow instructions need ``choices``.
         random_seeds: random draws of each control.
+        random_from: draw random heads from the ``others`` alone, so that no selected head is among them, or from
+            ``all``.
         same_layers: also draw random heads with the selection's spread over the layers. Where a layer has too few
             others, that control may draw selected heads too, and a warning says so.
         phases: mask while reading and answering (``all``), only while answering (``decode``), or both.
@@ -93,6 +98,7 @@ class CausalSettings:
 
     answering: Answering | None = None
     random_seeds: int = 5
+    random_from: RandomFrom = "others"
     same_layers: bool = True
     phases: tuple[AblationPhase, ...] = ("all", "decode")
     prompt: ProbePrompt | None = None
@@ -103,19 +109,20 @@ class CausalSettings:
 def _conditions(heads: HeadSet, global_layers: Sequence[int], settings: CausalSettings) -> list[_Condition]:
     """The maskings of one probe. Those that share a prefill stand side by side."""
     draws: list[tuple[str, int | None, HeadSet]] = [(SELECTED, None, heads)]
+    disjoint = settings.random_from == "others"
     for seed in range(settings.random_seeds):
-        draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers)))
+        draws.append((RANDOM, seed, heads.random_like(seed=seed, layers=global_layers, disjoint=disjoint)))
         if settings.same_layers:
-            draws.append((SAME_LAYERS, seed, _same_layers(heads, seed)))
+            draws.append((SAME_LAYERS, seed, _same_layers(heads, seed, disjoint=disjoint)))
     # answering alone goes on from the unmasked prefill, so it stands beside it
     phases = sorted(settings.phases, key=lambda phase: phase != "decode")
     masked = (_Condition(drawn.heads, phase, name, seed) for phase in phases for name, seed, drawn in draws)
     return [_Condition(), *masked]
 
 
-def _same_layers(heads: HeadSet, seed: int) -> HeadSet:
+def _same_layers(heads: HeadSet, seed: int, *, disjoint: bool) -> HeadSet:
     try:
-        return heads.random_same_layers(seed)
+        return heads.random_same_layers(seed, disjoint=disjoint)
     except HeadSetError:
         if seed == 0:
             logger.warning(
@@ -214,5 +221,6 @@ def _row(answerer: Answerer, probe: Probe, condition: _Condition, answering: Ans
         given=given,
         answer=probe.answer,
         correct=float(correct),
+        chance=1 / len(probe.choices) if probe.choices else 0.0,
         **asdict(measures),
     )

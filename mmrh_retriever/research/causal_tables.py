@@ -17,6 +17,7 @@ from mmrh_retriever.runs.tables import Table
 
 MEASURES = ("correct", "exact", "contains", "anls", "fuzzy")
 _SAMPLES = 2000
+_ROUNDING = 1e-9  # of a mean
 _COLOURS = {"unmasked": "#333333", "selected": "#c0392b", "random": "#2980b9", "random, same layers": "#16a085"}
 
 
@@ -25,8 +26,8 @@ def summarise_causal(rows: Sequence[CausalRow], *, seed: int = 0) -> dict[str, A
 
     Keys: ``probes``; ``overall`` (one entry per task and masking), ``by_length`` and ``by_depth`` (the same for each).
     An entry has ``task``, ``masked``, ``phase``, ``heads``, ``probes``, each measure's mean, ``low`` and ``high`` for
-    ``correct``. Where something is masked it also has ``change``: ``{mean, low, high, p}``, its paired difference to
-    unmasked.
+    ``correct``, ``chance`` (what guessing gets of it) and ``above_chance``. Where something is masked it also has
+    ``change``: ``{mean, low, high, p}``, its paired difference to unmasked.
 
     Raises:
         DataError: no rows.
@@ -60,6 +61,7 @@ def _entries(rows: Iterable[CausalRow], seed: int) -> list[dict[str, Any]]:
         unmasked = _by_probe(maskings.get(("unmasked", ""), []), probes, "correct")
         for (masked, phase), answers in maskings.items():
             values = {name: _by_probe(answers, probes, name) for name in MEASURES}
+            chance = float(np.mean(_by_probe(answers, probes, "chance")))
             interval = bootstrap_interval(values["correct"], samples=_SAMPLES, seed=seed)
             entry: dict[str, Any] = {
                 "task": task,
@@ -70,6 +72,8 @@ def _entries(rows: Iterable[CausalRow], seed: int) -> list[dict[str, Any]]:
                 **{name: float(np.mean(means)) for name, means in values.items()},
                 "low": interval.low,
                 "high": interval.high,
+                "chance": chance,
+                "above_chance": bool(np.mean(values["correct"]) > chance + _ROUNDING),
             }
             if masked != "unmasked" and len(unmasked):
                 change = paired_bootstrap(values["correct"], unmasked, samples=_SAMPLES, seed=seed)
@@ -85,7 +89,7 @@ def _by_probe(rows: Iterable[CausalRow], probes: Sequence[str], name: str) -> np
 
 
 def causal_table(summary: dict[str, Any]) -> Table:
-    """The overall figures of a summary, in percent."""
+    """The overall figures of a summary, in percent. The title says so where the model does not answer."""
     rows = []
     for entry in summary["overall"]:
         change = entry.get("change")
@@ -99,6 +103,13 @@ def causal_table(summary: dict[str, Any]) -> Table:
             f"{100 * entry['anls']:.1f}",
         ))  # fmt: skip
     title = f"Causal test on {summary['probes']} probes, accuracy in % (95 % interval over probes)"
+    guessed = [
+        f"{one['task']}: {100 * one['correct']:.1f} % right unmasked, guessing gives {100 * one['chance']:.1f} %"
+        for one in summary["overall"]
+        if one["masked"] == "unmasked" and not one["above_chance"]
+    ]
+    if guessed:
+        title += f"\n\nThe model does not answer ({'; '.join(guessed)}): masking has nothing to take away."
     return Table.of(title, ("task", "masked", "while", "heads", "accuracy", "change", "ANLS"), rows, text_columns=3)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.window import Window
-from mmrh_retriever.errors import AttentionCaptureError, DataError
+from mmrh_retriever.errors import AttentionCaptureError, DataError, SettingsError
 from mmrh_retriever.heads.scores import HeadScores, HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.model.fingerprints import weights_fingerprint
@@ -105,6 +105,7 @@ def detect(
     probes: Iterable[Probe],
     *,
     prompt: ProbePrompt | None = None,
+    preset: str | None = None,
     model_id: str | None = None,
     independent: bool | None = None,
     journal: str | Path | None = None,
@@ -120,6 +121,7 @@ def detect(
         processor: its processor, its tokenizer, or ``(tokenizer, image_processor)``.
         probes: probes with evidence, taken one at a time. Neighbours on the same items share one prefill.
         prompt: how probes are worded, and which tokens look.
+        preset: a named wording instead (:meth:`ProbePrompt.preset`): ``paper``.
         model_id: the name that the scores are filed under; the model's own unless given.
         independent: encode each item as if it stood alone; as the model's config says if not given.
         journal: a folder that takes each probe's scores at once, so that a killed run can be resumed.
@@ -129,6 +131,7 @@ def detect(
         total: how many probes there are, for the bar.
 
     Raises:
+        SettingsError: both a prompt and a preset, or an unknown preset.
         DataError: no probes, two of one name, one without evidence; a journal that exists without ``resume``, of
             another model, shape or settings, or that holds other probes than these.
         ContextOverflowError: a probe longer than the model's context.
@@ -136,6 +139,10 @@ def detect(
         UnsupportedModelError: a family that we can't drive.
         PageError: an item that can't be read, or that this model can't take.
     """
+    if preset is not None:
+        if prompt is not None:
+            raise SettingsError(f"Both a prompt and the preset {preset!r} were given. Give one of them.")
+        prompt = ProbePrompt.preset(preset)
     reranker = Reranker(model, processor, heads="all", independent=independent)
     backbone = reranker.backbone
     scorer = _Scorer(reranker, prompt)

@@ -78,7 +78,7 @@ class ProbePasses:
         """The attention that one question pays a window, segment after segment: ``(heads, spans)``."""
         engine = self._engines[probe.labelled]
         looking = sum(len(span) for segment in question for span in segment.scored)
-        mass = torch.zeros(engine.heads.count, window.spans)
+        mass = torch.zeros(engine.heads.count, window.spans, dtype=torch.float32)
         tokens = extent = 0
         with self.backbone.seam.lock:
             try:
@@ -88,7 +88,7 @@ class ProbePasses:
                     recording = Recording(engine.heads, rows, window.owners(), window.spans) if rows else None
                     engine.passes.run_behind(window, segment, tokens=tokens, extent=extent, recording=recording)
                     if recording is not None:
-                        share = torch.tensor([len(span) / looking for span in rows])  # (spans,)
+                        share = torch.tensor([len(span) / looking for span in rows], dtype=torch.float32)  # (spans,)
                         mass += torch.einsum("s,shm->hm", share, recording.mass)
                     tokens, extent = tokens + len(segment), extent + segment.extent
             finally:

@@ -65,6 +65,7 @@ def test_random_models_have_the_shapes_they_say() -> None:
     sizes = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     assert {name: tuple(shape["text_config"][size] for size in sizes) for name, shape in SHAPES.items()} == {
         "random": (8, 8, 4),
+        "random-2b": (28, 16, 8),
         "random-8b": (36, 32, 8),
     }
     with torch.device("meta"):

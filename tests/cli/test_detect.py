@@ -54,6 +54,8 @@ def test_detect_writes_scores_and_shows_them(folders: dict[str, Path], tmp_path:
     assert "best heads" in call("detect", folders["llama"], "--out", out, *few, "--resume")
     with pytest.raises(DataError, match=r"probes\.seed"):
         call("detect", folders["llama"], "--out", out, *few, "--resume", "--seed", 3)
+    with pytest.raises(DataError, match=r"prompt\.ranking\.count_question_label: was True, now False"):
+        call("detect", folders["llama"], "--out", out, *few, "--resume", "--preset", "paper")
 
 
 def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_detect_hides_needles_in_the_users_files(folders: dict[str, Path], tmp_p
         ("detect", "m", "--out", "s.json", "--lengths", "8k"),
         ("detect", "m", "--out", "s.json", "--lengths", "64,64"),
         ("detect", "m", "--out", "s.json", "--image-share", "2"),
+        ("detect", "m", "--out", "s.json", "--preset", "papers"),
         ("causal", "m", "--heads", "h.json"),
         ("causal", "m", "--heads", "h.json", "--out", "o", "--questions", "q.jsonl"),
         ("causal", "m", "--heads", "h.json", "--out", "o", "--phase", "never"),
@@ -97,6 +100,7 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
     lines = call(*arguments, "--json").splitlines()
     assert len(lines) == 7
     assert {json.loads(line)["masked"] for line in lines} == {"unmasked", "selected", "random", "random, same layers"}
+    assert all(one["above_chance"] == (one["correct"] > one["chance"]) for one in map(json.loads, lines))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["probes"] == 2
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 14
@@ -106,6 +110,8 @@ def test_causal_writes_rows_summary_and_plot(folders: dict[str, Path], tmp_path:
         call(*arguments)
     with pytest.raises(DataError, match=r"phases: was \['all', 'decode'\], now \['all'\]"):
         call(*arguments, "--resume", "--phase", "all")
+    with pytest.raises(DataError, match=r"random_from: was 'others', now 'all'"):
+        call(*arguments, "--resume", "--random-from", "all")
 
 
 def test_a_killed_causal_test_goes_on(
@@ -130,6 +136,20 @@ def test_a_killed_causal_test_goes_on(
     assert call(*arguments, "--out", killed, "--resume") == whole
     assert len(asked) == 8
     assert (killed / "rows.jsonl").read_text() == rows
+    kept = tmp_path / "kept"
+    (killed / "journal.jsonl").write_text(lines[0])
+
+    def copying(*given: object) -> object:
+        """The first answer of the resumed run; the folder is as a kill before it would leave it."""
+        if not kept.exists():
+            shutil.copytree(killed, kept)
+        return plain(*given)
+
+    monkeypatch.setattr(causal, "_row", copying)
+    call(*arguments, "--out", killed, "--resume")
+    assert (kept / "journal.jsonl").read_text() == lines[0], "no answer is lost between opening and the first new one"
+    assert (kept / "rows.jsonl").read_text() == rows
+    assert call(*arguments, "--out", kept, "--resume") == whole
     (killed / "journal.jsonl").write_text("{}\n" + lines[0])
     with pytest.raises(DataError, match=r"journal\.jsonl, line 1: not a valid line of a causal test"):
         call(*arguments, "--out", killed, "--resume")

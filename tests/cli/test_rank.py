@@ -10,23 +10,13 @@ from pathlib import Path
 import pymupdf
 import pytest
 
-from mmrh_retriever import HeadId, HeadSet, Reranker, RerankSettings
+from mmrh_retriever import HeadId, HeadSet, Page, PromptOptions, Reranker, RerankSettings, read_pdf
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.model.loading import BUNDLED_FOLDER, HEADS_FILE
 from tests.cli.conftest import Mmrh
-from tests.factories import page_image, tiny
+from tests.factories import page_image
 
 QUESTION = "How did revenue change?"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    fresh = tiny("qwen3_vl")
-    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
-        part.save_pretrained(folder)
-    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +197,22 @@ def test_options_reach_the_reranker(
     )  # fmt: skip
     assert second == third == RerankSettings(model=str(model), final_round=4)
     assert "--final-heat" not in mmrh("rank", "--help").stdout
+
+
+def test_a_prompt_and_windows_by_count(mmrh: Mmrh, model: Path, files: list[Path], tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.json"
+    prompt.write_text('{"page_label": "Sheet {number}: "}')
+    given = ("rank", *files, QUESTION, "--model", model, "--json", "--top-n", 9)
+    done = mmrh(*given, "--prompt", prompt, "--window-pages", 2, "--final-round", 0)
+    assert done.code == 0, done.stderr
+    options = PromptOptions(page_label="Sheet {number}: ")
+    settings = RerankSettings(model=str(model), window_pages=2, final_round=0, options=options)
+    pages = [Page(image=file) for file in files if file.suffix == ".png"] + read_pdf(files[-1])
+    ranked = Reranker.from_pretrained(settings=settings).rank(QUESTION, pages)
+    assert [json.loads(line)["score"] for line in done.stdout.splitlines()] == pytest.approx(
+        [scored.score for scored in ranked], rel=1e-6
+    )
+    assert done.stdout != mmrh(*given).stdout
 
 
 def test_markdown(mmrh: Mmrh, model: Path, files: list[Path]) -> None:

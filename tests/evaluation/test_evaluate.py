@@ -33,10 +33,15 @@ def test_every_question_is_measured(data: MMDocIR, tmp_path: Path) -> None:
     bm25 = found.summaries["bm25"]
     assert bm25.by_domain["News"]["recall@1"] == 1
     assert bm25.by_source == {
-        "scan": pytest.approx({"recall@1": 1 / 3, "recall@3": 1, "recall@5": 1, "mrr": (1 + 1 / 2 + 1 / 3) / 3,
-                               "ndcg@3": (1 + 1 / np.log2(3) + 0.5) / 3, "ndcg@5": (1 + 1 / np.log2(3) + 0.5) / 3}),
+        "scan": pytest.approx(
+            {
+                **{f"{name}@{k}": 1 / 3 if k == 1 else 1 for name in ("recall", "hit") for k in (1, 3, 5, 10)},
+                **{f"ndcg@{k}": (1 + 1 / np.log2(3) + 0.5) / 3 for k in (3, 5, 10)},
+                "mrr": (1 + 1 / 2 + 1 / 3) / 3,
+            }
+        ),
         "text layer": pytest.approx(dict.fromkeys(bm25.micro, 1.0)),
-    }  # fmt: skip
+    }
     assert bm25.micro["recall@1"] == pytest.approx((6 + 1) / 9)
     assert bm25.macro["recall@1"] == pytest.approx((1 + 3 / 5) / 2)
     rows = read_rows(out)
@@ -64,12 +69,21 @@ def test_layout_level_scales_boxes_to_the_gold_units(data: MMDocIR, tmp_path: Pa
     assert found.summaries["oracle"].micro["recall@1"] >= found.summaries["random"].micro["recall@1"]
 
 
-def test_layout_level_needs_gold_boxes(data: MMDocIR, tmp_path: Path) -> None:
+def test_gold_boxes_without_area_count_zero_and_none_are_refused(
+    data: MMDocIR, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = (tmp_path / "annotations.jsonl").read_text()
-    (tmp_path / "annotations.jsonl").write_text(content.replace("30, 70, 190, 120", "30, 70, 30, 120"))
+    (tmp_path / "annotations.jsonl").write_text(content.replace("30, 70, 190, 120", "30, 70, 30, 120", 1))
     flat = MMDocIR.from_pdfs(tmp_path / "annotations.jsonl", tmp_path)
+    found = evaluate(flat, {"oracle": Oracle()}, tmp_path / "out", level="layout")
+    assert "Question 0 of a.pdf (line 1) counts as zero: its gold boxes have no area." in caplog.messages
+    first, second, *_ = found.parts["oracle"][0].rows
+    assert set(first.measures.values()) == {0.0}
+    assert second.measures["recall@1"] > 0
+    (tmp_path / "annotations.jsonl").write_text(content.replace("layout_mapping", "left_out", 1))
     with pytest.raises(DataError, match=r"Question 0 of a\.pdf \(line 1\) has no gold box"):
-        evaluate(flat, {"oracle": Oracle()}, tmp_path / "out", level="layout")
+        evaluate(MMDocIR.from_pdfs(tmp_path / "annotations.jsonl", tmp_path), {"oracle": Oracle()}, tmp_path / "none",
+                 level="layout")  # fmt: skip
 
 
 def test_documents_without_result_count_as_zero_and_are_tried_again(data: MMDocIR, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mmrh_retriever.evaluation.metrics import (
     Measured,
     PageBox,
+    any_hit,
     layout_coverage,
     layout_measures,
     layout_recall,
@@ -32,6 +33,12 @@ def test_recall_counts_the_gold_pages_among_the_best() -> None:
     assert page_recall(scores, [2, 1], 3) == 1
     assert page_recall(scores, [0, 1, 2], 3) == pytest.approx(2 / 3)
     assert page_recall(scores, [0], 99) == 1
+
+
+def test_a_hit_is_any_gold_page_among_the_best() -> None:
+    scores = [0.1, 0.9, 0.5, 0.7]
+    assert [any_hit(scores, [0, 2], k) for k in (1, 2, 3, 4)] == [0, 0, 1, 1]
+    assert any_hit([0.0] * 10, [1, 2], 3) == pytest.approx(1 - 8 * 7 * 6 / (10 * 9 * 8))
 
 
 def test_repeated_gold_pages_count_once() -> None:
@@ -80,6 +87,7 @@ def test_ties_give_the_mean_over_all_orders(scores: list[float], gold: list[int]
     for k in (1, 2, 3):
         strict = [[float(-order.index(page)) for page in range(4)] for order in orders]
         assert page_recall(scores, gold, k) == pytest.approx(np.mean([page_recall(s, gold, k) for s in strict]))
+        assert any_hit(scores, gold, k) == pytest.approx(np.mean([any_hit(s, gold, k) for s in strict]))
         assert ndcg(scores, gold, k) == pytest.approx(np.mean([ndcg(s, gold, k) for s in strict]))
         assert reciprocal_rank(scores, gold) == pytest.approx(np.mean([reciprocal_rank(s, gold) for s in strict]))
 
@@ -106,12 +114,13 @@ def test_against_ir_measures() -> None:
             gold = rng.choice(pages, size=rng.integers(1, min(pages, 5) + 1), replace=False)
             wanted = {"q": {str(page): 1 for page in gold}}
             run = {"q": {str(page): float(scores[page]) for page in range(pages)}}
-            theirs = measures.calc_aggregate(
-                [measures.RR, *[measures.R @ k for k in cuts], *[measures.nDCG @ k for k in cuts]], wanted, run
-            )
+            kinds = [measures.R, measures.nDCG, measures.Success]
+            asked = [measures.RR, *[kind @ k for kind in kinds for k in cuts]]
+            theirs = measures.calc_aggregate(asked, wanted, run)
             assert reciprocal_rank(scores, gold.tolist()) == pytest.approx(theirs[measures.RR], abs=1e-6)
             for k in cuts:
                 assert page_recall(scores, gold.tolist(), k) == pytest.approx(theirs[measures.R @ k], abs=1e-6)
+                assert any_hit(scores, gold.tolist(), k) == pytest.approx(theirs[measures.Success @ k], abs=1e-6)
                 assert ndcg(scores, gold.tolist(), k) == pytest.approx(theirs[measures.nDCG @ k], abs=1e-6)
 
 
@@ -139,7 +148,9 @@ def test_overlapping_ranked_boxes_count_twice_in_recall_and_once_in_coverage() -
     left, middle = PageBox(0, (0, 0, 6, 10)), PageBox(0, (3, 0, 6, 10))
     assert layout_recall([left, middle], [A], 2) == pytest.approx(0.9)
     assert layout_coverage([left, middle], [A], 2) == pytest.approx(0.6)
-    assert layout_recall([A, A], [A], 2) == 1  # never above 1
+    assert layout_recall([A, A], [A], 2) == 2  # as in the published codes
+    measures = layout_measures([A, A], [A], cuts=(2,))
+    assert measures == {"recall@2": 2, "capped@2": 1, "coverage@2": 1}
     assert layout_coverage([left, PageBox(0, (4, 0, 10, 10))], [A], 2) == pytest.approx(1)
 
 
@@ -159,14 +170,16 @@ def test_coverage_equals_recall_for_disjoint_boxes() -> None:
             assert layout_coverage(ranked, gold, k) == pytest.approx(layout_recall(ranked, gold, k))
 
 
-def test_gold_without_area_is_refused() -> None:
+def test_gold_without_area_gives_nothing_and_no_gold_is_refused() -> None:
     flat = [PageBox(0, (0, 0, 0, 10))]
     for measure in (layout_recall, layout_coverage):
-        with pytest.raises(ValueError, match="no area"):
-            measure([A], flat, 1)
+        assert measure([A], flat, 1) == 0
+        assert measure([A], [*flat, A], 1) == 1
+        with pytest.raises(ValueError, match="at least one gold box"):
+            measure([A], [], 1)
     assert layout_measures([A], [A]) == {
-        "recall@1": 1, "recall@5": 1, "recall@10": 1, "coverage@1": 1, "coverage@5": 1, "coverage@10": 1,
-    }  # fmt: skip
+        f"{name}@{k}": 1 for name in ("recall", "capped", "coverage") for k in (1, 5, 10)
+    }
 
 
 def test_micro_weighs_questions_and_macro_weighs_domains() -> None:

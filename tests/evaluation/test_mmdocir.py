@@ -68,15 +68,16 @@ def parquets(tmp_path: Path) -> tuple[Path, Path]:
     parquet = pytest.importorskip("pyarrow.parquet")
     pages = [
         {
-            "doc_name": name, "domain": "News", "passage_id": str(index), "image_path": "", "image_binary": jpeg(row),
-            "ocr_text": f"ocr {row}", "vlm_text": None if row == 4 else f"vlm {row}",
+            "doc_name": name.removesuffix(".pdf"), "domain": "News", "passage_id": str(index), "image_path": "",
+            "image_binary": jpeg(row), "ocr_text": f"ocr {row}", "vlm_text": None if row == 4 else f"vlm {row}",
         }
         for row, (name, index) in enumerate([("a.pdf", 0), ("a.pdf", 1), ("a.pdf", 2), ("b.pdf", 0), ("b.pdf", 1)])
     ]  # fmt: skip
     layouts = [
         {
-            "doc_name": name, "domain": "News", "type": kind, "layout_id": row, "page_id": page, "image_path": "",
-            "image_binary": b"", "text": "words" if kind == "text" else None, "ocr_text": "seen", "vlm_text": "",
+            "doc_name": name.removesuffix(".pdf"), "domain": "News", "type": kind, "layout_id": 9 - row,
+            "page_id": page, "image_path": "", "image_binary": b"",
+            "text": "words" if kind == "text" else None, "ocr_text": "seen", "vlm_text": "",
             "bbox": box, "page_size": [200.0, 300.0],
         }
         for row, (name, page, kind, box) in enumerate([
@@ -92,13 +93,16 @@ def parquets(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -> None:
-    several = question("Which?", [2, 0, 2], type="['Pure-text (Plain-text)', 'Chart']")
+    several = question(" Which? ", [2, 0, 2], type="['Pure-text (Plain-text)', 'Chart']")
     plain = {"Q": "No layout?", "page_id": [0], "type": "[]"}
-    line = document("a.pdf", [7, 9], [1, 1], questions=[several, plain])
+    others = [question("Why?", [0], type=kind) for kind in ("una-web", "multimodal-t", '["Table"]', ["Table", "Table"])]
+    line = document("a.pdf", [7, 9], [1, 1], questions=[several, plain, *others])
     (found,) = read_annotations(write_lines(tmp_path / "x.jsonl", [line]))
     assert (found.name, found.domain, found.line) == ("a.pdf", "News", 1)
     assert found.page_rows == range(7, 10)  # the file's last row is included
-    first, second = found.questions
+    first, second, *more = found.questions
+    assert [item.types for item in more] == [("una-web",), ("multimodal-t",), ("Table",), ("Table",)]
+    assert first.text == " Which? "
     assert first.pages == (2, 0)
     assert first.types == ("Pure-text (Plain-text)", "Chart")
     assert first.layouts[0].box == (10, 20.5, 100, 60)
@@ -114,7 +118,10 @@ def test_annotations_are_read_as_the_official_file_writes_them(tmp_path: Path) -
         (document("a", [0, 1], [0, 1], questions=[question("", [0])]), "questions.0.Q"),
         (document("a", [0, 1], [0, 1], questions=[question("q", [])]), "questions.0.page_id"),
         (document("a", [0, 1], [0, 1], questions=[question("q", [-1])]), "questions.0.page_id.0"),
-        (document("a", [0, 1], [0, 1], questions=[question("q", [0], type="Table")]), "questions.0.type"),
+        (document("a", [0, 1], [0, 1], questions=[question("q", [0], type="[Table]")]), "questions.0.type"),
+        (document("a", [0, 1], [0, 1], questions=[question("q", [0], type="text only")]), "questions.0.type"),
+        (document("a", [0, 1], [0, 1], questions=[question("q", [0], type="['a'] + ['b']")]), "questions.0.type"),
+        (document("a", [0, 1], [0, 1], questions=[question("q", [0], type="[1]")]), "a type is a word"),
         (document("a", [4, 1], [0, 1]), "run backwards"),
         (document("a.pdf", None, None), "line 1 already"),
         (
@@ -196,8 +203,8 @@ def test_pages_from_parquet(annotations: Path, parquets: tuple[Path, Path]) -> N
     assert [page.index for page in pages] == [0, 1, 2]
     assert [len(page.regions) for page in pages] == [1, 0, 2]  # the box without area is left out
     assert [(r.kind, r.text, r.box) for r in pages[2].regions] == [
-        ("table", "seen", (1, 2, 3, 4.5)), ("image", "seen", (5, 5, 9, 9))
-    ]  # fmt: skip
+        ("image", "seen", (5, 5, 9, 9)), ("table", "seen", (1, 2, 3, 4.5))
+    ]  # fmt: skip  # in the order of layout_id
     assert pages[0].regions[0].text == "words"
     assert all(page.size == (200, 300) for page in pages)
     assert pages[1].pixels().size == (40, 60)
@@ -223,11 +230,14 @@ def test_parquet_files_that_do_not_fit_the_annotations(tmp_path: Path, parquets:
         read(document("a.pdf", [0, 5], [0, 1]))
     with pytest.raises(DataError, match="has no rows"):
         read(document("a.pdf", None, None))
-    shifted = read(document("a.pdf", [1, 3], [0, 1]))
-    with pytest.raises(DataError, match=r"should be a\.pdf, found b\.pdf"):
-        shifted.pages(shifted.documents[0])
-    with pytest.raises(DataError, match=r"columns \['image_binary', 'ocr_text'\] are missing"):
-        MMDocIR.from_parquet(tmp_path / "x.jsonl", _without(parquets[0], ["image_binary", "ocr_text"]))
+    with pytest.raises(DataError, match=r"pages\.parquet: rows 1 to 3 should be a\.pdf, found b"):
+        read(document("a.pdf", [1, 3], [0, 1]))
+    with pytest.raises(DataError, match=r"layouts\.parquet: rows 1 to 4 should be a\.pdf, found b"):
+        read(document("a.pdf", [0, 2], [1, 4]))
+    with pytest.raises(DataError, match=r"columns \['ocr_text'\] are missing"):
+        MMDocIR.from_parquet(tmp_path / "x.jsonl", _without(parquets[0], ["ocr_text"]))
+    with pytest.raises(DataError, match=r"columns \['ocr_text', 'image_binary or image_path'\] are missing"):
+        MMDocIR.from_parquet(tmp_path / "x.jsonl", _without(parquets[0], ["image_binary", "image_path", "ocr_text"]))
     (tmp_path / "not.parquet").write_text("no")
     with pytest.raises(DataError, match="not a parquet file"):
         MMDocIR.from_parquet(tmp_path / "x.jsonl", tmp_path / "not.parquet")
@@ -278,3 +288,18 @@ def test_real_documents_fit_their_annotations() -> None:
     data = MMDocIR.from_pdfs(folder / "annotations.jsonl", folder / "documents")
     for item in data.documents:
         assert len(data.pages(item)) == len(item.page_rows or ())
+
+
+FORMS = Path(__file__).parents[3] / "shared" / "mmdocir_forms" / "annotations.jsonl"
+
+
+@pytest.mark.skipif(not FORMS.is_file(), reason="../shared/mmdocir_forms, lines of the published file, is not there")
+def test_every_form_of_the_published_annotations_is_read() -> None:
+    found = [item for document in read_annotations(FORMS) for item in document.questions]
+    assert len(found) == 1278
+    assert {"text-only", "multimodal-f", "una-web", "Pure-text (Plain-text)", "Chart"} <= {
+        kind for item in found for kind in item.types
+    }
+    assert sum(item.text != item.text.strip() for item in found) == 27
+    flat = [item for item in found if all(box.box[0] == box.box[2] for box in item.layouts)]
+    assert [item.pages for item in flat] == [(6,)]

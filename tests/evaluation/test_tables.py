@@ -16,6 +16,7 @@ from mmrh_retriever.evaluation.tables import (
     group_table,
     label,
     markdown_tables,
+    more_table,
     notes,
     overall_table,
     plot_comparison,
@@ -44,6 +45,15 @@ def test_the_table_of_all_rankers(found: Evaluation) -> None:
     assert random[4].text == f"{100 * found.summaries['random'].macro['recall@1']:.1f}"
 
 
+def test_further_measures_have_a_table(found: Evaluation, data: MMDocIR, tmp_path: Path) -> None:
+    table = more_table(found)
+    assert table.columns == ("", "R@10", "hit@1", "hit@3", "hit@5", "hit@10", "MRR")
+    assert {cell.text for cell in table.rows[0][1:]} == {"100.0"}
+    boxes = evaluate(data, {"oracle": Oracle()}, tmp_path / "boxes", level="layout")
+    assert more_table(boxes).columns[1:5:3] == ("capped@1", "coverage@1")
+    assert more_table(boxes) in result_tables(boxes)
+
+
 def test_documents_with_and_without_text_stand_apart(found: Evaluation) -> None:
     table = source_table(found)
     assert table.title == "By text layer, micro: text layer 6 questions, scan 3 questions"
@@ -56,7 +66,7 @@ def test_groups_are_rows(found: Evaluation) -> None:
     assert table.columns == ("domain", "questions", "oracle", "random")
     assert [[cell.text for cell in row[:3]] for row in table.rows] == [["Law", "5", "100.0"], ["News", "4", "100.0"]]
     assert group_table(found, "by_type").title == "R@1 by evidence, in %"
-    assert len(result_tables(found)) == 4
+    assert len(result_tables(found)) == 5
 
 
 def test_differences_are_told_in_words(found: Evaluation) -> None:

@@ -105,3 +105,15 @@ def test_batches_keep_within_the_pixel_budget_and_shrink_when_memory_is_short(mo
     monkeypatch.setattr(vision, "_run", short)
     with pytest.raises(PageError, match="does not fit in memory"):
         reranker.rank(QUESTION, pages)
+
+
+def test_an_image_of_a_single_token_is_seen_alone_as_in_company() -> None:
+    model = tiny("mistral3")
+    backbone = Backbone.of(model.model)
+    prompter = Prompter(backbone, model.tokenizer, model.image_processor)
+    images = [page_image(0, (14, 14)).resize((8, 8)), page_image(1)]
+    small, other = [prompter.page_segment(Page(image=image), 1) for image in images]
+    assert small.ids.count(backbone.config.image_token_id) == 1
+    (alone,) = Vision(backbone).of([small])
+    together = Vision(backbone).of([small, other])
+    torch.testing.assert_close(alone.pooled, together[0].pooled, atol=1e-6, rtol=0)

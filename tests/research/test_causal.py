@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +44,8 @@ def probes(number: int = 2, choices: tuple[str, ...] = CHOICES) -> list[Probe]:
 def row(probe: str, masked: str, correct: float, *, seed: int | None = None, **more: object) -> CausalRow:
     given = {"task": "text", "context_length": 512, "depth": 0.0, "phase": "" if masked == "unmasked" else "all"}
     measures = {"correct": correct, "exact": correct, "contains": correct, "anls": correct, "fuzzy": correct}
-    return CausalRow(
-        probe=probe, masked=masked, seed=seed, heads=2, given="a", answer="b", **{**given, **measures, **more}
-    )  # type: ignore[arg-type]
+    given |= {"masked": masked, "seed": seed, "heads": 2, "given": "a", "answer": "b", "chance": 0.0}
+    return CausalRow(probe=probe, **{**given, **measures, **more})  # type: ignore[arg-type]
 
 
 def test_maskings_have_two_controls_and_two_phases() -> None:
@@ -80,6 +81,17 @@ def test_a_layer_that_is_mostly_selected_gives_a_mixed_control(caplog: pytest.Lo
     assert "too few heads" in caplog.text
 
 
+def test_random_heads_may_be_drawn_from_all(caplog: pytest.LogCaptureFixture) -> None:
+    half = HeadSet(tuple(HeadId(layer, head) for layer in range(3) for head in range(3)), n_layers=3, n_heads=4)
+    settings = CausalSettings(random_seeds=3, phases=("all",), random_from="all")
+    drawn = [one.heads for one in _conditions(half, range(3), settings) if one.seed is not None]
+    assert len(drawn) == 6
+    assert all(len(heads) == 9 and set(heads) & set(half) for heads in drawn)
+    assert not caplog.records, "nothing is unexpected where it was asked for"
+    (masked,) = (one.heads for one in _conditions(HEADS, [0], replace(settings, random_seeds=1, same_layers=False))[2:])
+    assert {head.layer for head in masked} == {0}
+
+
 @pytest.mark.parametrize("how", ["choices", "generate"])
 def test_rows_hold_every_answer(how: str, tmp_path: Path) -> None:
     model = tiny("llama")
@@ -90,6 +102,7 @@ def test_rows_hold_every_answer(how: str, tmp_path: Path) -> None:
     for one in rows:
         assert one.correct in (0.0, 1.0)
         assert one.heads == (0 if one.masked == "unmasked" else 2)
+        assert one.chance == 0.5
         if how == "choices":
             assert one.given in CHOICES
             assert one.correct == (one.given == "nine percent")
@@ -146,6 +159,37 @@ def test_the_summary_averages_draws_before_probes() -> None:
     json.dumps(summary, allow_nan=False)
     with pytest.raises(DataError, match="no rows"):
         summarise_causal([])
+
+
+@pytest.mark.parametrize("how", ["choices", "generate"])
+def test_a_question_without_choices_is_not_answered_by_chance(how: str) -> None:
+    model = tiny("llama")
+    asked = [*probes(1, ()), *probes(1)] if how == "generate" else probes(1)
+    rows = list(causal_rows(model.model, processor(model), asked, HEADS, answering=how, random_seeds=1))
+    assert {one.chance for one in rows} == ({0.0, 0.5} if how == "generate" else {0.5})
+
+
+def test_the_table_says_so_above_where_a_model_does_not_answer() -> None:
+    def summary(*right: float, chance: float = 0.25, task: str = "image") -> dict[str, Any]:
+        return summarise_causal([
+            row(str(number), masked, correct, chance=chance, task=task)
+            for number, one in enumerate(right)
+            for masked, correct in (("unmasked", one), ("selected", 1.0))
+        ])  # fmt: skip
+
+    for given, shown in (
+        (summary(1, 0, 0, 0), "image: 25.0 % right unmasked, guessing gives 25.0 %"),
+        (summary(0, 0, task="text", chance=0.0), "text: 0.0 % right unmasked, guessing gives 0.0 %"),
+    ):
+        (entry, masked) = given["overall"]
+        assert (entry["above_chance"], masked["above_chance"]) == (False, True)
+        title, table = causal_table(given).markdown().split("| task |", 1)
+        assert f"The model does not answer ({shown}): masking has nothing to take away." in title
+        assert "nothing" not in table
+    right = summary(1, 1, 0, 0)
+    assert right["overall"][0]["chance"] == 0.25
+    assert right["overall"][0]["above_chance"]
+    assert "does not answer" not in causal_table(right).markdown()
 
 
 def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:

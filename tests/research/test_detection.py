@@ -10,9 +10,9 @@ import torch
 
 from mmrh_retriever import HeadId, HeadScoresTable, HeadSet, Page, PromptOptions, Reranker, TokenSpan
 from mmrh_retriever.detection import detect, detect_heads
-from mmrh_retriever.errors import ContextOverflowError, DataError, PageError, QuestionError
+from mmrh_retriever.errors import ContextOverflowError, DataError, PageError, QuestionError, SettingsError
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.prompts import Prompter
+from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.research.probes import TASKS, Evidence, Probe, ProbeBuilder, page_probes
 from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.prompts import ProbePrompt, ProbePrompter, token_counter
@@ -36,9 +36,9 @@ def probes_for(model: Tiny, task: str, *, examples: int = 1, depths: int = 2, se
     return list(build.build(task, LENGTH, examples=examples, depths=depths))
 
 
-def expected_scores(model: Tiny, probe: Probe) -> np.ndarray:
+def expected_scores(model: Tiny, probe: Probe, prompt: ProbePrompt | None = None) -> np.ndarray:
     """``(layers, heads)`` by the definition: two plain full passes, everything kept."""
-    prompter = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor))
+    prompter = ProbePrompter(Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor), prompt)
     context = prompter.context(probe)
     prefix = prompter.prompter(probe).prefix_segment()
     found = []
@@ -90,6 +90,55 @@ def test_detection_equals_the_plain_computation(name: str, task: str) -> None:
     print(f"{name:16} {task:16} {difference:.1e} of {np.abs(expected).max():.1e}")
     assert np.abs(expected).max() > 1e-3
     assert difference < 1e-5
+
+
+PAPER = ProbePrompt(PromptOptions(count_question_label=False), null_keeps_pictures=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("llama", "text"), *(("qwen3_vl", task) for task in TASKS[1:]), ("gemma3", "identical_image")]
+)
+def test_the_papers_preset_equals_the_plain_computation(name: str, task: str) -> None:
+    model = tiny(name)
+    (probe,) = probes_for(model, task, depths=1)
+    found = detect(model.model, processor(model), [probe], preset="paper").probes[0].scores
+    expected = expected_scores(tiny(name), probe, PAPER)
+    measured = ~np.isnan(found)
+    assert np.abs(found - expected)[measured].max() < 1e-5
+    usual = detect_heads(model.model, processor(model), [probe]).at(task, LENGTH).values
+    assert np.abs(found - usual)[measured].max() > 1e-4
+
+
+def test_the_papers_question_has_no_label_that_looks_and_its_null_question_keeps_the_picture() -> None:
+    model = tiny("qwen3_vl")
+    prompter = ProbePrompter(
+        Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor), ProbePrompt.preset("paper")
+    )
+
+    def looking(segments: list[PromptSegment]) -> str:
+        """The tokens that look; ``[image]`` for a picture."""
+        image = model.model.config.image_token_id
+        ids = [segment.ids[span.start : span.stop] for segment in segments for span in segment.scored]
+        return "".join("[image]" if image in one else model.tokenizer.decode(one) for one in ids)
+
+    for task, null in (
+        ("rendered_text", "N/A N/A N/A N/A N/A"),
+        ("identical_image", "N/A N/A N/A N/A N/A[image]"),
+        ("image", "N/A N/A N/A N/A N/A\nA. [image]\nB. [image]\nC. [image]\nD. [image]"),
+    ):
+        (probe,) = probes_for(model, task, depths=1)
+        words = "".join("[image]" if isinstance(part, Page) else part for part in probe.question)
+        options = "".join(f"\n{letter}. [image]" for letter in "ABCD"[: len(probe.options)])
+        assert looking(prompter.question_segments(probe)) == words + options
+        assert looking(prompter.null_segments(probe)) == null
+
+
+def test_a_preset_stands_alone_and_is_known() -> None:
+    model = tiny("llama")
+    with pytest.raises(SettingsError, match="no preset 'papers' of detection. Expected paper"):
+        detect(model.model, processor(model), [], preset="papers")
+    with pytest.raises(SettingsError, match="Give one of them"):
+        detect(model.model, processor(model), [], preset="paper", prompt=ProbePrompt())
 
 
 def test_questions_of_pictures_have_something_that_looks() -> None:

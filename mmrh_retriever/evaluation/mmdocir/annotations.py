@@ -5,7 +5,7 @@ One JSON object per line and document; source and format as in :mod:`mmrh_retrie
 
 from __future__ import annotations
 
-import ast
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,10 @@ from mmrh_retriever.types import Box
 Index = Annotated[int, Field(ge=0)]
 Side = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 RowRange = tuple[Index, Index]
+
+_TEXT = r"(?:'[^'\\]*'|\"[^\"\\]*\")"
+_TEXT_LIST = re.compile(rf"\[\s*(?:{_TEXT}\s*(?:,\s*{_TEXT}\s*)*)?\]")
+_WORD = re.compile(r"\w[\w.-]*")
 
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -33,7 +37,10 @@ class _Annotated(BaseModel):
 
 
 class GoldLayout(_Annotated):
-    """A box that holds evidence: ``page`` from 0, ``box`` in the units of ``page_size`` (width, height)."""
+    """A box that holds evidence: ``page`` from 0, ``box`` in the units of ``page_size`` (width, height).
+
+    The official file has one without area.
+    """
 
     page: Index
     box: Annotated[tuple[Finite, Finite, Finite, Finite], Field(alias="bbox")]
@@ -63,12 +70,14 @@ class Question(_Annotated):
     @field_validator("types", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
-        """The official file writes the list of types as a string."""
-        try:
-            listed = ast.literal_eval(value) if isinstance(value, str) else value
-        except (ValueError, SyntaxError) as error:
-            raise ValueError("types are a list of texts, such as ['Table']") from error
-        return tuple(listed) if isinstance(listed, list) else listed
+        """The official file writes the types as a string: a list of texts (``"['Table']"``), or one word."""
+        if not isinstance(value, str):
+            return tuple(value) if isinstance(value, list) else value
+        if _TEXT_LIST.fullmatch(value):
+            return tuple(text[1:-1] for text in re.findall(_TEXT, value))
+        if _WORD.fullmatch(value):
+            return (value,)
+        raise ValueError("a type is a word, such as text-only, or a list of texts, such as ['Chart', 'Table']")
 
     @field_validator("pages", "types")
     @classmethod

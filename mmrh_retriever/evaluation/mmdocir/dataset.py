@@ -96,18 +96,19 @@ class MMDocIR:
         layouts: str | Path | None = None,
         *,
         text: TextColumn = "ocr_text",
+        layout_images: bool = False,
     ) -> MMDocIR:
         """Questions from the annotations file, pages and layout boxes from the official parquet files.
 
         ``layouts`` is needed for layout boxes and for the pages' sizes in points. ``text`` says which text of a page
-        stands for its text layer.
+        stands for its text layer. With ``layout_images`` each box brings its own image from the layouts file.
 
         Raises:
-            DataError: a malformed line, a missing file or column, rows beyond the file's end.
+            DataError: a malformed line, a missing file or column, rows beyond the file's end or of another document.
             ImportError: pyarrow is missing; it names the extra to install.
         """
         listed = read_annotations(annotations)
-        source = ParquetPages(Path(pages), None if layouts is None else Path(layouts), text)
+        source = ParquetPages(Path(pages), None if layouts is None else Path(layouts), text, layout_images)
         source.check(listed, name=str(annotations))
         return cls(tuple(listed), source, _fingerprint(listed))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-from mmrh_retriever.errors import QuestionError
+from mmrh_retriever.errors import QuestionError, SettingsError
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.research.probes.probe import LETTERS, CountTokens, Probe
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page
+
+Preset = Literal["paper"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class ProbePrompt:
         null_question: what is asked instead of the question, to calibrate: five times "N/A", as in the release of
             Li et al. 2026.
         null_keeps_options: the null question keeps a probe's options, the pictures offered as answers.
+        null_keeps_pictures: the null question keeps the pictures that the question itself shows, such as the one that
+            is looked for in ``identical_image``.
         images_look: the tokens of a question's pictures and options look for the evidence too.
     """
 
@@ -30,7 +35,19 @@ class ProbePrompt:
     instruction: str = "Read the following text and pictures, then answer the question."
     null_question: str = "N/A N/A N/A N/A N/A"
     null_keeps_options: bool = True
+    null_keeps_pictures: bool = False
     images_look: bool = True
+
+    @classmethod
+    def preset(cls, name: str) -> ProbePrompt:
+        """The wording of a protocol by its name; ``paper`` is that of the release of Li et al. 2026 (docs/heads.md).
+
+        Raises:
+            SettingsError: an unknown name.
+        """
+        if name not in get_args(Preset):
+            raise SettingsError(f"There is no preset {name!r} of detection. Expected {', '.join(get_args(Preset))}.")
+        return cls(ranking=PromptOptions(count_question_label=False), null_keeps_pictures=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +105,10 @@ class ProbePrompter:
         return self._asked(probe, probe.question, probe.options)
 
     def null_segments(self, probe: Probe) -> list[PromptSegment]:
-        """The null question instead of a probe's, with the probe's options if these are to be kept."""
+        """The null question instead of a probe's, with the probe's pictures and options if these are to be kept."""
+        pictures = [part for part in probe.question if isinstance(part, Page) and self.prompt.null_keeps_pictures]
         options = probe.options if self.prompt.null_keeps_options else ()
-        return self._asked(probe, (self.prompt.null_question,), options)
+        return self._asked(probe, (self.prompt.null_question, *pictures), options)
 
     def _asked(self, probe: Probe, question: Sequence[str | Page], options: Sequence[Page]) -> list[PromptSegment]:
         """Segments that follow one another; each picture is a segment of its own."""
