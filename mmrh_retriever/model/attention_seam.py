@@ -183,9 +183,10 @@ class AttentionSeam:
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             if layer not in self.modules or not 0 <= head < query_heads(self.modules[layer]):
+                layers, first = ", ".join(map(str, self.modules)), next(iter(self.modules.values()))
                 raise HeadSetError(
-                    f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
-                    f"{query_heads(self.modules[0])} heads each."
+                    f"There is no head {layer}-{head} to ablate: the model has {query_heads(first)} attention heads "
+                    f"in each of the layers {layers}."
                 )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:

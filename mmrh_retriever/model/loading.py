@@ -153,7 +153,8 @@ def load_model(
         raise UnsupportedModelError(f"{model} can't be loaded in the way that was asked for: {error}") from error
     if not placed_by_transformers:
         loaded = loaded.to(target)
-    processors = load_processors(model, text_only=family.writer is None, max_pixels=max_pixels, where=where)
+    most = None if max_pixels is None else max_pixels * family.frames
+    processors = load_processors(model, text_only=family.writer is None, max_pixels=most, where=where)
     return loaded, processors
 
 
@@ -213,7 +214,13 @@ def load_processors(
         tokenizer.chat_template = _processor_template(model, where)
     if text_only:
         return Processors(tokenizer)
-    image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+    except (ImportError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"The image processor of {model} can't be loaded: {' '.join(str(error).split())} Some families (Cohere2 "
+            "Vision, LFM2-VL) have one for torchvision alone: install the torchvision that fits your torch."
+        ) from error
     if max_pixels is not None:
         size = dict(image_processor.size)
         if not {"shortest_edge", "longest_edge"} <= {key for key, value in size.items() if value}:
