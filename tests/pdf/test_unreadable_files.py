@@ -157,6 +157,16 @@ def test_damaged_content(three: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert captured.err == ""
 
 
+def test_text_of_senseless_size_is_read(three: Path) -> None:
+    def enlarge(document: pymupdf.Document) -> None:
+        content, font = document[0].get_contents()[0], document[0].get_fonts()[0][4]
+        huge = "9" * 26
+        document.update_stream(content, f"BT /{font} {huge} Tf -1 1 300 {huge} 0 300 Tm (hi there) Tj ET".encode())
+
+    pages = read_pdf(edited(three.read_bytes(), enlarge), layout=True, strict=False)
+    assert [page.text for page in pages[1:]] == ["Second page", "Third page"]
+
+
 def test_a_missing_content_stream(three: Path) -> None:
     data = edited(three.read_bytes(), lambda d: d.xref_set_key(d[2].xref, "Contents", "999 0 R"))
     assert failure(lambda: read_pdf(data)).page == 2
