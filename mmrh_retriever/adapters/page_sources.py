@@ -20,6 +20,7 @@ from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri,
 from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, image_formats
+from mmrh_retriever.pdf.mupdf import WorkerLimits
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
 
@@ -43,6 +44,8 @@ class PageSource:
         max_pixels: the largest picture, at most 64 million.
         pdf_pixels: what a page of a PDF is drawn with.
         url_timeout: seconds for a fetch, redirects included.
+        isolate: read and draw PDFs in a worker process with limits of time and memory, see
+            :func:`~mmrh_retriever.read_pdf`.
 
     Raises:
         SettingsError: a limit that is not positive, or more pixels than any page may have.
@@ -54,6 +57,7 @@ class PageSource:
     max_pixels: int = MAX_IMAGE_PIXELS
     pdf_pixels: int = DEFAULT_MAX_PIXELS
     url_timeout: float = 20.0
+    isolate: bool | WorkerLimits = False
     _fetched: LRUCache[str, bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -195,9 +199,11 @@ class PageSource:
         raise PageError(f"{clues.doc_id or 'The document'} {problem}", source=clues.doc_id)
 
     def _pdf_page(self, source: Path | bytes, clues: PageClues, *, layout: bool) -> Page:
-        index = _index_of_label(source, clues) if clues.index is None else clues.index
+        index = _index_of_label(source, clues, self.isolate) if clues.index is None else clues.index
         doc_id = clues.doc_id if isinstance(source, bytes) else None
-        (page,) = read_pdf(source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id)
+        (page,) = read_pdf(
+            source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id, isolate=self.isolate
+        )
         if clues.file_url is not None and self._fetched.get(clues.file_url) is source:
             return replace(page, metadata={**page.metadata, "url": clues.file_url})
         return page
@@ -221,19 +227,22 @@ def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
         raise PageError(f"{source} can't be opened ({error}). Check its permissions.", source=str(source)) from error
 
 
-def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
+def _index_of_label(source: Path | bytes, clues: PageClues, isolate: bool | WorkerLimits) -> int:
     """The page with a printed label; the only page there is, without one."""
-    label, total = clues.label, int(next(iter_pdf(source)).metadata["total_pages"])
+    label, total = clues.label, int(next(iter_pdf(source, isolate=isolate)).metadata["total_pages"])
     if label is None and total == 1:
         return 0
     problem = f"has {total} pages, and the document does not say which one it is"
     if label is not None:
         if re.fullmatch(r"\d{1,9}", label, re.ASCII) and 1 <= int(label) <= total:
             # Most labels are plain numbers; a PDF without labels counts from 1.
-            (page,) = read_pdf(source, pages=[int(label) - 1])
+            (page,) = read_pdf(source, pages=[int(label) - 1], isolate=isolate)
             if page.label in (None, label):
                 return page.index
-        labels = _labels(source, _changed(source)) if isinstance(source, Path) else _read_labels(source)
+        if isinstance(source, Path):
+            labels = _labels(source, _changed(source), isolate)
+        else:
+            labels = _read_labels(source, isolate)
         if label in labels:
             return labels.index(label)
         problem = f"has no page with the label {label!r}"
@@ -250,15 +259,15 @@ def _changed(path: Path) -> int:
         raise PageError(f"{path} is gone ({error}). Check the path.", source=str(path)) from error
 
 
-def _read_labels(source: Path | bytes) -> tuple[str | None, ...]:
-    return tuple(page.label for page in iter_pdf(source))
+def _read_labels(source: Path | bytes, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
+    return tuple(page.label for page in iter_pdf(source, isolate=isolate))
 
 
 @lru_cache(maxsize=32)
-def _labels(path: Path, stamp: int) -> tuple[str | None, ...]:
+def _labels(path: Path, stamp: int, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
     """The printed labels of a PDF's pages; ``stamp`` is the file's change time, so that a new file is read anew."""
     del stamp
-    return _read_labels(path)
+    return _read_labels(path, isolate)
 
 
 def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
