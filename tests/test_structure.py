@@ -6,7 +6,6 @@ import ast
 import importlib
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,19 +228,6 @@ def test_no_model_library_is_loaded_before_it_is_needed(names: str) -> None:
     code = f"import sys; from {NAME} import {names}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("set()\n", "")
-
-
-def test_the_three_packages_say_the_same_of_python() -> None:
-    files = [ROOT / "pyproject.toml", *sorted(ROOT.glob("integrations/*/pyproject.toml"))]
-    core, *adapters = [tomllib.loads(path.read_text(encoding="utf-8")) for path in files]
-    named = "Programming Language :: Python :: 3."
-    versions = [name.removeprefix(named) for name in core["project"]["classifiers"] if name.startswith(named)]
-    lowest = f"3.{versions[0]}"
-    for written in (core, *adapters):
-        assert written["project"]["requires-python"].split(",")[0] == f">={lowest}"
-        assert {named + version for version in versions} <= set(written["project"]["classifiers"])
-    tools = core["tool"]
-    assert (tools["ruff"]["target-version"], tools["mypy"]["python_version"]) == (lowest.replace("3.", "py3"), lowest)
 
 
 def test_importing_the_package_says_nothing() -> None:
