@@ -179,7 +179,8 @@ class PlainProcedure:
         recording = None if heads is None else Recording(heads, rows, owner, len(self.pages))
         backbone = self.backbone
         order = torch.cat(positions, dim=1)
-        plan = PassPlan(0, len(ids), bidirectional=tuple(bidirectional), stop_at=stop_at)
+        locally = self.backbone.family.locally
+        plan = PassPlan(0, len(ids), bidirectional=tuple(bidirectional), locally=locally, stop_at=stop_at)
         with torch.inference_mode(), backbone.seam.running(plan, recording):
             backbone.base(
                 input_ids=torch.tensor([ids], device=backbone.device),

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
 from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
 
@@ -27,8 +29,8 @@ stderr = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line on stderr, whatever it holds as plain text."""
+    stderr.print(Text(plain_text(text)), soft_wrap=True)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -200,9 +202,9 @@ class OutputOptions:
         """Write results to stdout: the rows as JSON lines, or the tables."""
         if self.as_json:
             for row in rows:
-                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+                sys.stdout.write(json_line(row))
         elif self.as_markdown:
-            sys.stdout.write("\n".join(table.markdown() for table in tables()))
+            sys.stdout.write(plain_text("\n".join(table.markdown() for table in tables())))
         else:
             print_tables(tables())
 
@@ -232,8 +234,10 @@ def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore |
 
 
 def say_bundled() -> None:
-    """Say on stderr that the bundled model is used."""
-    stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+    """Say on stderr that the bundled model is used, and what it is for."""
+    from mmrh_retriever.model.loading import BUNDLED_PURPOSE
+
+    stderr.print(f"Using the small bundled model; name a larger one with --model. {BUNDLED_PURPOSE}", style="dim")
 
 
 def rounded(entry: Mapping[str, Any], digits: int = 6) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
 from mmrh_retriever.errors import PageError
-from mmrh_retriever.files import files_below
+from mmrh_retriever.files import files_below, is_file, is_folder
 from mmrh_retriever.images import IMAGE_ENDINGS
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
@@ -76,7 +76,7 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
     if len(arguments) < 2:
         raise typer.BadParameter("expected at least one file and the question after it", param_hint="FILE... QUESTION")
     *files, question = arguments
-    if _is_there(question):
+    if is_file(question) or is_folder(question):
         raise typer.BadParameter(
             f"the last argument must be the question, got the file or folder {question!r}",
             param_hint="FILE... QUESTION",
@@ -84,18 +84,11 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
     return [Path(file) for file in files], question
 
 
-def _is_there(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # longer than a name can be, or with a null character: no name
-        return False
-
-
 def _documents(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Files, those of folders too, each once, with the names that results call them by: paths for names that recur."""
     found: dict[Path, None] = {}
     for file in files:
-        inner = files_below(file, (".pdf", *IMAGE_ENDINGS)) if file.is_dir() else [file]
+        inner = files_below(file, (".pdf", *IMAGE_ENDINGS)) if is_folder(file) else [file]
         if not inner:
             raise PageError(f"{file}: no PDF and no image stands in this folder. Give a folder or file that has some.")
         found.update(dict.fromkeys(inner))

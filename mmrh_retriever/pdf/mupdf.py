@@ -20,6 +20,7 @@ import pymupdf
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf.text import without_surrogates
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ MAX_OPEN_DOCUMENTS = 4
 _MUPDF_ERRORS = (pymupdf.mupdf.FzErrorBase, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 _DAMAGE = re.compile(
     r"\b(syntax|format|library|limit|generic|system) error\b|zlib error|content stream|premature end|"
-    r"cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
+    r"truncated image|cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure", re.IGNORECASE)
@@ -104,6 +105,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def using_mupdf() -> contextlib.AbstractContextManager[object]:
+    """The lock that whoever uses MuPDF holds."""
+    return _LOCK
+
+
 @contextlib.contextmanager
 def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Document]:
     """The open document, with MuPDF to ourselves and its messages kept off the terminal; for ``page``, if given."""
@@ -113,7 +119,9 @@ def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Do
         tools.mupdf_display_errors(False)
         tools.mupdf_display_warnings(False)
         try:
-            yield _document(file, page)
+            document = _document(file, page)
+            with _page_errors(file, "Download or save it again.", page):
+                yield document
         finally:
             tools.store_shrink(90)  # to 26 MB; left alone it keeps 256 MB of pictures, even those of closed files
             tools.mupdf_display_errors(shown[0])
@@ -129,10 +137,12 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
         pymupdf.TOOLS.reset_mupdf_warnings()
         with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        lines = list(dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines()))
-    lines = [line for line in lines if not line.startswith("... repeated")]
+        found = dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines())
+        lines = [line for line in found if not line.startswith("... repeated")]
+        damage = [line for line in lines if _means_damage(line)]
+        if damage and file.strict:
+            pymupdf.TOOLS.store_shrink(100)  # or what was decoded of a cut picture is shown again, without a message
     messages += lines[:_SHOWN_MESSAGES]
-    damage = [line for line in lines if _means_damage(line)]
     if damage and file.strict:
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index
@@ -164,8 +174,9 @@ def stamp_of(file: PdfFile, page: int | None = None) -> tuple[int, int, int] | N
         return None
     try:
         status = file.path.stat()
-    except OSError as error:
-        problem = f"{file.path}: {(error.strerror or str(error)).lower()}. Check the path and its permissions."
+    except (OSError, ValueError) as error:
+        described = (getattr(error, "strerror", None) or str(error)).lower()
+        problem = f"{file.path}: {described}. Check the path and its permissions."
         raise PageError(problem, source=file.source, page=page) from error
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -197,11 +208,21 @@ def _forget(key: int) -> None:
 def _opened(file: PdfFile) -> pymupdf.Document:
     pymupdf.TOOLS.reset_mupdf_warnings()
     with contextlib.ExitStack() as closing, _page_errors(file, "Download or save it again."):
-        document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
+        data = _data(file)
+        document = pymupdf.open(filename=file.path if data is None else None, stream=data, filetype="pdf")
         closing.callback(document.close)
         _check_document(document, file)
         closing.pop_all()
     return document
+
+
+def _data(file: PdfFile) -> bytes | None:
+    """A file's bytes if they are given, or if MuPDF can't find it by its name, which is no text."""
+    try:
+        str(file.path).encode()
+    except UnicodeEncodeError:
+        return None if file.path is None else file.path.read_bytes()
+    return file.data
 
 
 def _check_document(document: pymupdf.Document, file: PdfFile) -> None:
