@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -11,7 +11,6 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
 from mmrh_retriever.adapters import check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from typing_extensions import Self
 
 from langchain_mmrh.documents import reranked, scored_copy
 from langchain_mmrh.library import Library
