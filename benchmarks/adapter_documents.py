@@ -13,9 +13,10 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from mmrh_retriever import Page
 from mmrh_retriever.adapters import AdapterSettings, PageClues, clues_from_metadata
@@ -24,15 +25,13 @@ from mmrh_retriever.mmdocir import MMDocIR
 from mmrh_retriever.runs.tables import Table
 
 
-@dataclass(frozen=True)
-class Made:
-    """A document as a loader makes it: its text and metadata, and the page that it comes from."""
+class Made(NamedTuple):
+    """A document as a loader makes it, its page, and what BM25 reads of it (of an image, the text layer)."""
 
     text: str
     metadata: dict[str, Any]
     page: int
     words: str
-    """What BM25 reads: the text, or the page's text layer for an image."""
 
 
 def docling(file: Path, page: int) -> dict[str, Any]:
@@ -84,9 +83,7 @@ def measure(data: MMDocIR, folder: Path, settings: AdapterSettings, args: argpar
             count += len(made)
             asked = [question.text for question in document.questions]
             for question, scores in zip(document.questions, bm25_scores(asked, [it.words for it in made]), strict=True):
-                best = [
-                    made[index] for index in sorted(range(len(made)), key=lambda it: -scores[it])[: args.candidates]
-                ]
+                best = [made[index] for index in np.argsort(-scores, kind="stable")[: args.candidates]]
                 before.append(rank_of_gold([it.page for it in best], question.pages))
                 ranked = settings.rank_items(question.text, best, clues) if best else []
                 after.append(rank_of_gold([best[it.position].page for it in ranked], question.pages))
