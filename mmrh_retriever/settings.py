@@ -122,6 +122,14 @@ def warn_caller(message: str, category: type[Warning] = DeprecationWarning) -> N
     warnings.warn(message, category, stacklevel=level)
 
 
+def settings_error(error: ValidationError) -> SettingsError:
+    """What pydantic found first, as an error of ours."""
+    first = error.errors(include_url=False)[0]
+    problem = first.get("ctx", {}).get("error") or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    got = repr(first["input"])
+    return SettingsError(f"{problem} (got {got[:200]}{'...' * (len(got) > 200)})")
+
+
 class RerankSettings(BaseModel):
     """Everything that decides how a model is loaded and how it ranks, but for the heads.
 
@@ -223,9 +231,7 @@ class RerankSettings(BaseModel):
         try:
             return cls(**{**dict(settings or {}), **changes})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            problem = first.get("ctx", {}).get("error") or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise SettingsError(f"{problem} (got {first['input']!r})") from error
+            raise settings_error(error) from error
 
     @classmethod
     def of_pretrained(
