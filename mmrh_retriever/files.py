@@ -139,6 +139,16 @@ def format_of(text: str, *, where: str, what: str) -> str | None:
     return declared if isinstance(declared, str) else None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; a :class:`DataError` if that can't be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        name = str(folder)[:_LONGEST_NAME]
+        described = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: the folder can't be made ({described}). Choose another.") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target and move into place, so that no reader ever sees half a file."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
