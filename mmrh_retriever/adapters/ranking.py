@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,10 +11,12 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
+from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
+from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
@@ -89,7 +91,8 @@ class AdapterSettings(DocumentSettings):
         """Rank documents for a question, best first; equals keep the caller's order.
 
         ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
-        ``score_threshold`` counts instead of the setting.
+        ``score_threshold`` counts instead of the setting. A document that names a page which is not found is treated as
+        ``on_missing_page`` says.
 
         Raises:
             QuestionError: an empty question.
@@ -105,6 +108,7 @@ class AdapterSettings(DocumentSettings):
         failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
         unique: dict[Hashable, Page] = {}
         pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
+        self.warn_of_bundled(unique.values())
         reranker = self.reranker
         ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
@@ -117,6 +121,15 @@ class AdapterSettings(DocumentSettings):
         layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
         with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
+
+    def warn_of_bundled(self, pages: Collection[Page]) -> None:
+        """Warn, once per process, if the bundled model is to rank pages of which most have a text layer."""
+        name = str(self.reranker.backbone.config._name_or_path or "")
+        if 2 * sum(bool(page.text) for page in pages) > len(pages) and is_bundled(name):
+            advice = "Name one with model=, or leave the first stage's order as it is."
+            warn_once(
+                f"Most of these pages have a text layer, and the bundled model ranks them. {BUNDLED_PURPOSE} {advice}"
+            )
 
     def choose(
         self,
@@ -176,13 +189,24 @@ class AdapterSettings(DocumentSettings):
 
     def _page_or_error(
         self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item, *, layout: bool = False
-    ) -> Page | PageError:
+    ) -> Page | PageError | None:
+        """A document's page; ``None`` if it names one that is not found and is left out."""
         try:
-            return source.page(clues_of(item), layout=layout)
+            clues = clues_of(item)
+            page = source.page(clues, layout=layout)
         except PageError as error:
             if self.on_error == "raise":
                 raise
             return error
+        if page.image is not None or not clues.names_a_page:
+            return page
+        problem = source.why_no_page(clues)
+        if self.on_missing_page == "raise":
+            raise PageError(problem, source=clues.doc_id)
+        if self.on_missing_page == "drop":
+            return None
+        warn_once(f"{problem} Its text is scored; on_missing_page= says what to do instead.")
+        return page
 
     def _culprits(self, pages: Sequence[Page], error: PageError | ContextOverflowError) -> dict[int, MMRHError]:
         """The pages that can't be put into a prompt, or that are too long for a window."""
@@ -223,6 +247,7 @@ def page_key(page: Page) -> Hashable:
     """Equal for pages that show the same page of the same file; the page itself if it is in memory."""
     if isinstance(page.image, Path):
         return str(page.image), page.text
-    if page.image is not None and "path" in page.metadata:
-        return str(page.metadata["path"]), page.index
+    origin = page.metadata.get("path", page.metadata.get("url"))
+    if page.image is not None and origin is not None:
+        return str(origin), page.index
     return id(page)

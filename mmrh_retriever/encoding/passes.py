@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, UnsupportedModelError
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.kv_cache import PageCache
+from mmrh_retriever.model.kv_cache import PageCache, cache_argument
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.model.recording import Recording
@@ -28,14 +27,14 @@ class Passes:
         self.backbone = backbone
         self.vision = vision
         self.deepest = deepest
-        parameters = inspect.signature(backbone.base.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
+        self._cache_name = cache_argument(backbone.base)
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""
-        cache = PageCache(self.deepest + 1, capacity=capacity)
+        cache = PageCache(self.deepest + 1, capacity=capacity, recurrent=self.backbone.recurrent_layers)
         plan = PassPlan(0, len(prefix), stop_at=self.deepest)
         self._run(cache, prefix.ids, prefix.all_positions(), plan)
+        cache.keep()
         return Window(prefix, cache, independent=independent)
 
     def run_pages(
@@ -55,7 +54,13 @@ class Passes:
             length += len(segment)
             position += segment.extent
         plan = PassPlan(
-            len(window), length, bidirectional=tuple(bidirectional), stop_at=self.deepest, visible=start, start=start
+            len(window),
+            length,
+            bidirectional=tuple(bidirectional),
+            locally=self.backbone.family.locally,
+            stop_at=self.deepest,
+            visible=start,
+            start=start,
         )
         ids = [number for segment in segments for number in segment.ids]
         inputs = self.vision.model_inputs(segments, features)
@@ -64,6 +69,7 @@ class Passes:
         except BaseException:
             window.cache.crop_to(len(window))
             raise
+        window.cache.keep()
 
     def run_behind(
         self,
@@ -87,6 +93,8 @@ class Passes:
         self, window: Window, tree: QuestionTree, *, stop_at: int | None = None, recording: Recording | None = None
     ) -> Tensor | None:
         """One pass over texts that each stand alone behind the window; their keys are forgotten.
+
+        Where layers are recurrent there is one text: several can't share a state.
 
         Gives the last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
         """
@@ -113,7 +121,8 @@ class Passes:
         """A pass behind the window, of which ``tokens`` have run already."""
         offsets = torch.cat([window.offsets(), torch.arange(tokens) + window.next_offset])
         start = window.next_offset + tokens
-        return PassPlan(len(window) + tokens, length, offsets=offsets, start=start, **options)
+        locally = self.backbone.family.locally
+        return PassPlan(len(window) + tokens, length, locally=locally, offsets=offsets, start=start, **options)
 
     def _run(
         self,

@@ -1,6 +1,6 @@
 """An evaluation's folder: a journal of finished documents, then all rows and the summary.
 
-    OUT/settings.json     what was run; a run that is resumed must have the same, but may add rankers
+    OUT/settings.json     what was run; a run that is resumed must have the same, but for its rankers
     OUT/journal.jsonl     one line per document and ranker, written at once when it is done
     OUT/rows.jsonl        one row per question and ranker, written at the end
     OUT/summary.json      averages, intervals, comparisons, written at the end

@@ -20,7 +20,7 @@ from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from mmrh_retriever.ranking.encoded_pages import EncodedPages
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
+from mmrh_retriever.types import ScoredPage, ScoredRegion
 
 _TOKEN_SIDE = 240
 _TOKEN_MAPS = 6  # for the tokens that look most at a page
@@ -134,12 +134,8 @@ class _View:
         self.box_number = _Numbers(region.score for region in regions)
         self.scale = full_colour(ranked)
         self._best = max(scored.score for scored in ranked)
-        self._one_document = len({scored.page.doc_id for scored in ranked}) == 1
         self._regions = regions
         self._attention = {id(item.page): item for item in attention}
-
-    def short(self, page: Page) -> str:
-        return f"page {page.label or page.number}" if self._one_document else page.name
 
     def share(self, scored: ScoredPage) -> float:
         return round(100 * min(1.0, max(0.0, scored.score / self._best)), 1) if self._best > 0 else 0
@@ -189,7 +185,8 @@ class _Numbers:
         self.decimals = min(9, max(2, 2 - math.floor(math.log10(largest)))) if largest > 0.0 else 2
 
     def __call__(self, value: float) -> str:
-        return f"{value:.{self.decimals}f}".replace("-", "−")
+        rounded = round(value, self.decimals) + 0.0  # no minus before a zero
+        return f"{rounded:.{self.decimals}f}".replace("-", "−")
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -99,10 +99,10 @@ class AttentionSeam:
         :class:`AttentionCaptureError` if layers were replaced, :class:`UnsupportedModelError` if the implementation
         can't be read.
         """
-        for name, module in self.modules.items():
+        for layer, module in self.modules.items():
             if _seam_of(module) is not self:
                 raise AttentionCaptureError(
-                    f"The attention of layer {name} belongs to another seam: layers of the model were replaced after "
+                    f"The attention of layer {layer} belongs to another seam: layers of the model were replaced after "
                     "it was given to Reranker. Build a new Reranker with it."
                 )
         if not self._holds():
@@ -183,9 +183,10 @@ class AttentionSeam:
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             if layer not in self.modules or not 0 <= head < query_heads(self.modules[layer]):
+                layers, first = ", ".join(map(str, self.modules)), next(iter(self.modules.values()))
                 raise HeadSetError(
-                    f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
-                    f"{query_heads(self.modules[0])} heads each."
+                    f"There is no head {layer}-{head} to ablate: the model has {query_heads(first)} attention heads "
+                    f"in each of the layers {layers}."
                 )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:
@@ -211,6 +212,12 @@ class AttentionSeam:
         plan, recording = state.plan, state.recording
         state.reached.add(layer)
         if plan is not None:
+            if key.shape[2] != plan.past + query.shape[2]:
+                raise AttentionCaptureError(
+                    f"Layer {layer} attends to {key.shape[2]} keys; expected {plan.past} kept and {query.shape[2]} new "
+                    f"ones. {type(module).__name__} does not take kept keys as they were given: install an earlier "
+                    "version of transformers."
+                )
             key, value = plan.visible_keys(key), plan.visible_keys(value)
         if recording is not None and layer in recording.heads.columns:
             rows = self._mask_rows(plan, recording, layer, attention_mask, query, key)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrh_retriever.errors import AttentionCaptureError
+
 _KERNEL: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 KEYS_AT_ONCE = 16 * 1024
 """Keys that the kernel is given at a time: in half precision it makes a copy of them and their values."""
@@ -40,6 +42,8 @@ def attend(
     ``mask`` is ``(rows, keys)``, added to the logits. With ``causal``, row ``i`` sees keys up to ``i``.
     """
     batch, heads, rows, width = query.shape
+    if not key.shape[2]:  # the kernel divides by their number
+        raise AttentionCaptureError("Attention over no keys; expected at least one. Were the kept keys not taken?")
     shared = heads // key.shape[1]
     if mask is None and not causal:  # query heads that share a key head are further rows of it
         stacked = query if shared == 1 else query.reshape(batch, key.shape[1], shared * rows, width)

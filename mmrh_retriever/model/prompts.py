@@ -19,6 +19,7 @@ from mmrh_retriever.errors import QuestionError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.image_tokens import ImageTokens
 from mmrh_retriever.model.tokenizing import TextTokenizer
+from mmrh_retriever.pdf.drawn_text import LONGEST, drawn_text
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page, PatchGrid, TokenSpan
 
@@ -109,24 +110,39 @@ class Prompter:
         return segment
 
     def image_shown(self, page: Page) -> Image.Image | None:
-        """The page's image, decoded, if the model is shown it."""
-        return page.pixels() if self._content(page)[0] else None
+        """The page's image, decoded, if the model is shown it; its text drawn, if the model reads images alone."""
+        image, text = self._content(page)
+        if image:
+            return page.pixels()
+        if text is None or not self.backbone.reads_images_alone:
+            return None
+        drawn = drawn_text(text)
+        if drawn is None:
+            raise page.error(
+                f"The text of {page.name} has {len(text)} characters. {self.backbone.name} reads images alone, and a "
+                f"text drawn as one may fill {LONGEST:g} pages. Split it into parts, or use a model that reads text."
+            )
+        return drawn
 
     def page_segment(self, page: Page, number: int, pixels: Image.Image | None = None) -> PromptSegment:
         """One page: its label (not scored), its image and / or text (scored), the separator.
 
+        A model that reads images alone gets text as an image (:func:`~mmrh_retriever.pdf.drawn_text.drawn_text`).
         ``pixels`` is what :meth:`image_shown` gave for it, if it was asked already.
         """
         image, text = self._content(page)
+        pixels = self.image_shown(page) if pixels is None else pixels
         label = self._label(page, number)
         separator, asked = self.options.separator, self.options.question_label
         segment = self.empty()
-        if not image:
+        if pixels is None:
             self._add_texts(segment, label, text or "", separator, after=separator, before=asked, scored=1)
             return segment
-        shown = self._image(page, page.pixels() if pixels is None else pixels)
+        shown = self._image(page, pixels)
         self._add_texts(segment, label + shown.text_before, after=separator)
         segment.add_image(shown, count_markers=self.options.count_image_markers)
+        if not image:  # drawn text has no spots on the page
+            segment.visual, segment.grid, text = (), None, None
         if text is None:
             self._add_texts(segment, shown.text_behind + separator, before=asked)
         else:
@@ -198,12 +214,16 @@ class Prompter:
     def opening_segment(self, text: str) -> PromptSegment:
         """The question's label and what the question begins with, as running text behind the last page.
 
-        The label counts if it is to count, as does a token that reaches from it into the text.
+        The label counts if it is to count, without blanks in front of it, as does a token that reaches from it into the
+        text.
         """
-        ids, (label, own) = self.text.joined(self.options.question_label, text, after=self.options.separator)
+        label = self.options.question_label
+        named = label.lstrip()
+        blanks = label.removesuffix(named)
+        ids, (_, called, own) = self.text.joined(blanks, named, text, after=self.options.separator)
         segment = self.empty()
         segment.add_text(ids)
-        counted = [span for span in (label if self.options.count_question_label else own, own) if span]
+        counted = [span for span in (called if self.options.count_question_label else own, own) if span]
         segment.scored = [TokenSpan(counted[0].start, counted[-1].stop)] if counted else []
         return segment
 
@@ -280,6 +300,11 @@ class Prompter:
         image = page.image is not None and takes_images and wanted != "text"
         if wanted == "image" or (wanted == "auto" and image):
             text = None
+        if image and text is not None and self.backbone.reads_images_alone:
+            raise page.error(
+                f"content='both' was asked for; {self.backbone.name} reads images alone. Use content='image' or "
+                "'text', which is then drawn as an image."
+            )
         if not image and text is None:
             has = " and ".join(
                 name for name, there in (("an image", page.image is not None), ("text", bool(page.text))) if there

@@ -253,7 +253,7 @@ def _union_table(summary: dict[str, Any]) -> Table:
     for length, union in summary["union"].items():
         counts = [str(sum(union["by_layer"][start:stop])) for start, stop in thirds]
         rows.append((length_name(length), str(union["size"]), *counts, str(union["deepest_layer"])))
-    columns = ("length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest")
+    columns = ("context length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest layer")
     title = f"The tasks' best heads united, {_percent(summary['share'])} % of all heads from each"
     return Table.of(title, columns, rows)
 

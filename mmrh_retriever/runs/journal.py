@@ -30,7 +30,8 @@ class _Settings(FileModel):
 class Journal(Generic[Model]):
     """A run's folder, as a context manager; ``done`` holds the finished units by what ``key`` gives for them.
 
-    ``settings`` must be alike for all units of one run; a resumed run may add entries to the one named ``growing``.
+    ``settings`` must be alike for all units of one run; a resumed run may add entries to the one named ``growing``,
+    or name fewer: ``settings`` then holds those of all.
 
     Raises:
         DataError: the folder holds a run and ``resume`` is off; that run had other settings (the differences are
@@ -99,7 +100,8 @@ class Journal(Generic[Model]):
     def _check_same(self, before: dict[str, Any], growing: str | None) -> None:
         if growing is not None:
             old, new = before.get(growing, {}), self.settings[growing]
-            self.settings[growing] = {**old, **new}
+            order = old if new.keys() <= old.keys() else {**new, **old}
+            self.settings[growing] = {name: {**old, **new}[name] for name in order}
             before = before | {growing: {**new, **old}}
         if apart := list(differences(before, self.settings)):
             more = [f"and {len(apart) - _SHOWN} more"] if len(apart) > _SHOWN else []

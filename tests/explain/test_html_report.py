@@ -101,6 +101,19 @@ class TestReport:
         assert read.links
         assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
 
+    @pytest.mark.parametrize("documents", [1, 5])
+    def test_captions_name_documents_where_there_are_several(self, documents, tmp_path):
+        pages = [
+            scored_page(one_hot(i), doc_id=f"{i % documents}-{'long' * 20}.pdf", index=i, rank=i + 1) for i in range(5)
+        ]
+        text = html_report("What?", pages, tmp_path / "report.html").read_text(encoding="utf-8")
+        captions = text[text.index('<ol class="thumbs">') : text.index("</ol>")]
+        names = re.findall(r'<p class="document" title="(.*?)"><bdi>(.*?)</bdi></p>', captions)
+        assert names == ([] if documents == 1 else [(page.page.doc_id, page.page.doc_id) for page in pages])
+        in_one_line = re.findall(r'class="number">([^<]*)<', captions)  # what can't be wrapped
+        assert len(in_one_line) == 5
+        assert max(map(len, in_one_line)) < 8
+
     def test_nothing_is_asked_of_the_network(self, report):
         read = Reader(report)
         assert not {"script", "link", "iframe", "object", "form"} & set(read.tags)

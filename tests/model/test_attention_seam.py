@@ -19,7 +19,7 @@ from mmrh_retriever.model.families import FAMILIES, Backbone, find_family
 from mmrh_retriever.model.pass_plan import PassPlan
 from mmrh_retriever.model.recording import HeadsByLayer, Recording, record
 from tests.factories import BUILDERS, tiny
-from tests.reference import zeroing
+from tests.reference import kept_keys, zeroing
 
 IDS = torch.arange(5, 45)[None]
 
@@ -191,7 +191,7 @@ def test_ablation_while_decoding_begins_with_the_last_token_of_the_prefill() -> 
     reference.set_attn_implementation("eager")
     with torch.no_grad(), Backbone.of(model).seam.ablating(heads, phase="decode"):
         prefill = model(input_ids=IDS, use_cache=True)
-        step = model(input_ids=IDS[:, :1], past_key_values=prefill.past_key_values).logits
+        step = model(input_ids=IDS[:, :1], **kept_keys(model, prefill)).logits
     whole = torch.cat([IDS, IDS[:, :1]], dim=1)
     with torch.no_grad(), zeroing(reference, heads, start=IDS.shape[1] - 1):
         expected = reference(input_ids=whole).logits
@@ -280,6 +280,14 @@ def test_unknown_families_are_refused_with_the_list() -> None:
         Backbone.of(SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match="no self-attention modules"):
         decoder_attention(nn.Linear(2, 2))
+
+
+def test_a_decoder_that_attends_in_both_directions_is_refused() -> None:
+    model = tiny("gemma4").model
+    for module in decoder_attention(model.model.language_model).values():
+        module.is_causal = False
+    with pytest.raises(UnsupportedModelError, match="both directions.*use_bidirectional_attention"):
+        Backbone.of(model)
 
 
 def test_sliding_layers_are_not_global() -> None:

@@ -75,8 +75,13 @@ def test_page_zero_is_a_page(pdf: Path, reranker: StubReranker) -> None:
 
 def test_web_sources_of_text_are_no_images(reranker: StubReranker) -> None:
     given = doc(0.5, metadata={"source": "https://example.org/report.pdf", "page": 3})
-    (found,) = MMRHRerank(reranker=reranker).compress_documents([given], QUESTION)
+    with pytest.warns(UserWarning, match="allow_urls=True") as caught:
+        (found,) = MMRHRerank(reranker=reranker).compress_documents([given], QUESTION)
     assert found.metadata["relevance_score"] == 0.5
+    assert caught[0].filename == __file__
+    with pytest.raises(PageError, match="allow_urls=True"):
+        MMRHRerank(reranker=reranker, on_missing_page="raise").compress_documents([given], QUESTION)
+    assert MMRHRerank(reranker=reranker, on_missing_page="drop").compress_documents([given], QUESTION) == []
 
 
 def test_urls_need_permission_and_private_ones_are_refused(reranker: StubReranker) -> None:

@@ -88,6 +88,17 @@ def test_pdf_pages_by_every_reader_s_numbers(
     assert page.image is not None
 
 
+def test_a_page_that_is_not_found(reranker: StubReranker) -> None:
+    given = node(0.5, metadata={"file_name": "elsewhere.pdf", "page_number": 2})  # LlamaParse's form
+    with pytest.warns(UserWarning, match="elsewhere") as caught:
+        (found,) = MMRHRerank(reranker=reranker).postprocess_nodes([given], query_str=QUESTION)
+    assert found.score == 0.5
+    assert caught[0].filename == __file__
+    with pytest.raises(PageError, match="elsewhere"):
+        MMRHRerank(reranker=reranker, on_missing_page="raise").postprocess_nodes([given], query_str=QUESTION)
+    assert MMRHRerank(reranker=reranker, on_missing_page="drop").postprocess_nodes([given], query_str=QUESTION) == []
+
+
 def test_text_alone_is_scored_as_text(reranker: StubReranker) -> None:
     given = NodeWithScore(node=Node(text_resource=MediaResource(text="score=0.5")))
     (found,) = MMRHRerank(reranker=reranker).postprocess_nodes([given], query_str=QUESTION)
@@ -140,7 +151,7 @@ def test_top_n_per_call(reranker: StubReranker) -> None:
 
 
 def test_input_is_untouched_and_output_shares_nothing_that_changes(reranker: StubReranker) -> None:
-    nodes = [node(0.25, metadata={"page": 3, "nested": {"a": 1}}), node(0.5)]
+    nodes = [node(0.25, metadata={"title": "a", "nested": {"a": 1}}), node(0.5)]
     before = copy.deepcopy(nodes)
     found = MMRHRerank(reranker=reranker, with_regions=True).postprocess_nodes(nodes, query_str=QUESTION)
     assert nodes == before

@@ -35,7 +35,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     that its metadata names, or its text. Nodes are copied, never changed. The model is loaded at first use, once
     per process.
 
-        reranker = MMRHRerank(top_n=5)
+        reranker = MMRHRerank(model="Qwen/Qwen3-VL-8B-Instruct", top_n=5)  # without model=: a small one, for scans
         engine = index.as_query_engine(similarity_top_k=40, node_postprocessors=[reranker])
 
     All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
@@ -121,6 +121,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         return self.rerank(nodes, query_bundle)
 
+    @dispatcher.span  # LlamaIndex adds it to the method above, which is abstract, by itself
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
