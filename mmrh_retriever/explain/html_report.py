@@ -13,9 +13,9 @@ import jinja2
 from PIL import Image
 
 import mmrh_retriever
-from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain.heat_maps import RAMP, draw_regions, full_colour, heat_map
-from mmrh_retriever.files import write_atomically
+from mmrh_retriever.files import make_folder, write_atomically
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from mmrh_retriever.ranking.encoded_pages import EncodedPages
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
@@ -83,10 +83,7 @@ def html_report(
         version=mmrh_retriever.__version__,
     )
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{target.parent}: can't be made ({error}). Choose another folder for the report.") from error
+    make_folder(target.parent)
     write_atomically(target, text.encode("utf-8", "backslashreplace"))  # names may hold bytes that are no text
     return target
 

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from mmrh_retriever.errors import SettingsError, UnsupportedModelError
+from mmrh_retriever.files import is_folder
 from mmrh_retriever.heads.published import HEADS_FILE as HEADS_FILE
 from mmrh_retriever.model.families import find_family
 
@@ -185,7 +186,7 @@ def _load_config(model: str, max_pixels: int | None, where: Mapping[str, Any]) -
     """A model's configuration, and where its other files are found."""
     if max_pixels is not None and max_pixels < 1:
         raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
-    where = {**where, **({"local_files_only": True} if Path(model).is_dir() else {})}
+    where = {**where, **({"local_files_only": True} if is_folder(model) else {})}
     where = {key: value for key, value in where.items() if value not in (None, False)}
     refuse_own_code(model, where)
     where["trust_remote_code"] = False  # left out, transformers would ask on stdin

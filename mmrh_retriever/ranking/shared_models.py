@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from mmrh_retriever.files import is_folder
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.locks import Lock
@@ -32,7 +33,7 @@ class _Shelf:
         self.lock, self.locks = Lock(), defaultdict[str, Lock](Lock)
 
     def model(self, path: str, loading: Mapping[str, Any]) -> tuple[PreTrainedModel, Processors]:
-        name = str(Path(path).resolve()) if Path(path).is_dir() else path
+        name = str(Path(path).resolve()) if is_folder(path) else path
         key = json.dumps([name, _plain(loading)], sort_keys=True, default=repr)
         with self.lock:
             own = self.locks[key]

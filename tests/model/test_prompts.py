@@ -11,7 +11,7 @@ from mmrh_retriever import Page, PageError, PromptOptions, QuestionError, Unsupp
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.heads.sets import HeadId
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.model.prompts import MAX_QUESTION_TOKENS, Prompter, PromptSegment
 from mmrh_retriever.ranking.inputs import as_candidates
 from tests.factories import BUILDERS, MROPE, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
 
@@ -214,3 +214,11 @@ def test_an_image_processor_of_another_family_is_told() -> None:
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, tiny("gemma3").image_processor)
     with pytest.raises(PageError, match="page 1.*Gemma3ImageProcessorPil"):
         prompter.page_segment(Page(image=page_image(1)), 1)
+
+
+def test_a_question_has_a_longest_length() -> None:
+    prompter = prompter_for("llama")
+    longest = prompter.question_segments(["a" * 4000])
+    assert len(longest[0]) <= MAX_QUESTION_TOKENS
+    with pytest.raises(QuestionError, match=r"'aaa[^ ]*'\.\.\. has 20,\d+ tokens; at most 4,096 .*MAX_QUESTION_TOKENS"):
+        prompter.question_segments(["What?", "a" * 20_000])
