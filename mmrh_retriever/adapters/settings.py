@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError, field_serializer, field_validator
 
 from mmrh_retriever.adapters.page_sources import DEFAULT_MAX_BYTES, PageSource
-from mmrh_retriever.encoding.page_store import PageStore
+from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK, PageStore
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.images import MAX_IMAGE_PIXELS
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.ranking.shared_models import shared_reranker
-from mmrh_retriever.settings import LOADING, RerankSettings, TextOrNone
+from mmrh_retriever.settings import LOADING, RerankSettings, TextOrNone, settings_error
 
 DEFAULT_PAGE_MEMORY = 1024**3
 """Bytes of encoded pages that an adapter keeps for later questions."""
 
 
 class DocumentSettings(RerankSettings):
-    """The model that ranks documents, and how far these are trusted."""
+    """The model that ranks documents, and how far these are trusted.
+
+    Raises:
+        SettingsError: a setting that is unknown, of the wrong type or out of its range.
+    """
 
     model_config = ConfigDict(frozen=False, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -31,13 +36,23 @@ class DocumentSettings(RerankSettings):
         "published", description="'published', 'all', the path of a head set, a HeadSet, or its heads' names."
     )
     page_memory: int = Field(
-        DEFAULT_PAGE_MEMORY, ge=0, description="Bytes of encoded pages kept, where pages stand alone; 0 keeps none."
+        DEFAULT_PAGE_MEMORY,
+        ge=0,
+        description="Bytes of encoded pages kept in memory, where pages stand alone or a store is given; 0 keeps none. "
+        "1 GiB holds about 70 full pages of the bundled model in float32, 7 at the shapes of an 8B model (mmrh plan).",
     )
+    store: TextOrNone = Field(None, description="Folder where encoded pages are kept for later processes too.")
+    store_disk: int = Field(DEFAULT_STORE_DISK, ge=0, description="Bytes of files that this folder may hold.")
     keep_retrieval_score: bool = Field(True, description="Keep the score that a document came with in its metadata.")
 
     page_base: Literal[0, 1] = Field(0, description="The number that the first page has in the metadata.")
     page_key: str | None = Field(None, description="The metadata key of the page's number.")
-    allow_urls: bool = Field(False, description="Fetch images from public web addresses.")
+    on_missing_page: Literal["text", "raise", "drop"] = Field(
+        "text",
+        description="What to do with a document that names a PDF or a page which is not found: score its text and warn "
+        "once, raise, leave it out.",
+    )
+    allow_urls: bool = Field(False, description="Fetch images and PDFs from public web addresses.")
     allowed_root: TextOrNone = Field(None, description="The folder that files must be in; any if None.")
     max_bytes: int = Field(DEFAULT_MAX_BYTES, gt=0, description="The longest file or answer that is read.")
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, le=MAX_IMAGE_PIXELS, description="Larger ones are refused.")
@@ -51,7 +66,12 @@ class DocumentSettings(RerankSettings):
             settings |= {name: value for name, value in reranker.settings if name not in (*LOADING, "model_kwargs")}
             settings["model"] = str(reranker.backbone.config._name_or_path or "") or None
             settings["heads"] = reranker.heads
-        super().__init__(**settings)
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise settings_error(error) from error
+        if reranker is not None and self.store is not None:
+            reranker = reranker.with_store(self._page_store())
         self._held = _Held(reranker)
 
     @field_validator("heads", mode="before")
@@ -81,14 +101,25 @@ class DocumentSettings(RerankSettings):
         if held.given is not None:
             return held.given
         settings = RerankSettings.of(None, {name: getattr(self, name) for name in RerankSettings.model_fields})
-        made_from = (settings, self.heads, self.page_memory)
+        made_from = (settings, self.heads, self.page_memory, self.store, self.store_disk)
         if held.reranker is not None and held.made_from == made_from:
             return held.reranker
         made = shared_reranker(heads=self.heads, settings=settings)
-        if made.independent and self.page_memory:
-            made = made.with_store(PageStore(self.page_memory))
+        if self.store is not None or (made.independent and self.page_memory):
+            made = made.with_store(self._page_store())
         self._held = _Held(made, made_from)
         return made
+
+    def warm_up(self) -> None:
+        """Load the model now, so that the first question doesn't wait for it. Errors are those of ``reranker``."""
+        _ = self.reranker
+
+    async def awarm_up(self) -> None:
+        """:meth:`warm_up` in a thread; the event loop goes on."""
+        await asyncio.to_thread(self.warm_up)
+
+    def _page_store(self) -> PageStore:
+        return PageStore(self.page_memory, self.store, disk=self.store_disk)
 
     @property
     def model_label(self) -> str:

@@ -6,45 +6,92 @@ Exit codes: 0 done, 2 bad arguments, 1 a failure that the message explains.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Annotated
+import warnings
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
 from rich.logging import RichHandler
-from transformers.utils import logging as transformers_logging
+from typer.core import TyperGroup
 
 import mmrh_retriever
-from mmrh_retriever.cli import evaluate
-from mmrh_retriever.cli.bench import bench_command
-from mmrh_retriever.cli.causal import causal_command
-from mmrh_retriever.cli.detect import detect_command
-from mmrh_retriever.cli.heads import heads_command
-from mmrh_retriever.cli.options import stderr
-from mmrh_retriever.cli.plan import plan_command
-from mmrh_retriever.cli.rank import rank_command
+from mmrh_retriever.cli.options import say, stderr
 from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.runs.plain_text import plain_text
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command("rank")(rank_command)
-app.command("detect")(detect_command)
-app.command("heads")(heads_command)
-app.command("causal")(causal_command)
-app.add_typer(evaluate.app, name="evaluate")
-app.command("bench")(bench_command)
-app.command("plan")(plan_command)
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, which newer typers bring along
+
+COMMANDS = {
+    "rank": "Rank the pages of files for a question, best first.",
+    "detect": "Find a model's retrieval heads: null-calibrated attention from questions to needles, one score per "
+    "head.",
+    "heads": "Show a model's retrieval heads: sparsity, overlaps, depth, the best heads.",
+    "causal": "Accuracy with no heads masked, the selected ones masked, and as many random ones.",
+    "evaluate": "Measure rankers on annotated documents.",
+    "bench": "Measure our speed against the paper's procedure on plain transformers, both in one run.",
+    "plan": "Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded.",
+}
+"""The commands in the order of the help, with the first line of each one's own help."""
+
+
+class Commands(TyperGroup):
+    """A group whose commands are imported when they are called, so that its own help comes at once."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that arguments name, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and command_of(str(name)), rest
+
+
+def command_of(name: str) -> Any:
+    """A command of :data:`COMMANDS`, from the module of its name."""
+    module = import_module(f"mmrh_retriever.cli.{name}")
+    holder = typer.Typer()
+    if hasattr(module, "app"):
+        holder.add_typer(module.app, name=name)
+    else:
+        holder.command(name)(getattr(module, f"{name}_command"))
+    return typer.main.get_group(holder).commands[name]
+
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``mmrh`` on ``sys.argv``, or on ``arguments``; failures that we know become a message and exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    _log_plainly()
     if not stderr.is_terminal:
-        transformers_logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too
     try:
-        app(arguments)
-    except (MMRHError, OSError, ImportError) as error:  # an ImportError names the extra to install
-        stderr.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(app(arguments, standalone_mode=False))
+    except _UsageError as error:
+        from typer.rich_utils import rich_format_error
+
+        error.message = plain_text(error.message)
+        rich_format_error(error)
+        sys.exit(error.exit_code)
+    except (MMRHError, OSError, ImportError, typer.Abort) as error:  # an ImportError names the extra to install
+        stderr.print("[bold red]Error:[/]", end=" ")
+        say(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+class _PlainRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return plain_text(super().getMessage())
+
+
+def _log_plainly() -> None:
+    """Send what is logged, by other libraries too, and warnings to stderr as plain text."""
+    logging.setLogRecordFactory(_PlainRecord)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    warnings.formatwarning = lambda message, category, file, line, *_: plain_text(
+        f"{file}:{line}: {category.__name__}: {message}\n"
+    )
 
 
 def _version(wanted: bool) -> None:

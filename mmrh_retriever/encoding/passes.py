@@ -31,9 +31,10 @@ class Passes:
 
     def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
         """A window that holds the prompt prefix alone."""
-        cache = PageCache(self.deepest + 1, capacity=capacity)
+        cache = PageCache(self.deepest + 1, capacity=capacity, recurrent=self.backbone.recurrent_layers)
         plan = PassPlan(0, len(prefix), stop_at=self.deepest)
         self._run(cache, prefix.ids, prefix.all_positions(), plan)
+        cache.keep()
         return Window(prefix, cache, independent=independent)
 
     def run_pages(
@@ -53,7 +54,13 @@ class Passes:
             length += len(segment)
             position += segment.extent
         plan = PassPlan(
-            len(window), length, bidirectional=tuple(bidirectional), stop_at=self.deepest, visible=start, start=start
+            len(window),
+            length,
+            bidirectional=tuple(bidirectional),
+            locally=self.backbone.family.locally,
+            stop_at=self.deepest,
+            visible=start,
+            start=start,
         )
         ids = [number for segment in segments for number in segment.ids]
         inputs = self.vision.model_inputs(segments, features)
@@ -62,6 +69,7 @@ class Passes:
         except BaseException:
             window.cache.crop_to(len(window))
             raise
+        window.cache.keep()
 
     def run_behind(
         self,
@@ -85,6 +93,8 @@ class Passes:
         self, window: Window, tree: QuestionTree, *, stop_at: int | None = None, recording: Recording | None = None
     ) -> Tensor | None:
         """One pass over texts that each stand alone behind the window; their keys are forgotten.
+
+        Where layers are recurrent there is one text: several can't share a state.
 
         Gives the last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
         """
@@ -111,7 +121,8 @@ class Passes:
         """A pass behind the window, of which ``tokens`` have run already."""
         offsets = torch.cat([window.offsets(), torch.arange(tokens) + window.next_offset])
         start = window.next_offset + tokens
-        return PassPlan(len(window) + tokens, length, offsets=offsets, start=start, **options)
+        locally = self.backbone.family.locally
+        return PassPlan(len(window) + tokens, length, locally=locally, offsets=offsets, start=start, **options)
 
     def _run(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -73,6 +74,11 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
         upright=is_upright,
         characters_per_line=sum(map(len, joined)) / len(joined),
     )
+
+
+def without_surrogates(text: str) -> str:
+    """Text that can be encoded: a replacement character for each run of lone surrogates."""
+    return re.sub("[\ud800-\udfff]+", "\ufffd", text)
 
 
 def turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:
@@ -155,7 +161,7 @@ def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> lis
     for i in sorted(chosen, key=lambda i: blocks[i].box[axis]):
         low, high = blocks[i].box[axis], blocks[i].box[axis + 2]
         slack = 0.25 * blocks[i].font_size if axis else 0.0  # glyph boxes of neighbouring lines overlap a little
-        if low >= end - slack:
+        if not groups or low >= end - slack:  # no comparison holds for the boxes of senselessly large fonts
             groups.append([])
             end = high
         groups[-1].append(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def scores(reranker: Reranker, pages: list[Page]) -> list[float]:
     return [scored.score for scored in sorted(ranked, key=lambda scored: scored.position)]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "mistral3", "llama"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "mistral3", "llama", "mistral4", "gemma4_shared"]
+)
 def test_any_selection_of_pages_seen_before_costs_the_question_alone(name: str, tmp_path: Path) -> None:
     pages = some_pages(name)
     plain = reranker_for(name, independent=True)
@@ -210,3 +213,19 @@ def test_what_a_store_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="is a file"):
         PageStore(folder=tmp_path / "file")
+
+
+def test_a_call_whose_own_pages_do_not_fit_says_so_once(tmp_path: Path) -> None:
+    pages = [Page(image=page_image(number)) for number in range(4)]
+    model = tiny("qwen3_vl")
+    whole = PageStore()
+    settings = {"independent": True, "check": False}
+    given = (model.model, (model.tokenizer, model.image_processor), "all")
+    Reranker(*given, store=whole, **settings).rank("How?", pages)
+    small = PageStore(whole.nbytes * 2 // len(pages) + 1)
+    with pytest.warns(UserWarning, match="holds [12] of the pages of this call.*page_memory") as caught:
+        Reranker(*given, store=small, **settings).rank("How?", pages)
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Reranker(*given, store=PageStore(small.memory, tmp_path), **settings).rank("How?", pages)

@@ -10,6 +10,8 @@ import pymupdf
 import pytest
 from PIL import Image
 
+from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf import mupdf
 from mmrh_retriever.pdf.reader import read_pdf
 from tests.pdf.made_pdfs import edited, failure, make_pdf
 
@@ -67,6 +69,14 @@ def test_page_trees_that_promise_too_much(three: Path) -> None:
     assert [page.text for page in read_pdf(data, pages="1-3")] == ["First page", "Second page", "Third page"]
 
 
+def test_page_trees_that_promise_millions(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = edited(three.read_bytes(), lambda d: None).replace(b"/Count 3", b"/Count 2147483647")
+    for pages in (None, "1-", [0]):
+        assert "pages" in str(failure(lambda pages=pages: read_pdf(data, pages=pages)))
+    monkeypatch.setattr(mupdf, "MAX_PAGES", 2)  # older MuPDFs believe any number
+    assert "claims 3 pages. Expected at most 2" in str(failure(lambda: read_pdf(three)))
+
+
 def test_images_named_pdf(tmp_path: Path) -> None:
     path = tmp_path / "scan.pdf"
     Image.new("RGB", (50, 50)).save(path, "PNG")
@@ -108,6 +118,22 @@ def test_pages_with_no_room_to_read(size: tuple[float, float], tmp_path: Path) -
     assert len(read_pdf(path, pages="1")) == 1
 
 
+@pytest.mark.parametrize("size", [(14_401, 600), (100_000, 100_000), (600, 1_000_000)])
+def test_pages_larger_than_pdf_allows(size: tuple[float, float]) -> None:
+    error = failure(lambda: read_pdf(make_pdf(["Much too large"], size), doc_id="plan.pdf", layout=True))
+    assert "Page 1 of plan.pdf" in str(error)
+    assert "14,400 units" in str(error) or "too long a strip" in str(error)
+
+
+def test_user_units_make_larger_pages() -> None:
+    def enlarge(document: pymupdf.Document) -> None:
+        document.xref_set_key(document[0].xref, "UserUnit", "10")
+
+    assert read_pdf(edited(make_pdf(["A map"], (14_400, 10_000)), enlarge))[0].size == (144_000, 100_000)
+    with pytest.raises(PageError, match="14,400 units"):
+        read_pdf(edited(make_pdf(["A map"], (14_500, 10_000)), enlarge))
+
+
 def damage(document: pymupdf.Document) -> None:
     xref = document[1].get_contents()[0]
     content = document.xref_stream(xref)
@@ -129,6 +155,16 @@ def test_damaged_content(three: Path, capfd: pytest.CaptureFixture[str]) -> None
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_text_of_senseless_size_is_read(three: Path) -> None:
+    def enlarge(document: pymupdf.Document) -> None:
+        content, font = document[0].get_contents()[0], document[0].get_fonts()[0][4]
+        huge = "9" * 26
+        document.update_stream(content, f"BT /{font} {huge} Tf -1 1 300 {huge} 0 300 Tm (hi there) Tj ET".encode())
+
+    pages = read_pdf(edited(three.read_bytes(), enlarge), layout=True, strict=False)
+    assert [page.text for page in pages[1:]] == ["Second page", "Third page"]
 
 
 def test_a_missing_content_stream(three: Path) -> None:
