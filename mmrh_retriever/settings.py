@@ -222,6 +222,7 @@ class RerankSettings(BaseModel):
             independent=False,
             final_round=0,
             resize_first=True,
+            hybrid=False,
             options=PromptOptions(
                 instruction=f"Find the {level}s that hold the evidence for the question",
                 separator="",

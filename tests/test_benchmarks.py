@@ -92,7 +92,6 @@ def test_region_aggregation(
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_adapter_documents(model: Path, documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("bm25s")
     given = ["--annotations", str(documents / "annotations.jsonl"), "--documents", str(documents), "--name", "a.pdf"]
     script("adapter_documents").main([*given, "--model", str(model)])
     (table,) = tables(capsys.readouterr().out)

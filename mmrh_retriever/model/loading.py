@@ -32,8 +32,8 @@ BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
 BUNDLED_PURPOSE = (
-    "The bundled model is small. It is for scans and other pages without a good text layer. Where there is one, BM25 "
-    "or a text embedding finds more, and a larger model should rank."
+    "The bundled model is small: it finds pages without a GPU, also scans, which have no text layer. Where there is "
+    "one, it is joined with BM25 (hybrid), which finds more than either. A larger model should rank what matters."
 )
 """What that model is for and what not: outside scans it puts 24 % of MMDocIR's pages first, BM25 33 % (model card)."""
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -30,7 +30,7 @@ from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions,
 from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import Crops, RegionMethod, check_regions, ranked_regions
-from mmrh_retriever.settings import DEFAULT_TOKEN_BUDGET, RerankSettings, check_top_n
+from mmrh_retriever.settings import DEFAULT_TEXT_WEIGHT, DEFAULT_TOKEN_BUDGET, RerankSettings, check_top_n
 from mmrh_retriever.types import Candidate, Page, PageLike, ScoredPage, ScoredRegion
 
 
@@ -127,6 +127,14 @@ class Reranker:
         """A reranker on the same model that keeps encoded pages in this store, or in none."""
         other = copy.copy(self)
         other._keep_in(store)
+        return other
+
+    def with_hybrid(self, hybrid: bool | Literal["auto"], text_weight: float = DEFAULT_TEXT_WEIGHT) -> Reranker:
+        """A reranker on the same model whose scores join the text layer's, or don't; see :class:`RerankSettings`."""
+        other = copy.copy(self)
+        other.settings = self._resolved(
+            RerankSettings.of(self.settings, {"hybrid": hybrid, "text_weight": text_weight})
+        )
         return other
 
     @property

@@ -126,3 +126,12 @@ def test_an_index_is_asked_again_and_again() -> None:
     index = TextIndex(TEXTS)
     np.testing.assert_array_equal(index.scores(["revenue", "water"]), bm25_scores(["revenue", "water"], TEXTS))
     assert index.scores(["zebra"]).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_a_model_ranks_with_and_without_text() -> None:
+    hybrid, listed = reranker(hybrid=True), pages(TEXTS)
+    plain = hybrid.with_hybrid(False).rank("revenue?", listed)
+    assert [one.score for one in plain] == [one.score for one in reranker().rank("revenue?", listed)]
+    assert all(one.text_score is None for one in plain)
+    assert hybrid.with_hybrid("auto").settings.hybrid is False
+    assert hybrid.settings.hybrid is True
