@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from mmrh_retriever.errors import PageError
 
@@ -17,7 +19,11 @@ MIN_IMAGE_SIDE = 4
 """Images narrower or lower than this, in pixels, hold nothing to read and are refused."""
 MAX_ASPECT_RATIO = 150.0
 """Longer side over shorter side. Beyond it no image processor keeps the picture legible."""
-_TURNING_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")  # their EXIF orientation is known without decoding
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are opened. EPS and its like start another program; ICO and its like hide another picture."""
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_PNG_NOTES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that may say how a PNG is turned
 
 
 def open_image(image: object, name: str, error: Callable[[str], PageError], *, any_shape: bool = False) -> Image.Image:
@@ -38,15 +44,15 @@ def open_image(image: object, name: str, error: Callable[[str], PageError], *, a
         raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        opened = file if isinstance(file, Image.Image) else Image.open(file)
+        opened = file if isinstance(file, Image.Image) else Image.open(file, formats=image_formats())
     except FileNotFoundError as problem:
         raise refuse("no such file. Check the path.") from problem
     except Image.DecompressionBombError as problem:
         raise refuse(f"{problem}. At most {MAX_IMAGE_PIXELS:,} pixels are accepted.") from problem
-    except (OSError, ValueError, SyntaxError) as problem:
+    except Exception as problem:  # Pillow's readers raise what they happen to run into
         raise refuse(
-            "these bytes are not an image that Pillow can read. Expected PNG, JPEG, WebP, TIFF or the like; PDF files "
-            "go through read_pdf()."
+            f"these bytes are not an image that is read here. Expected {', '.join(IMAGE_FORMATS)}; PDF files go "
+            "through read_pdf()."
         ) from problem
     width, height = opened.size
     if min(width, height) < MIN_IMAGE_SIDE and not any_shape:
@@ -58,10 +64,47 @@ def open_image(image: object, name: str, error: Callable[[str], PageError], *, a
     return opened
 
 
+def image_formats() -> list[str]:
+    """Those of ``IMAGE_FORMATS`` that the installed Pillow reads."""
+    Image.init()
+    return [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
+
+
 def shown_size(image: Image.Image) -> tuple[float, float]:
-    """Width and height in pixels as the image is shown, after its EXIF orientation."""
-    turned = image.format in _TURNING_FORMATS and int(image.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
-    return (float(image.height), float(image.width)) if turned else (float(image.width), float(image.height))
+    """Width and height in pixels as :func:`as_rgb` gives the image, turned by its orientation.
+
+    No pixel is decoded, but for a PNG with notes behind its pixels. A damaged file raises what Pillow raises.
+    """
+    width, height = image.size
+    if isinstance(image, PngImagePlugin.PngImageFile) and not _has_late_notes(image):
+        exif = Image.Image.getexif(image)  # PNG's own method decodes the pixels to look behind them
+    else:
+        exif = image.getexif()
+    if exif.get(ExifTags.Base.Orientation) not in _TURNED:
+        return float(width), float(height)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer Pillows have swapped the sides already
+        tags = image.tag_v2
+        width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    return float(height), float(width)
+
+
+def _has_late_notes(image: PngImagePlugin.PngImageFile) -> bool:
+    """Whether a PNG that is not decoded yet has text or EXIF behind its pixels."""
+    stream: IO[bytes] | None = image.fp
+    if stream is None or stream.closed:
+        return False
+    before, behind = stream.tell(), False
+    stream.seek(8)
+    try:
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            behind |= kind == b"IDAT"
+            if behind and kind in _PNG_NOTES:
+                return True
+            stream.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        stream.seek(before)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from mmrh_retriever.images import as_rgb, open_image, shown_size
 
 Box = tuple[float, float, float, float]
 """``(x0, y0, x1, y1)``, origin at the top left, in the units of the page size beside it."""
+
+MAX_INDEX = 2**31 - 1
+"""The largest index that a page may have; no document has more pages."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -129,16 +133,20 @@ class Page:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.index < 0:
-            raise PageError(f"A page's index counts from 0, got {self.index}.", source=self.doc_id)
+        if not 0 <= self.index <= MAX_INDEX:
+            got = self.index if abs(self.index) < 10**18 else "a number of over 18 digits"
+            raise PageError(f"A page's index counts from 0 to at most {MAX_INDEX:,}, got {got}.", source=self.doc_id)
         if self.image is None and (self.text is None or not self.text.strip()):
             raise self.error(f"{self.name} has neither an image nor text. Give Page(image=...) or Page(text=...).")
         if isinstance(self.image, ImageData):
             opened = open_image(self.image, self.name, self.error)
-            if self.size is None:
-                object.__setattr__(self, "size", shown_size(opened))
-            if opened is not self.image:
-                opened.close()
+            try:
+                if self.size is None:
+                    with self._named_damage(Exception):  # Pillow's readers raise what they happen to run into
+                        object.__setattr__(self, "size", shown_size(opened))
+            finally:
+                if opened is not self.image:
+                    opened.close()
         elif self.image is not None and not hasattr(self.image, "load"):
             raise self.error(
                 f"The image of {self.name} is a {type(self.image).__name__}. Expected a PIL image, bytes, a path "
@@ -164,18 +172,25 @@ class Page:
         """
         if self.image is None:
             raise self.error(f"{self.name} has no image.")
-        try:
+        with self._named_damage(OSError, ValueError, SyntaxError):
             given = self.image if isinstance(self.image, ImageData) else self.image.load()
+        with self._named_damage(Exception):
             return as_rgb(open_image(given, self.name, self.error))
-        except PageError:
-            raise
-        except (OSError, ValueError, SyntaxError) as error:
-            problem = f"The image of {self.name} is damaged: {error}. Save it again or leave the page out."
-            raise self.error(problem) from error
 
     def error(self, message: str) -> PageError:
         """An error about this page."""
         return PageError(message, source=self.doc_id, page=self.index)
+
+    @contextmanager
+    def _named_damage(self, *kinds: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except PageError:
+            raise
+        except kinds as error:
+            described = f"{type(error).__name__}: {error}".rstrip(".")
+            problem = f"The image of {self.name} is damaged ({described}). Save it again or leave the page out."
+            raise self.error(problem) from error
 
 
 PageLike = Page | ImageData

@@ -63,6 +63,9 @@ def test_a_page_needs_something_to_read() -> None:
         Page(text="  \n")
     with pytest.raises(PageError, match="counts from 0"):
         Page(text="x", index=-1)
+    for index in (2**31, 10**5000, -(10**5000)):
+        with pytest.raises(PageError, match="counts from 0"):
+            Page(text="x", index=index)
     with pytest.raises(PageError, match="has no image"):
         Page(text="x").pixels()
 

@@ -18,14 +18,12 @@ from PIL import Image
 from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri, is_web_address
 from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError, SettingsError
-from mmrh_retriever.images import MAX_IMAGE_PIXELS
+from mmrh_retriever.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, image_formats
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_BYTES = 128 * 1024 * 1024
 """Files, web answers and pictures in memory with more bytes than this are refused."""
-IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are opened; EPS and its like, which start another program, are not."""
 
 _IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -208,10 +206,8 @@ def _labels(path: Path, stamp: int) -> tuple[str | None, ...]:
 
 def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
     """Width and height of an image; no pixel is decoded."""
-    Image.init()
-    formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]  # a Pillow may be built without some
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats) as opened:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=image_formats()) as opened:
             return opened.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PageError(f"{name}: {error}. Scale it down.", source=name) from error

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 
 from mmrh_retriever.types import Box
 
@@ -70,17 +71,29 @@ def without_nested(boxes: Sequence[Box]) -> list[Box]:
 
 
 def clusters(boxes: Sequence[Box], gap: float) -> list[list[int]]:
-    """Groups of boxes that lie within ``gap`` of each other, as indices into ``boxes``."""
+    """Groups of boxes that lie within ``gap`` of each other, as indices into ``boxes``.
+
+    Memory grows with the number of boxes, whatever their extent.
+    """
     if not boxes:
         return []
-    cell = max(gap / 2, 1.0)
-    x0, y0, x1, y1 = union(boxes)
-    mask: Mask = np.zeros((int((y1 - y0) / cell) + 3, int((x1 - x0) / cell) + 3), dtype=bool)
-    corners = ((np.asarray(boxes) - (x0, y0, x0, y0)) / cell).astype(int)  # (boxes, 4) on the mask
-    for left, top, right, bottom in corners:
-        mask[top : bottom + 3, left : right + 3] = True
+    x0, y0, _, _ = union(boxes)
+    cells = np.floor((np.asarray(boxes) - (x0, y0, x0, y0)) / max(gap / 2, 1.0))  # (boxes, 4) on a grid that none holds
+    cells[:, 2:] += 3  # half a gap around a box, and a touch is enough
+    levels = np.unique(cells[:, 1::2])
+    tops, bottoms = np.searchsorted(levels, cells[:, 1]), np.searchsorted(levels, cells[:, 3])
+    # A sweep from left to right: which box reached furthest at each level, and how far.
+    owner, reach = np.zeros(len(levels), dtype=np.int64), np.full(len(levels), -1.0)
+    pairs = []
+    for index in np.argsort(cells[:, 0], kind="stable"):
+        there = slice(tops[index], bottoms[index] + 1)
+        pairs += [(index, met) for met in set(owner[there][reach[there] >= cells[index, 0]].tolist())]
+        owner[there] = index
+        reach[there] = np.maximum(reach[there], cells[index, 2])
+    touching = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = sparse.coo_array((np.ones(len(pairs)), touching), shape=(len(boxes), len(boxes)))
     groups: dict[int, list[int]] = {}
-    for index, name in enumerate(label(mask)[corners[:, 1], corners[:, 0]]):
+    for index, name in enumerate(csgraph.connected_components(graph, directed=False)[1]):
         groups.setdefault(int(name), []).append(index)
     return list(groups.values())
 

@@ -20,6 +20,7 @@ import pymupdf
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf.text import without_surrogates
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ MAX_OPEN_DOCUMENTS = 4
 _MUPDF_ERRORS = (pymupdf.mupdf.FzErrorBase, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 _DAMAGE = re.compile(
     r"\b(syntax|format|library|limit|generic|system) error\b|zlib error|content stream|premature end|"
-    r"cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
+    r"truncated image|cannot (load|draw|decode|read|open|find)|invalid character|too many errors",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(r"\bicc\b|profile|font|annotation|outline|link|structure", re.IGNORECASE)
@@ -118,7 +119,9 @@ def open_document(file: PdfFile, page: int | None = None) -> Iterator[pymupdf.Do
         tools.mupdf_display_errors(False)
         tools.mupdf_display_warnings(False)
         try:
-            yield _document(file, page)
+            document = _document(file, page)
+            with _page_errors(file, "Download or save it again.", page):
+                yield document
         finally:
             tools.store_shrink(90)  # to 26 MB; left alone it keeps 256 MB of pictures, even those of closed files
             tools.mupdf_display_errors(shown[0])
@@ -134,10 +137,12 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
         pymupdf.TOOLS.reset_mupdf_warnings()
         with _page_errors(file, advice, index):
             yield document.load_page(index), messages
-        lines = list(dict.fromkeys(pymupdf.TOOLS.mupdf_warnings().splitlines()))
-    lines = [line for line in lines if not line.startswith("... repeated")]
+        found = dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines())
+        lines = [line for line in found if not line.startswith("... repeated")]
+        damage = [line for line in lines if _means_damage(line)]
+        if damage and file.strict:
+            pymupdf.TOOLS.store_shrink(100)  # or what was decoded of a cut picture is shown again, without a message
     messages += lines[:_SHOWN_MESSAGES]
-    damage = [line for line in lines if _means_damage(line)]
     if damage and file.strict:
         raise file.error(
             f"is damaged (MuPDF: {'; '.join(damage[:3])}). {advice} strict=False takes what can be read.", index

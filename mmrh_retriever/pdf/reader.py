@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pymupdf
+
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
+from mmrh_retriever.pdf.labels import read_labels
 from mmrh_retriever.pdf.layout import layout_regions
 from mmrh_retriever.pdf.mupdf import PdfFile, PdfPageImage, open_document, open_page, stamp_of
-from mmrh_retriever.pdf.text import page_text, text_blocks
+from mmrh_retriever.pdf.text import page_text, text_blocks, without_surrogates
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_PIXELS = 2_000_000
@@ -29,6 +32,8 @@ MAX_BUDGET_DPI = 300.0
 """Small pages are not blown up past this resolution to fill their budget; ``dpi=`` may go further."""
 MIN_PAGE_POINTS = 4.0
 """Pages narrower or lower than this, in points, have no room for anything to read and are refused."""
+MAX_PAGE_UNITS = 14_400
+"""PDF's own limit for a page's side, in units of a point, or of as many points as the page's UserUnit says."""
 _BEGINNING = 1024  # bytes of a file in which its %PDF mark may stand
 
 
@@ -55,7 +60,8 @@ def read_pdf(
         layout: Find text blocks, titles, tables, images and figures, and give them as ``Page.regions``.
         doc_id: The pages' ``doc_id``; the file's name by default, ``None`` for bytes.
         strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's messages
-            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log.
+            then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log. MuPDF reports pictures
+            that end early, but for a JPEG whose data lack rows in front of a proper end mark: it is drawn as it is.
 
     Returns:
         The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
@@ -64,8 +70,8 @@ def read_pdf(
         ``warnings``.
 
     Raises:
-        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small or
-            too long to read.
+        PageError: missing, empty, encrypted, truncated or damaged file; not a PDF; no such page; a page too small, too
+            large or too long to read.
         ValueError: ``max_pixels`` or ``dpi`` is not positive.
         TypeError: ``source`` or ``pages`` is of another type.
     """
@@ -99,7 +105,8 @@ def iter_pdf(
     file = _locate(source, password, doc_id, strict)
     with open_document(file) as document:
         total = document.page_count
-        title = (document.metadata or {}).get("title") or None
+        title = without_surrogates((document.metadata or {}).get("title") or "")
+        labels = read_labels(document)
     chosen = _choose_pages(pages, total, file)
     if doc_id is None and file.path is not None:
         doc_id = file.path.name
@@ -109,13 +116,13 @@ def iter_pdf(
     def read(index: int) -> Page:
         with open_page(file, index) as (page, warnings):
             size = (float(page.rect.width), float(page.rect.height))
-            _check_size(size, file, index)
+            _check_size(size, page, file)
             blocks = text_blocks(page)
-            label, rotation = page.get_label() or None, int(page.rotation)
+            rotation = int(page.rotation)
             regions = layout_regions(page, blocks) if layout else ()
         metadata = {**shared, "rotation": rotation} | ({"warnings": warnings} if warnings else {})
         image = PdfPageImage(file, index, *_pixel_size(size, max_pixels, dpi))
-        return Page(image, page_text(blocks) or None, doc_id, index, size, label, regions, metadata)
+        return Page(image, page_text(blocks) or None, doc_id, index, size, labels.label(index), regions, metadata)
 
     return map(read, chosen)
 
@@ -124,16 +131,20 @@ def parse_page_range(text: str, *, total: int) -> list[int]:
     """0-based indices for a page range as people write it, ``"1-3,7"`` or ``"12-"``, each page once."""
     indices: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:(-)\s*(\d+)?)?\s*", part, re.ASCII)
+        match = re.fullmatch(r"\s*0*(\d{1,18})\s*(?:(-)\s*0*(\d{1,18})?)?\s*", part, re.ASCII)
         first = int(match[1]) if match else 0
         last = int(match[3] or total) if match and match[2] else first
         if not 1 <= first <= last <= total:
             raise PageError(
-                f"pages={text!r} names no pages of this document at {part!r}. Expected numbers and ranges between 1 "
-                f"and {total}, such as '1-3,7'."
+                f"pages={_short(text)} names no pages of this document at {_short(part)}. Expected numbers and ranges "
+                f"between 1 and {total}, such as '1-3,7'."
             )
         indices.update(dict.fromkeys(range(first - 1, last)))
     return list(indices)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool) -> PdfFile:
@@ -178,24 +189,30 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
             raise PageError(f"{file.name}: {error}", source=file.source) from error
     chosen = list(dict.fromkeys(pages))
     if not all(isinstance(index, int) for index in chosen):
-        raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {chosen!r}.")
+        other = next(index for index in chosen if not isinstance(index, int))
+        raise TypeError(f"pages takes whole numbers counted from 0, or a string like '1-3,7'; got {other!r}.")
     wrong = [index for index in chosen if not 0 <= index < total]
     if wrong or not chosen:
-        got = f"no page {', '.join(map(str, wrong[:5]))}" if wrong else "nothing to read in an empty list of pages"
+        shown = ", ".join(str(index) if abs(index) < 10**18 else "of over 18 digits" for index in wrong[:5])
+        got = f"no page {shown}" if wrong else "nothing to read in an empty list of pages"
         raise file.error(
             f"has {total} pages: {got}. Expected indices from 0 to {total - 1} (a string like '1-3,7' counts from 1)."
         )
     return chosen
 
 
-def _check_size(size: tuple[float, float], file: PdfFile, index: int) -> None:
+def _check_size(size: tuple[float, float], page: pymupdf.Page, file: PdfFile) -> None:
+    # Both boxes are in units of the page, before UserUnit; what is displayed is what they share.
+    units = max(min(page.cropbox.width, page.mediabox.width), min(page.cropbox.height, page.mediabox.height))
     if min(size) < MIN_PAGE_POINTS:
         problem = f"no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side"
     elif max(size) > MAX_ASPECT_RATIO * min(size):
         problem = f"too long a strip to read. Expected at most {MAX_ASPECT_RATIO:g} to 1 (cut it into pages)"
+    elif units > MAX_PAGE_UNITS:
+        problem = f"larger than a page may be. Expected at most {MAX_PAGE_UNITS:,} units per side, as PDF allows"
     else:
         return
-    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", index)
+    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", page.number)
 
 
 def _pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -73,6 +74,11 @@ def _text_block(lines: Sequence[dict[str, Any]], turn: pymupdf.Matrix) -> TextBl
         upright=is_upright,
         characters_per_line=sum(map(len, joined)) / len(joined),
     )
+
+
+def without_surrogates(text: str) -> str:
+    """Text that can be encoded: a replacement character for each run of lone surrogates."""
+    return re.sub("[\ud800-\udfff]+", "\ufffd", text)
 
 
 def turned(box: Sequence[float], turn: pymupdf.Matrix) -> Box:

@@ -10,6 +10,7 @@ import pymupdf
 import pytest
 from PIL import Image
 
+from mmrh_retriever.errors import PageError
 from mmrh_retriever.pdf.reader import read_pdf
 from tests.pdf.made_pdfs import edited, failure, make_pdf
 
@@ -106,6 +107,22 @@ def test_pages_with_no_room_to_read(size: tuple[float, float], tmp_path: Path) -
     assert "pages=" in str(error)
     assert error.page == 1
     assert len(read_pdf(path, pages="1")) == 1
+
+
+@pytest.mark.parametrize("size", [(14_401, 600), (100_000, 100_000), (600, 1_000_000)])
+def test_pages_larger_than_pdf_allows(size: tuple[float, float]) -> None:
+    error = failure(lambda: read_pdf(make_pdf(["Much too large"], size), doc_id="plan.pdf", layout=True))
+    assert "Page 1 of plan.pdf" in str(error)
+    assert "14,400 units" in str(error) or "too long a strip" in str(error)
+
+
+def test_user_units_make_larger_pages() -> None:
+    def enlarge(document: pymupdf.Document) -> None:
+        document.xref_set_key(document[0].xref, "UserUnit", "10")
+
+    assert read_pdf(edited(make_pdf(["A map"], (14_400, 10_000)), enlarge))[0].size == (144_000, 100_000)
+    with pytest.raises(PageError, match="14,400 units"):
+        read_pdf(edited(make_pdf(["A map"], (14_500, 10_000)), enlarge))
 
 
 def damage(document: pymupdf.Document) -> None:
