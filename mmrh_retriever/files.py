@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmrh_retriever.errors import DataError
 
+MAX_TEXT_BYTES = 256 * 1024**2
+"""The longest text that is read from one file; a packed file may hold a thousand times its own size."""
+
 _SHOWN_PROBLEMS = 3
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
@@ -31,13 +34,50 @@ class FileModel(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_text(path: Path, *, what: str) -> str:
-    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``. ``what`` names the content in messages."""
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file. Text that is too long for a path, or can't be one, names none."""
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; see :func:`is_file`."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether a path leads to a pipe or a device, which may keep a reader waiting for ever."""
+    try:
+        return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path, *, what: str) -> str:
+    """The text of a UTF-8 file, unpacked when its name ends in ``.gz``. ``what`` names the content in messages.
+
+    Raises:
+        DataError: missing, damaged, no plain file, or larger than :data:`MAX_TEXT_BYTES`, which counts unpacked bytes.
+    """
+    try:
+        _refuse_special(path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            data = stream.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise DataError(f"{path}: more than {MAX_TEXT_BYTES:,} bytes, unpacked. The {what} can't be that long.")
+        return data.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _unreadable(path, what, error) from error
+
+
+def _refuse_special(path: Path) -> None:
+    if is_special(path):
+        raise DataError(f"{path}: not a plain file, but a pipe or a device. Write it into a file first.")
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:
@@ -49,6 +89,7 @@ def _unreadable(path: Path, what: str, error: Exception) -> DataError:
 def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[int, Model]]:
     """The lines of a JSON lines file, checked, each with its number (from 1). Empty lines are passed over."""
     try:
+        _refuse_special(path)
         with path.open("rb") as lines:  # binary: a line ends at "\n" alone, not at other separators inside a text
             for number, line in enumerate(lines, start=1):
                 if line.strip():

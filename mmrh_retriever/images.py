@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.files import is_special
 
 MAX_IMAGE_PIXELS = 64_000_000
 """Images with more pixels are refused before they are decoded (a decompression bomb)."""
@@ -42,6 +43,8 @@ def open_image(image: object, name: str, error: Callable[[str], PageError], *, a
 
     if not isinstance(image, (Image.Image, bytes, str, Path)):
         raise refuse(f"expected a PIL image, bytes or a path, got {type(image).__name__}.")
+    if isinstance(image, (str, Path)) and is_special(image):
+        raise refuse("not a plain file, but a pipe or a device. Write it into a file first.")
     file = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
         opened = file if isinstance(file, Image.Image) else Image.open(file, formats=image_formats())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from mmrh_retriever.heads.published import published_head_set
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
+from mmrh_retriever.runs.plain_text import json_line
 from mmrh_retriever.settings import RerankSettings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Measure rankers on annotated documents.")
@@ -247,7 +247,7 @@ def _dry_run(settings: dict[str, Any]) -> None:
             settings.setdefault("heads", {})[name] = len(published_head_set(spec["model"]))
         except HeadSetError as error:
             say(f"The heads of {name} depend on the model's configuration, which is read with it: {error}")
-    sys.stdout.write(json.dumps(settings) + "\n")
+    sys.stdout.write(json_line(settings))
 
 
 def _show(runs: list[Evaluation], output: OutputOptions) -> None:

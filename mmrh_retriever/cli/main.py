@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, cast
 
 import typer
 from rich.logging import RichHandler
@@ -19,10 +20,13 @@ from mmrh_retriever.cli.bench import bench_command
 from mmrh_retriever.cli.causal import causal_command
 from mmrh_retriever.cli.detect import detect_command
 from mmrh_retriever.cli.heads import heads_command
-from mmrh_retriever.cli.options import stderr
+from mmrh_retriever.cli.options import say, stderr
 from mmrh_retriever.cli.plan import plan_command
 from mmrh_retriever.cli.rank import rank_command
 from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.runs.plain_text import plain_text
+
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, which newer typers bring along
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("rank")(rank_command)
@@ -36,15 +40,35 @@ app.command("plan")(plan_command)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``mmrh`` on ``sys.argv``, or on ``arguments``; failures that we know become a message and exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    _log_plainly()
     if not stderr.is_terminal:
         transformers_logging.disable_progress_bar()
     try:
-        app(arguments)
-    except (MMRHError, OSError, ImportError) as error:  # an ImportError names the extra to install
-        stderr.print(f"[bold red]Error:[/] {type(error).__name__}: ", end="")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(app(arguments, standalone_mode=False))
+    except _UsageError as error:
+        from typer.rich_utils import rich_format_error
+
+        error.message = plain_text(error.message)
+        rich_format_error(error)
+        sys.exit(error.exit_code)
+    except (MMRHError, OSError, ImportError, typer.Abort) as error:  # an ImportError names the extra to install
+        stderr.print("[bold red]Error:[/]", end=" ")
+        say(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+class _PlainRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return plain_text(super().getMessage())
+
+
+def _log_plainly() -> None:
+    """Send what is logged, by other libraries too, and warnings to stderr as plain text."""
+    logging.setLogRecordFactory(_PlainRecord)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
+    warnings.formatwarning = lambda message, category, file, line, *_: plain_text(
+        f"{file}:{line}: {category.__name__}: {message}\n"
+    )
 
 
 def _version(wanted: bool) -> None:

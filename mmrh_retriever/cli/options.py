@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.page_store import PageStore
@@ -26,6 +27,7 @@ from mmrh_retriever.research.probes.haystacks import Haystack
 from mmrh_retriever.research.probes.mm_niah import read_mm_niah
 from mmrh_retriever.research.probes.probe import TASKS, CountTokens, Probe, Task
 from mmrh_retriever.research.probes.prompts import token_counter
+from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
 from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
 
@@ -35,8 +37,8 @@ stderr = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line on stderr, whatever it holds as plain text."""
+    stderr.print(Text(plain_text(text)), soft_wrap=True)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -202,9 +204,9 @@ class OutputOptions:
         """Write results to stdout: the rows as JSON lines, or the tables."""
         if self.as_json:
             for row in rows:
-                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+                sys.stdout.write(json_line(row))
         elif self.as_markdown:
-            sys.stdout.write("\n".join(table.markdown() for table in tables()))
+            sys.stdout.write(plain_text("\n".join(table.markdown() for table in tables())))
         else:
             print_tables(tables())
 

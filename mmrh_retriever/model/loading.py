@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.errors import SettingsError, UnsupportedModelError
 from mmrh_retriever.heads.published import HEADS_FILE as HEADS_FILE
 from mmrh_retriever.model.families import find_family
 
@@ -28,6 +28,8 @@ BUNDLED = "bundled"
 """The name of the small model inside the package."""
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
+
+_CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,17 @@ def load_model(
     accelerator, and on a CPU that multiplies bfloat16 in hardware (AMX), if that is what is stored; float32 on other
     CPUs. ``max_pixels`` bounds what the model sees of an image, for families that take images at their own size
     (Qwen-VL). The rest is handed to transformers' ``from_pretrained``, ``kwargs`` untouched.
+
+    Raises:
+        UnsupportedModelError: an unknown family, a model with code of its own, a device or an attention that can't be
+            used.
+        SettingsError: a ``dtype`` that is no type of weights.
+        OSError: transformers' own, if files are missing.
     """
     if kwargs.pop("trust_remote_code", False):
         raise UnsupportedModelError("trust_remote_code is not supported: only transformers' own model classes are run.")
+    if dtype not in (None, "auto"):
+        _torch_dtype(dtype)
     where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     config, where = _load_config(model, max_pixels, where)
     family = find_family(config.model_type)
@@ -112,7 +122,10 @@ def load_model(
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     loader = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
-    loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
+    try:
+        loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
+    except ValueError as error:  # such as an attention that transformers doesn't know
+        raise UnsupportedModelError(f"{model} can't be loaded in the way that was asked for: {error}") from error
     if not placed_by_transformers:
         loaded = loaded.to(target)
     processors = load_processors(model, text_only=family.writer is None, max_pixels=max_pixels, where=where)
@@ -134,12 +147,10 @@ def load_without_weights(
     """
     config, where = _load_config(model, max_pixels, where)
     family = find_family(config.model_type)
-    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or config.dtype or torch.float32
-    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
-        raise UnsupportedModelError(f"dtype is the name of a type such as 'bfloat16' or 'float32', got {dtype!r}.")
+    wanted = _torch_dtype(dtype or config.dtype or torch.float32)
     maker = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
     with torch.device("meta"):
-        made = maker.from_config(config, dtype=wanted).eval()
+        made = maker.from_config(config, dtype=wanted, trust_remote_code=False).eval()
     text_only = text_only or family.writer is None
     return made, load_processors(model, text_only=text_only, max_pixels=max_pixels, where=where)
 
@@ -150,6 +161,8 @@ def _load_config(model: str, max_pixels: int | None, where: Mapping[str, Any]) -
         raise UnsupportedModelError(f"max_pixels counts pixels and is at least 1, got {max_pixels}.")
     where = {**where, **({"local_files_only": True} if Path(model).is_dir() else {})}
     where = {key: value for key, value in where.items() if value not in (None, False)}
+    refuse_own_code(model, where)
+    where["trust_remote_code"] = False  # left out, transformers would ask on stdin
     try:
         return AutoConfig.from_pretrained(model, **where), where
     except ValueError as error:
@@ -169,7 +182,7 @@ def load_processors(
     model: str, *, text_only: bool, max_pixels: int | None = None, where: Mapping[str, Any] | None = None
 ) -> Processors:
     """A model's tokenizer with its chat template, and its image processor in its Pillow form."""
-    where = where or {}
+    where = {**(where or {}), "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(model, **where)
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = _processor_template(model, where)
@@ -192,13 +205,47 @@ def load_processors(
 
 def _processor_template(model: str, where: Mapping[str, Any]) -> str | None:
     """The chat template that older checkpoints keep for their processor alone."""
+    found = _json_file(model, "chat_template.json", where)
+    return None if found is None else str(found["chat_template"])
+
+
+def refuse_own_code(model: str, where: Mapping[str, Any] | None = None) -> None:
+    """Raise an :class:`UnsupportedModelError` if a model's configuration names Python code of its own (``auto_map``).
+
+    ``where`` holds the keyword arguments that say where transformers looks for files.
+    """
+    for name in _CONFIGS:
+        if _holds_auto_map(_json_file(model, name, where or {})):
+            raise UnsupportedModelError(
+                f"{name} of {model} names Python code of its own (auto_map), which is never run. Give a model that "
+                "transformers knows by itself, or remove auto_map if transformers has the same classes."
+            )
+
+
+def _holds_auto_map(content: Any) -> bool:
+    if isinstance(content, list):
+        return any(map(_holds_auto_map, content))
+    return isinstance(content, dict) and (bool(content.get("auto_map")) or any(map(_holds_auto_map, content.values())))
+
+
+def _json_file(model: str, name: str, where: Mapping[str, Any]) -> Any:
+    """What a model's JSON file holds; ``None`` if the model has no such file."""
+    places = {key: value for key, value in where.items() if key != "trust_remote_code"}
     found = cached_file(
-        model, "chat_template.json", _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, **where,
+        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        **places,
     )  # fmt: skip
-    if found is None:
-        return None
-    return str(json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"])
+    try:
+        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedModelError(f"{found} is damaged: {error}. Expected JSON; download the model again.") from error
+
+
+def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise SettingsError(f"dtype is the name of a type such as 'bfloat16' or 'float32', got {dtype!r}.")
+    return named
 
 
 def _checked_device(device: str | torch.device | None) -> torch.device:

@@ -174,8 +174,9 @@ def stamp_of(file: PdfFile, page: int | None = None) -> tuple[int, int, int] | N
         return None
     try:
         status = file.path.stat()
-    except OSError as error:
-        problem = f"{file.path}: {(error.strerror or str(error)).lower()}. Check the path and its permissions."
+    except (OSError, ValueError) as error:
+        described = (getattr(error, "strerror", None) or str(error)).lower()
+        problem = f"{file.path}: {described}. Check the path and its permissions."
         raise PageError(problem, source=file.source, page=page) from error
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -207,11 +208,21 @@ def _forget(key: int) -> None:
 def _opened(file: PdfFile) -> pymupdf.Document:
     pymupdf.TOOLS.reset_mupdf_warnings()
     with contextlib.ExitStack() as closing, _page_errors(file, "Download or save it again."):
-        document = pymupdf.open(filename=file.path, stream=file.data, filetype="pdf")
+        data = _data(file)
+        document = pymupdf.open(filename=file.path if data is None else None, stream=data, filetype="pdf")
         closing.callback(document.close)
         _check_document(document, file)
         closing.pop_all()
     return document
+
+
+def _data(file: PdfFile) -> bytes | None:
+    """A file's bytes if they are given, or if MuPDF can't find it by its name, which is no text."""
+    try:
+        str(file.path).encode()
+    except UnicodeEncodeError:
+        return None if file.path is None else file.path.read_bytes()
+    return file.data
 
 
 def _check_document(document: pymupdf.Document, file: PdfFile) -> None:

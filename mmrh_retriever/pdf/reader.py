@@ -17,6 +17,7 @@ from typing import Any
 import pymupdf
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.files import is_folder, is_special
 from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
 from mmrh_retriever.pdf.labels import read_labels
 from mmrh_retriever.pdf.layout import layout_regions
@@ -154,8 +155,10 @@ def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).absolute()
         file = PdfFile(path.name or str(path), path=path, password=password, strict=strict)
-        if path.is_dir():
+        if is_folder(path):
             raise file.error("is a directory. Give one PDF file at a time, e.g. those of Path(...).glob('*.pdf').")
+        if is_special(path):
+            raise file.error("is not a plain file, but a pipe or a device. Write it into a file first.")
         file = dataclasses.replace(file, stamp=stamp_of(file))
         try:
             with path.open("rb") as stream:

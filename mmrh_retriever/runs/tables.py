@@ -12,6 +12,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mmrh_retriever.runs.plain_text import plain_text
+
 _PIPED_WIDTH = 100
 _UNBOUNDED = 10_000
 
@@ -63,18 +65,19 @@ class Table:
         for number, name in enumerate(self.columns):
             side: Literal["left", "right"] = "left" if number < self.text_columns else "right"
             heading = name if side == "left" else "\n".join(name.rsplit(" ", 1))
-            made.add_column(Text(heading), justify=side, overflow="fold", vertical="bottom")
+            made.add_column(Text(plain_text(heading)), justify=side, overflow="fold", vertical="bottom")
         starred = any(cell.best for row in self.rows for cell in row)
         for row in self.rows:
             made.add_row(*(self._shown(cell, number, starred=starred) for number, cell in enumerate(row)))
         return made
 
     def _shown(self, cell: Cell, number: int, *, starred: bool) -> Text | Padding:
+        text = plain_text(cell.text)
         if number < self.text_columns:
-            return Text(cell.text)
+            return Text(text)
         if cell.best:
-            return Text(cell.text + "*", "bold")
-        return Padding(Text(cell.text), (0, int(starred), 0, 0))  # room for the star, so that figures are aligned
+            return Text(text + "*", "bold")
+        return Padding(Text(text), (0, int(starred), 0, 0))  # room for the star, so that figures are aligned
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
@@ -88,7 +91,7 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
         if number:
             console.print()
         if table.title:  # rich would wrap a table's own title to the table's width
-            console.print(Text(table.title, "bold"), soft_wrap=True)
+            console.print(Text(plain_text(table.title), "bold"), soft_wrap=True)
         console.print(shown)
         for note in table.notes:
-            console.print(Text(note), soft_wrap=True)
+            console.print(Text(plain_text(note)), soft_wrap=True)

@@ -14,19 +14,9 @@ from mmrh_retriever import HeadId, HeadSet, Page, PromptOptions, Reranker, Reran
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.model.loading import BUNDLED_FOLDER, HEADS_FILE
 from tests.cli.conftest import Mmrh
-from tests.factories import page_image, tiny
+from tests.factories import page_image
 
 QUESTION = "How did revenue change?"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    fresh = tiny("qwen3_vl")
-    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
-        part.save_pretrained(folder)
-    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
-    return folder
 
 
 @pytest.fixture(scope="module")
