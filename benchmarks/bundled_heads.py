@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from mmrh_retriever import HeadScores, HeadSet
-from mmrh_retriever.cli.options import LoadedModel, LoadingOptions, load_for_probes
+from mmrh_retriever.cli.options import LoadingOptions
+from mmrh_retriever.cli.probes import LoadedModel, load_for_probes
 from mmrh_retriever.files import write_json
 from mmrh_retriever.research.causal import causal_journal, causal_rows, keep_rows
 from mmrh_retriever.research.causal_tables import causal_table, summarise_causal

@@ -104,7 +104,7 @@ def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace
 
 
 def documents(args: argparse.Namespace) -> Iterator[tuple[str, list[Page], list[tuple[str, list[int]]]]]:
-    lines = args.annotations.read_text(encoding="utf-8").splitlines()
+    lines = args.annotations.read_text(encoding="utf-8").strip().split("\n")
     for line in lines[: args.limit]:
         record = json.loads(line)
         pages = [

@@ -8,7 +8,7 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +20,7 @@ MAX_TEXT_BYTES = 256 * 1024**2
 """The longest text that is read from one file; a packed file may hold a thousand times its own size."""
 
 _SHOWN_PROBLEMS = 3
+_LONGEST_NAME = 300
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -32,6 +33,13 @@ class FileModel(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def files_below(folder: Path, endings: Iterable[str]) -> list[Path]:
+    """The files in a folder and its folders with one of these endings (in any case), sorted; none that are hidden."""
+    known = {ending.lower() for ending in endings}
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def is_file(path: str | Path) -> bool:
@@ -68,11 +76,14 @@ def read_text(path: Path, *, what: str) -> str:
         _refuse_special(path)
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             data = stream.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise DataError(f"{path}: more than {MAX_TEXT_BYTES:,} bytes, unpacked. The {what} can't be that long.")
-        return data.decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = data.decode("utf-8") if len(data) <= MAX_TEXT_BYTES else None
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: also a path that can't be one
         raise _unreadable(path, what, error) from error
+    if text is None:
+        raise DataError(f"{path}: more than {MAX_TEXT_BYTES:,} bytes, unpacked. The {what} can't be that long.")
+    return text
 
 
 def _refuse_special(path: Path) -> None:
@@ -81,9 +92,11 @@ def _refuse_special(path: Path) -> None:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> DataError:
+    name = str(path) if len(str(path)) <= _LONGEST_NAME else f"...{str(path)[-_LONGEST_NAME:]}"
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file. Check the path of the {what}.")
-    return DataError(f"{path}: can't be read ({error}). Expected a UTF-8 file: the {what}.")
+        return DataError(f"{name}: no such file. Check the path of the {what}.")
+    described = getattr(error, "strerror", None) or error
+    return DataError(f"{name}: can't be read ({described}). Expected a UTF-8 file: the {what}.")
 
 
 def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[int, Model]]:
@@ -95,7 +108,9 @@ def read_jsonl(path: Path, model: type[Model], *, what: str) -> Iterator[tuple[i
                 if line.strip():
                     cut = "" if line.endswith(b"\n") else " (without a line break: the file may be cut off here)"
                     yield number, parse_as(model, line, where=f"{path}, line {number}{cut}", what=what)
-    except OSError as error:
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
         raise _unreadable(path, f"{what} file", error) from error
 
 
@@ -129,6 +144,16 @@ def format_of(text: str, *, where: str, what: str) -> str | None:
         raise DataError(f"{where}: holds a JSON {type(content).__name__}. Expected an object: a {what}.")
     declared = content.get("format")
     return declared if isinstance(declared, str) else None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; a :class:`DataError` if that can't be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        name = str(folder)[:_LONGEST_NAME]
+        described = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: the folder can't be made ({described}). Choose another.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -23,6 +23,8 @@ MAX_ASPECT_RATIO = 150.0
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened. EPS and its like start another program; ICO and its like hide another picture."""
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""What the names of image files end in, where files of a folder are chosen by their names."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_NOTES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that may say how a PNG is turned
 

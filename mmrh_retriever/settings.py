@@ -111,13 +111,15 @@ TextOrNone = Annotated[str | None, BeforeValidator(_as_text)]
 """Text, which may be given as a path, or as a device or type of torch."""
 
 
-def _warn_caller(message: str) -> None:
-    """A DeprecationWarning at the line that called this package, whatever lies between."""
+def warn_caller(message: str, category: type[Warning] = DeprecationWarning) -> None:
+    """A warning at the line that called this package, whatever lies between."""
     frame, level = inspect.currentframe(), 1
-    between = ("mmrh_retriever", "pydantic", "langchain_core")
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
+    between = ("mmrh_retriever", "pydantic", "langchain_core", "langchain_mmrh")
+    while frame is not None and (name := frame.f_globals.get("__name__", "").partition(".")[0]):
+        if name not in between and not name.startswith("llama_index"):  # its instrumentation is a package of its own
+            break
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 class RerankSettings(BaseModel):
@@ -183,7 +185,7 @@ class RerankSettings(BaseModel):
     @classmethod
     def _renamed(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "final_heat" in given:
-            _warn_caller("final_heat= is called final_round= now.")
+            warn_caller("final_heat= is called final_round= now.")
             given = {"final_round" if name == "final_heat" else name: value for name, value in given.items()}
         return given
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -23,25 +21,10 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "<img>", "</img>",
-    "<IMG_CONTEXT>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>", "[IMG]", "[IMG_BREAK]",
-    "[IMG_END]", *[f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)],
-]  # fmt: skip
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-PLAIN_TEMPLATE = TEMPLATE.replace(
-    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}", "{{ message['content'] }}"
-)
-CORPUS = [
-    "Find the pages that hold the evidence for the question.",
-    "Page 1: Question: How did revenue change in the last year? Answer: it grew by nine percent.",
-    "The annual report shows emissions, staff numbers, water use and the tables of the balance sheet.",
-]
+from tests.newer_families import NEWER
+from tests.tiny_text import CORPUS as CORPUS
+from tests.tiny_text import PLAIN_TEMPLATE, TEMPLATE, mrope, qwen_ids, text_config, token_id, tokenizer
+from tests.tiny_text import SPECIAL as SPECIAL
 
 
 @dataclass(frozen=True)
@@ -54,68 +37,9 @@ class Tiny:
     image_processor: Any
 
 
-@lru_cache(maxsize=2)
-def tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with the special tokens of all families."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL,
-        chat_template=template,
-    )
-
-
-def _id(token: str) -> int:
-    return int(tokenizer().convert_tokens_to_ids(token))
-
-
-def _text(**more: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer()),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 4096,
-        "pad_token_id": _id("<|endoftext|>"),
-        "bos_token_id": _id("<|im_start|>"),
-        "eos_token_id": _id("<|im_end|>"),
-        **more,
-    }
-
-
-_QWEN_IDS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
-
-
-def _qwen_ids() -> dict[str, int]:
-    return {key: _id(token) for key, token in _QWEN_IDS.items()}
-
-
-def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections, **more}
-
-
 def _qwen2_vl() -> tuple[Any, Any]:
     config = transformers.Qwen2VLConfig(
-        text_config=_text(rope_parameters=_mrope([1, 1, 2])),
+        text_config=text_config(rope_parameters=mrope([1, 1, 2])),
         vision_config={
             "depth": 2,
             "embed_dim": 16,
@@ -124,7 +48,7 @@ def _qwen2_vl() -> tuple[Any, Any]:
             "mlp_ratio": 2,
             "patch_size": 14,
         },
-        **_qwen_ids(),
+        **qwen_ids(),
     )
     return transformers.Qwen2VLForConditionalGeneration, (
         config,
@@ -134,12 +58,12 @@ def _qwen2_vl() -> tuple[Any, Any]:
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
     config = transformers.Qwen2_5_VLConfig(
-        text_config=_text(rope_parameters=_mrope([1, 1, 2])),
+        text_config=text_config(rope_parameters=mrope([1, 1, 2])),
         vision_config={
             "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 14,
             "out_hidden_size": 32, "window_size": 56, "fullatt_block_indexes": [1],
         },
-        **_qwen_ids(),
+        **qwen_ids(),
     )  # fmt: skip
     return transformers.Qwen2_5_VLForConditionalGeneration, (
         config,
@@ -149,12 +73,12 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
 
 def _qwen3_vl() -> tuple[Any, Any]:
     config = transformers.Qwen3VLConfig(
-        text_config=_text(rope_parameters=_mrope([2, 1, 1], mrope_interleaved=True)),
+        text_config=text_config(rope_parameters=mrope([2, 1, 1], mrope_interleaved=True)),
         vision_config={
             "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 16,
             "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
         },
-        **_qwen_ids(),
+        **qwen_ids(),
     )  # fmt: skip
     processor = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 20)
     return transformers.Qwen3VLForConditionalGeneration, (config, processor)
@@ -162,7 +86,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 
 def _gemma3() -> tuple[Any, Any]:
     config = transformers.Gemma3Config(
-        text_config=_text(
+        text_config=text_config(
             num_hidden_layers=4,
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
@@ -173,9 +97,9 @@ def _gemma3() -> tuple[Any, Any]:
             "image_size": 56, "patch_size": 7, "vision_use_head": False,
         },
         mm_tokens_per_image=16,
-        boi_token_index=_id("<start_of_image>"),
-        eoi_token_index=_id("<end_of_image>"),
-        image_token_index=_id("<image_soft_token>"),
+        boi_token_index=token_id("<start_of_image>"),
+        eoi_token_index=token_id("<end_of_image>"),
+        image_token_index=token_id("<image_soft_token>"),
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration, (
         config,
@@ -185,12 +109,12 @@ def _gemma3() -> tuple[Any, Any]:
 
 def _internvl() -> tuple[Any, Any]:
     config = transformers.InternVLConfig(
-        text_config={"model_type": "qwen2", **_text()},
+        text_config={"model_type": "qwen2", **text_config()},
         vision_config={
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
             "image_size": [32, 32], "patch_size": [4, 4],
         },
-        image_token_id=_id("<IMG_CONTEXT>"),
+        image_token_id=token_id("<IMG_CONTEXT>"),
         image_seq_length=16,
     )  # fmt: skip
     processor = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6, crop_to_patches=True)
@@ -200,13 +124,13 @@ def _internvl() -> tuple[Any, Any]:
 def _llava_onevision() -> tuple[Any, Any]:
     pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56], [84, 56]]
     config = transformers.LlavaOnevisionConfig(
-        text_config={"model_type": "qwen2", **_text()},
+        text_config={"model_type": "qwen2", **text_config()},
         vision_config={
             "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 28, "patch_size": 7, "vision_use_head": False,
         },
-        image_token_index=_id("<image>"),
-        video_token_index=_id("<video>"),
+        image_token_index=token_id("<image>"),
+        video_token_index=token_id("<video>"),
         image_grid_pinpoints=pinpoints,
         vision_aspect_ratio="anyres_max_4",
         vision_feature_select_strategy="full",
@@ -217,12 +141,12 @@ def _llava_onevision() -> tuple[Any, Any]:
 
 def _smolvlm() -> tuple[Any, Any]:
     config = transformers.SmolVLMConfig(
-        text_config={"model_type": "llama", **_text()},
+        text_config={"model_type": "llama", **text_config()},
         vision_config={
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
             "image_size": 32, "patch_size": 4,
         },
-        image_token_id=_id("<image>"),
+        image_token_id=token_id("<image>"),
         scale_factor=2,
     )  # fmt: skip
     processor = SmolVLMImageProcessorPil(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
@@ -234,7 +158,7 @@ def _idefics3() -> tuple[Any, Any]:
     config = transformers.Idefics3Config(
         text_config=smol.text_config.to_dict(),
         vision_config=smol.vision_config.to_dict() | {"model_type": "idefics3_vision"},
-        image_token_id=_id("<image>"),
+        image_token_id=token_id("<image>"),
         scale_factor=2,
     )
     return transformers.Idefics3ForConditionalGeneration, (config, processor)
@@ -242,23 +166,23 @@ def _idefics3() -> tuple[Any, Any]:
 
 def _mistral3() -> tuple[Any, Any]:
     config = transformers.Mistral3Config(
-        text_config={"model_type": "mistral", **_text(sliding_window=None)},
+        text_config={"model_type": "mistral", **text_config(sliding_window=None)},
         vision_config={
             "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
             "num_attention_heads": 2, "head_dim": 8, "image_size": 112, "patch_size": 7,
         },
-        image_token_index=_id("[IMG]"),
+        image_token_index=token_id("[IMG]"),
         spatial_merge_size=2,
     )  # fmt: skip
     return transformers.Mistral3ForConditionalGeneration, (config, PixtralImageProcessorPil(size={"longest_edge": 84}))
 
 
 def _llama() -> tuple[Any, Any]:
-    return transformers.LlamaForCausalLM, (transformers.LlamaConfig(**_text()), None)
+    return transformers.LlamaForCausalLM, (transformers.LlamaConfig(**text_config()), None)
 
 
 def _qwen3() -> tuple[Any, Any]:
-    return transformers.Qwen3ForCausalLM, (transformers.Qwen3Config(**_text()), None)
+    return transformers.Qwen3ForCausalLM, (transformers.Qwen3Config(**text_config()), None)
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -273,8 +197,12 @@ BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "mistral3": _mistral3,
     "llama": _llama,
     "qwen3": _qwen3,
+    **NEWER,
 }
 TEXT_ONLY = ("llama", "qwen3")
+MROPE = tuple(name for name in BUILDERS if name.startswith(("qwen2_", "qwen3_", "glm")))
+RECURRENT = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
+"""Families with layers that have a state instead of keys."""
 VISION = tuple(name for name in BUILDERS if name not in TEXT_ONLY)
 
 
@@ -285,12 +213,14 @@ def tiny(name: str, *, attn_implementation: str = "sdpa", seed: int = 0) -> Tiny
     model = cls._from_config(config, attn_implementation=attn_implementation).float().eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("A_log"):
+                parameter.fill_(-2.0)  # states that last: where they fade at once, rounding is all that is left of them
             if parameter.dim() > 1:
                 fan_in = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in**0.5))
     template = PLAIN_TEMPLATE if name in TEXT_ONLY else TEMPLATE
-    return Tiny(name, model, tokenizer(template), image_processor)
+    return Tiny(name, model, tokenizer(template, newer=name in NEWER), image_processor)
 
 
 def page_image(seed: int, size: tuple[int, int] = (96, 128)) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmrh_retriever.model.kv_cache import cache_argument
 from mmrh_retriever.model.prompts import PromptSegment
-from tests.factories import Tiny
+from tests.factories import MROPE, Tiny
 
 
 def batched_inputs(segments: list[PromptSegment]) -> dict[str, Tensor]:
@@ -60,11 +60,13 @@ def eager_attentions(
     ids = torch.tensor([[number for segment in segments for number in segment.ids]])
     image = ids == getattr(config, "image_token_id", -1)
     more: dict[str, Tensor] = batched_inputs(segments)
-    if "pixel_values" in more and tiny.name == "llava_onevision":
+    if "pixel_values" in more and tiny.name.startswith("llava"):
         more["pixel_values"] = _llava_pixels(segments)
     if "pixel_values" in more and tiny.name in ("smolvlm", "idefics3"):
         more = {key: torch.cat([segment.inputs[key] for segment in segments if segment.inputs], dim=1) for key in more}
-    if tiny.name.startswith("qwen") and image.any():
+    if tiny.name in MROPE and image.any():
+        more["mm_token_type_ids"] = image.int()
+    if tiny.name.startswith("gemma4") and image.any():
         more["mm_token_type_ids"] = image.int()
     if tiny.name == "gemma3":
         more["token_type_ids"] = image.int()

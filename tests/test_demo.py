@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,13 +13,33 @@ import pytest
 from PIL import Image
 
 import mmrh_retriever
+from mmrh_retriever.cli.main import main
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
 BUNDLED = Path(mmrh_retriever.__file__).parent / "data" / "reader" / "config.json"
 
 
+needs_bundled = pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not BUNDLED.is_file(), reason="the bundled model is not in this checkout")
+@needs_bundled
+def test_what_the_readme_shows_is_what_the_command_gives(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = DEMO.parents[1]
+    shown = re.findall(r"^\$ mmrh (rank .*)\n(\{.*\})$", (root / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    monkeypatch.chdir(root)
+    assert shown
+    for command, line in shown:
+        with pytest.raises(SystemExit):
+            main(shlex.split(command, comments=True))
+        given, expected = json.loads(capsys.readouterr().out), json.loads(line)
+        assert given == expected | {"score": pytest.approx(expected["score"], rel=0.01)}
+
+
+@pytest.mark.slow
+@needs_bundled
 def test_the_demo_ranks_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

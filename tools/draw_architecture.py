@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmrh_retriever"
 PICTURE = ROOT / "docs" / "architecture.svg"
 FLOORS: tuple[dict[str, float], ...] = (
-    {"errors": 0.5},
+    {"errors": 0.3, "locks": 0.7},
     {"bm25": 0.1, "settings": 0.3, "files": 0.5, "types": 0.7, "images": 0.9},
     {"heads": 0.1, "runs": 0.56, "pdf": 0.86},
     {"model": 0.26},

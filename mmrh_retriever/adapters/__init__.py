@@ -16,10 +16,11 @@ from mmrh_retriever.adapters.ranking import (
     with_some_regions,
 )
 from mmrh_retriever.adapters.settings import DEFAULT_PAGE_MEMORY
+from mmrh_retriever.locks import Lock
 from mmrh_retriever.settings import check_top_n
 
 __all__ = [
     "DEFAULT_MAX_BYTES", "DEFAULT_PAGE_MEMORY", "ERROR_KEY", "GRID_CELLS", "REGIONS_KEY", "RETRIEVAL_SCORE_KEY",
-    "AdapterSettings", "PageClues", "PageSource", "RankedItem", "check_top_n", "clues_from_metadata", "decode_base64",
-    "is_data_uri", "is_picture_text", "page_key", "with_some_regions",
+    "AdapterSettings", "Lock", "PageClues", "PageSource", "RankedItem", "check_top_n", "clues_from_metadata",
+    "decode_base64", "is_data_uri", "is_picture_text", "page_key", "with_some_regions",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmrh_retriever.adapters.loader_forms import as_text, bare_name, files_named, page_index, total_pages
 from mmrh_retriever.errors import PageError
 
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"%PDF-")
@@ -23,7 +24,8 @@ _TO_STANDARD = str.maketrans("-_", "+/")
 class PageClues:
     """What a document says of its page. Whatever is unknown stays ``None``.
 
-    The first of these that is given counts: ``image``, ``image_path``, ``file_path``, ``image_url``, ``text``.
+    The first of these that is given counts: ``image``, ``image_path``, ``file_path`` (or ``file_url`` or
+    ``file_name``), ``image_url``, ``text``.
 
     Attributes:
         image: a PIL image, the bytes of an image or PDF file, the same in base64, or a ``data:`` URI.
@@ -35,6 +37,9 @@ class PageClues:
         label: the page's printed label, where the index is not known.
         text: the page's text; scored where there is no picture.
         doc_id: how errors and results call the document.
+        file_url: the web address of the file, where there is no path of it.
+        file_name: the file's name alone, where neither is known.
+        total_pages: how many pages the file has.
     """
 
     image: Image.Image | bytes | str | None = None
@@ -45,6 +50,28 @@ class PageClues:
     label: str | None = None
     text: str | None = None
     doc_id: str | None = None
+    file_url: str | None = None
+    file_name: str | None = None
+    total_pages: int | None = None
+
+    @property
+    def file(self) -> str | Path | None:
+        """The path, address or name of the file that the document was read from."""
+        return self.file_path or self.file_url or self.file_name
+
+    @property
+    def of_pdf(self) -> bool:
+        """Whether that file is a PDF, by its name; behind a web address also by a second name, or counted pages."""
+        if self.file_path is None and self.file_url is not None:
+            address = re.split("[?#]", self.file_url, maxsplit=1)[0]
+            return self.total_pages is not None or _is_pdf_name(address) or _is_pdf_name(self.file_name)
+        return _is_pdf_name(self.file)
+
+    @property
+    def names_a_page(self) -> bool:
+        """Whether the document says that it is from a PDF, or which page it is of a file that it does not name."""
+        numbers = (self.index, self.label, self.total_pages)
+        return self.of_pdf if self.file is not None else any(number is not None for number in numbers)
 
     @property
     def has_text(self) -> bool:
@@ -64,11 +91,12 @@ def clues_from_metadata(
 
     ``image`` and ``image_base64`` hold a picture (``image`` may also be a path or a web address), ``image_path`` and
     ``image_url`` say where one is, ``file_path`` and ``source`` name the file that was read. The page is ``page``,
-    counted from ``page_base`` (0 or 1); a numeric ``source`` beside a ``file_path`` (then always counted from 1); or
-    the printed ``page_label``. If ``page_key`` names another key, only this one counts.
+    counted from ``page_base`` (0 or 1); a numeric ``source`` beside a ``file_path`` or another loader's form (then
+    always counted from 1, see ``adapters.loader_forms``); or the printed ``page_label``. If ``page_key`` names another
+    key, only this one counts.
 
     Raises:
-        PageError: a page number that is not a number, or is before the first page.
+        PageError: a page number that is not a number, or is before the first page; a number of thousands of digits.
     """
     image, path, url = metadata.get("image"), metadata.get("image_path"), metadata.get("image_url")
     if isinstance(image, str) and not is_picture_text(image):
@@ -77,17 +105,24 @@ def clues_from_metadata(
         else:
             image, path = None, image
     label = metadata.get("page_label")
-    files = [it for it in (metadata.get("file_path"), metadata.get("source")) if isinstance(it, (str, Path)) and it]
+    files = files_named(metadata)
     return PageClues(
         image=metadata.get("image_base64") if image is None else image,
         image_path=path,
         file_path=next((file for file in files if not is_web_address(str(file))), None),
-        image_url=None if url is None else str(url),
-        index=_page_index(metadata, page_base, page_key),
-        label=None if label is None or page_key is not None else str(label),
+        image_url=None if url is None else as_text(url),
+        index=page_index(metadata, page_base, page_key),
+        label=None if label is None or page_key is not None else as_text(label),
         text=text,
         doc_id=doc_id,
+        file_url=next((str(file) for file in files if is_web_address(str(file))), None),
+        file_name=bare_name(metadata),
+        total_pages=total_pages(metadata),
     )
+
+
+def _is_pdf_name(file: str | Path | None) -> bool:
+    return file is not None and str(file).lower().endswith(".pdf")
 
 
 def is_web_address(text: str) -> bool:
@@ -129,20 +164,3 @@ def decode_base64(text: str, *, name: str = "the image") -> bytes:
     except ValueError as error:
         problem = f"is neither base64 nor a data: URI ({error}); it begins with {text[:24]!r}"
         raise PageError(f"The image of {name} {problem}. A path goes into image_path.") from error
-
-
-def _page_index(metadata: Mapping[str, Any], page_base: int, page_key: str | None) -> int | None:
-    key, base = "page" if page_key is None else page_key, page_base
-    source = "" if metadata.get("file_path") is None else str(metadata.get("source"))
-    if page_key is None and metadata.get("page") is None and re.fullmatch(r"\d{1,9}", source, re.ASCII):
-        key, base = "source", 1
-    value = metadata.get(key)
-    if value is None:
-        return None
-    number = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,9}", number, re.ASCII):
-        raise PageError(f"The page number in metadata[{key!r}] is {value!r}. Expected a whole number.")
-    if int(number) < base:
-        counted = f"pages are counted from {base} here. Set page_base=0 if the first page is 0."
-        raise PageError(f"metadata[{key!r}] is {value!r}, but {counted}")
-    return int(number) - base

@@ -20,10 +20,26 @@ from mmrh_retriever.errors import PageError
 
 MAX_REDIRECTS = 4
 """Redirects that are followed from one address."""
-CLOUD_SERVICE_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""Public addresses that lead to a cloud's own control services (Azure's WireServer)."""
+CLOSED_NETWORKS = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
+            "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+            "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
+            "240.0.0.0/4",
+            "2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20",
+        ),
+    )
+)  # fmt: skip
+"""Networks that no picture is on.
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+All of IANA's registries of special-purpose addresses, multicast, reserved addresses, and the address at which Azure
+has control services. Of IPv6 the part of global unicast: nothing outside ``2000::/3`` is public.
+"""
+
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_EMBEDDING = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))  # mapped, and NAT64
 _HEADERS = [("Accept", "image/*, application/pdf"), ("Accept-Encoding", "identity")]
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -69,27 +85,28 @@ def checked_address(host: str, port: int) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not private, loopback, link-local, reserved ..."""
+    """Whether an IP address is one of the open internet, and so is the IPv4 address in it, if there is one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
+        embedding = any(ip in network for network in _EMBEDDING)
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if embedding else ip.sixtofour
         if inner is not None:
             return is_public(str(inner))
-        if ip.teredo is not None or ip.is_site_local:
+        if ip not in _GLOBAL_UNICAST:
             return False
-    closed = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
-    return ip.is_global and not closed and not ip.is_unspecified and ip not in CLOUD_SERVICE_ADDRESSES
+    return not any(ip in network for network in CLOSED_NETWORKS)
 
 
 def _parsed(address: str, base: httpx.URL | None = None) -> httpx.URL:
     """An address that may be fetched; relative to ``base`` if there is one."""
     try:
         url = httpx.URL(address.strip()) if base is None else base.join(address.strip())
-    except httpx.InvalidURL as error:
+        host = url.host
+    except (httpx.InvalidURL, ValueError) as error:  # ValueError: lone surrogates, and what is no name in Punycode
         raise PageError(f"{address!r} is not a web address ({error}). Expected http:// or https://.") from error
     if url.userinfo:
-        raise PageError(f"The address at {url.host} holds credentials, which are not sent. Remove them.")
-    if url.scheme not in ("http", "https") or not url.host or "%" in url.host or (url.port or 0) > 65535:
+        raise PageError(f"The address at {host} holds credentials, which are not sent. Remove them.")
+    if url.scheme not in ("http", "https") or not host or "%" in host or (url.port or 0) > 65535:
         expected = "Expected http:// or https:// with a host; files on disk are given by their path."
         raise PageError(f"{address!r} is not fetched. {expected}", source=address)
     return url

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
+from cachetools import LRUCache
 from PIL import Image
 
 from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri, is_web_address
 from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, image_formats
+from mmrh_retriever.pdf.mupdf import WorkerLimits
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
 
@@ -42,6 +44,8 @@ class PageSource:
         max_pixels: the largest picture, at most 64 million.
         pdf_pixels: what a page of a PDF is drawn with.
         url_timeout: seconds for a fetch, redirects included.
+        isolate: read and draw PDFs in a worker process with limits of time and memory, see
+            :func:`~mmrh_retriever.read_pdf`.
 
     Raises:
         SettingsError: a limit that is not positive, or more pixels than any page may have.
@@ -53,6 +57,8 @@ class PageSource:
     max_pixels: int = MAX_IMAGE_PIXELS
     pdf_pixels: int = DEFAULT_MAX_PIXELS
     url_timeout: float = 20.0
+    isolate: bool | WorkerLimits = False
+    _fetched: LRUCache[str, bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "pdf_pixels", "url_timeout"):
@@ -60,6 +66,7 @@ class PageSource:
                 raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.max_pixels > MAX_IMAGE_PIXELS:
             raise SettingsError(f"max_pixels is at most {MAX_IMAGE_PIXELS:,}, got {self.max_pixels:,}.")
+        object.__setattr__(self, "_fetched", LRUCache(self.max_bytes, getsizeof=len))  # a PDF has many pages
 
     def page(self, clues: PageClues, *, layout: bool = False) -> Page:
         """The page that the clues lead to; with the regions of a PDF's page if ``layout`` is set (slower).
@@ -84,8 +91,10 @@ class PageSource:
         """A regular file that may be read, its symbolic links followed.
 
         Raises:
-            PageError: a web address, no such file, no plain file, outside ``allowed_root``, or too large.
+            PageError: no text, a web address, no such file, no plain file, outside ``allowed_root``, or too large.
         """
+        if not isinstance(given, (str, Path)):
+            raise PageError(f"The path is a {type(given).__name__}. Expected text or a Path.")
         name = str(given)[:200] + "..." * (len(str(given)) > 200)
         if is_web_address(name):
             raise PageError(f"{name} is given as a path. Expected a path without a scheme.")
@@ -116,13 +125,55 @@ class PageSource:
             return self._in_memory(clues.image, clues)
         if clues.image_path is not None:
             return self.path(clues.image_path)
-        if clues.file_path is not None and _leads_to_a_page(clues.file_path, clues):
-            return self.path(clues.file_path)
+        if (file := self._origin(clues)) is not None:
+            return file
         if url is not None and is_data_uri(url):
             return self._in_memory(url, clues)
         if url is not None and self.allow_urls:
             return fetch(url, max_bytes=self.max_bytes, timeout=self.url_timeout)
         return None
+
+    def _origin(self, clues: PageClues) -> Path | bytes | None:
+        """The image or PDF that a document was read from, if this leads to its page."""
+        numbered = clues.index is not None or clues.label is not None
+        if clues.file_path is not None:
+            if Path(clues.file_path).suffix.lower() in _IMAGE_SUFFIXES:
+                return self.path(clues.file_path)
+            leads = clues.of_pdf and (numbered or not clues.has_text or self._has_one_page(clues.file_path))
+            return self.path(clues.file_path) if leads else None
+        if not clues.of_pdf or not (numbered or not clues.has_text):
+            return None
+        if clues.file_url is not None:
+            fetched = self.allow_urls and clues.file_url.lower().startswith(("http://", "https://"))
+            return self._fetch_once(clues.file_url) if fetched else None
+        named = Path(self.allowed_root or "", clues.file_name or "")
+        return self.path(named) if _exists(named) else None
+
+    def _has_one_page(self, file: str | Path) -> bool:
+        return _exists(file) and int(next(iter_pdf(self.path(file))).metadata["total_pages"]) == 1
+
+    def _fetch_once(self, url: str) -> bytes:
+        found: bytes | None = self._fetched.get(url)
+        if found is None:
+            found = fetch(url, max_bytes=self.max_bytes, timeout=self.url_timeout)
+            self._fetched[url] = found
+        return found
+
+    def why_no_page(self, clues: PageClues) -> str:
+        """Why no picture was found of the page that a document names, and what to do."""
+        name, advice = clues.file, "Put the page's number into metadata['page'], or name its key with page_key=."
+        if name is None:
+            problem = "A document says its page, or how many pages its file has, but not which file"
+            return f"{problem}. Put the path into metadata['file_path']."
+        if clues.index is None and clues.label is None:
+            return f"{name} is a PDF, and a document from it does not say its page. {advice}"
+        if clues.file_path is None and clues.file_url is not None:
+            allow = (
+                "Allow it with allow_urls=True if you trust the documents, or put a path into metadata['file_path']."
+            )
+            return f"{name} is a web address of a PDF, which is not fetched. {allow}"
+        where = f"the allowed folder {self.allowed_root}" if self.allowed_root else "the current folder"
+        return f"{name} is a file's name without a folder, and not in {where}. Put the path into metadata['file_path']."
 
     def _in_memory(self, image: Image.Image | bytes | str, clues: PageClues) -> Image.Image | bytes:
         name = clues.doc_id or "the image in memory"
@@ -148,17 +199,21 @@ class PageSource:
         raise PageError(f"{clues.doc_id or 'The document'} {problem}", source=clues.doc_id)
 
     def _pdf_page(self, source: Path | bytes, clues: PageClues, *, layout: bool) -> Page:
-        index = _index_of_label(source, clues) if clues.index is None else clues.index
+        index = _index_of_label(source, clues, self.isolate) if clues.index is None else clues.index
         doc_id = clues.doc_id if isinstance(source, bytes) else None
-        (page,) = read_pdf(source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id)
+        (page,) = read_pdf(
+            source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id, isolate=self.isolate
+        )
+        if clues.file_url is not None and self._fetched.get(clues.file_url) is source:
+            return replace(page, metadata={**page.metadata, "url": clues.file_url})
         return page
 
 
-def _leads_to_a_page(path: str | Path, clues: PageClues) -> bool:
-    """Whether the file that a document was read from shows its page: an image, or a PDF that the text is all of."""
-    suffix = Path(path).suffix.lower()
-    numbered = clues.index is not None or clues.label is not None
-    return suffix in _IMAGE_SUFFIXES or (suffix == ".pdf" and (numbered or not clues.has_text))
+def _exists(file: str | Path) -> bool:
+    try:
+        return Path(file).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
@@ -172,19 +227,22 @@ def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
         raise PageError(f"{source} can't be opened ({error}). Check its permissions.", source=str(source)) from error
 
 
-def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
+def _index_of_label(source: Path | bytes, clues: PageClues, isolate: bool | WorkerLimits) -> int:
     """The page with a printed label; the only page there is, without one."""
-    label, total = clues.label, int(next(iter_pdf(source)).metadata["total_pages"])
+    label, total = clues.label, int(next(iter_pdf(source, isolate=isolate)).metadata["total_pages"])
     if label is None and total == 1:
         return 0
     problem = f"has {total} pages, and the document does not say which one it is"
     if label is not None:
         if re.fullmatch(r"\d{1,9}", label, re.ASCII) and 1 <= int(label) <= total:
             # Most labels are plain numbers; a PDF without labels counts from 1.
-            (page,) = read_pdf(source, pages=[int(label) - 1])
+            (page,) = read_pdf(source, pages=[int(label) - 1], isolate=isolate)
             if page.label in (None, label):
                 return page.index
-        labels = _labels(source, source.stat().st_mtime_ns) if isinstance(source, Path) else _read_labels(source)
+        if isinstance(source, Path):
+            labels = _labels(source, _changed(source), isolate)
+        else:
+            labels = _read_labels(source, isolate)
         if label in labels:
             return labels.index(label)
         problem = f"has no page with the label {label!r}"
@@ -193,15 +251,23 @@ def _index_of_label(source: Path | bytes, clues: PageClues) -> int:
     raise PageError(f"{name} {problem}. {advice}", source=clues.doc_id)
 
 
-def _read_labels(source: Path | bytes) -> tuple[str | None, ...]:
-    return tuple(page.label for page in iter_pdf(source))
+def _changed(path: Path) -> int:
+    """When a file was last changed, in nanoseconds."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise PageError(f"{path} is gone ({error}). Check the path.", source=str(path)) from error
+
+
+def _read_labels(source: Path | bytes, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
+    return tuple(page.label for page in iter_pdf(source, isolate=isolate))
 
 
 @lru_cache(maxsize=32)
-def _labels(path: Path, stamp: int) -> tuple[str | None, ...]:
+def _labels(path: Path, stamp: int, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
     """The printed labels of a PDF's pages; ``stamp`` is the file's change time, so that a new file is read anew."""
     del stamp
-    return _read_labels(path)
+    return _read_labels(path, isolate)
 
 
 def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
@@ -211,6 +277,6 @@ def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
             return opened.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PageError(f"{name}: {error}. Scale it down.", source=name) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's readers raise what they happen to run into
         problem = f"{name} is not an image that can be read ({error}). Expected {', '.join(IMAGE_FORMATS)} or a PDF."
         raise PageError(problem, source=name) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,9 +11,12 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
+from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
-from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError
+from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
+from mmrh_retriever.files import Finite
+from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
@@ -69,7 +72,7 @@ class AdapterSettings(DocumentSettings):
     given a ``reranker=`` instead. Its model, heads and settings for ranking then count; the settings for loading don't.
     """
 
-    score_threshold: float | None = Field(None, description="Documents that score lower are left out.")
+    score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
     )
@@ -88,22 +91,24 @@ class AdapterSettings(DocumentSettings):
         """Rank documents for a question, best first; equals keep the caller's order.
 
         ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
-        ``score_threshold`` counts instead of the setting.
+        ``score_threshold`` counts instead of the setting. A document that names a page which is not found is treated as
+        ``on_missing_page`` says.
 
         Raises:
             QuestionError: an empty question.
             PageError, ContextOverflowError: a document that can't be read, or is too long (``on_error="raise"``).
-            SettingsError: ``top_n`` below 1.
+            SettingsError: ``top_n`` below 1, or a threshold that is no finite number.
         """
         check_top_n(top_n)
         if not isinstance(question, str) or not question.strip():
             advice = "Give it as text (a query by image alone can't be ranked)."
             raise QuestionError(f"The question is empty; pages are ranked by what its words attend to. {advice}")
-        source = self.page_source()
+        source, items = self.page_source(), list(items)  # the caller's list may change meanwhile
         found = dict(enumerate(self._page_or_error(source, clues_of, item) for item in items))
         failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
         unique: dict[Hashable, Page] = {}
         pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
+        self.warn_of_bundled(unique.values())
         reranker = self.reranker
         ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
@@ -113,8 +118,18 @@ class AdapterSettings(DocumentSettings):
         if not self.with_regions:
             return chosen
         readable = [item.position for item in chosen if item.score is not None]
-        with_layout = {i: with_some_regions(source.page(clues_of(items[i]), layout=True)) for i in readable}
+        layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
+        with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
+
+    def warn_of_bundled(self, pages: Collection[Page]) -> None:
+        """Warn, once per process, if the bundled model is to rank pages of which most have a text layer."""
+        name = str(self.reranker.backbone.config._name_or_path or "")
+        if 2 * sum(bool(page.text) for page in pages) > len(pages) and is_bundled(name):
+            advice = "Name one with model=, or leave the first stage's order as it is."
+            warn_once(
+                f"Most of these pages have a text layer, and the bundled model ranks them. {BUNDLED_PURPOSE} {advice}"
+            )
 
     def choose(
         self,
@@ -124,8 +139,14 @@ class AdapterSettings(DocumentSettings):
         top_n: int | None,
         score_threshold: float | None,
     ) -> list[RankedItem]:
-        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``."""
+        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``.
+
+        Raises:
+            SettingsError: a threshold that is no finite number.
+        """
         threshold = self.score_threshold if score_threshold is None else score_threshold
+        if threshold is not None and not math.isfinite(threshold):
+            raise SettingsError(f"score_threshold is a finite number, or None for all; got {threshold!r}.")
         best = [item for item in ranked if threshold is None or (item.score is not None and item.score >= threshold)]
         best.sort(key=lambda item: (-(item.score or 0.0), item.position))
         if self.on_error == "last":
@@ -137,12 +158,13 @@ class AdapterSettings(DocumentSettings):
     ) -> list[RankedItem]:
         """Give ranked items the best regions of their pages, which are known by position.
 
-        ``rank_regions`` gives the regions of pages that have an image, best first.
+        ``rank_regions`` gives the regions of pages that have an image, best first. A page that can no longer be read
+        has none, unless ``on_error`` is ``"raise"``.
         """
         keys = {position: page_key(page) for position, page in pages.items() if page.image is not None}
         pictured = {key: pages[position] for position, key in keys.items()}
         found: dict[Hashable, list[ScoredRegion]] = {}
-        for region in rank_regions(list(pictured.values())) if pictured else []:
+        for region in self.without_unreadable(list(pictured.values()), rank_regions)[0] or []:
             found.setdefault(page_key(region.page), []).append(region)
         best = {position: tuple(found.get(key, ())[: self.regions_per_page]) for position, key in keys.items()}
         return [replace(item, regions=best.get(item.position, ())) for item in items]
@@ -165,19 +187,34 @@ class AdapterSettings(DocumentSettings):
         result, others = self.without_unreadable([page for page in pages if id(page) not in found], run)
         return result, found | others
 
-    def _page_or_error(self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item) -> Page | PageError:
+    def _page_or_error(
+        self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item, *, layout: bool = False
+    ) -> Page | PageError | None:
+        """A document's page; ``None`` if it names one that is not found and is left out."""
         try:
-            return source.page(clues_of(item))
+            clues = clues_of(item)
+            page = source.page(clues, layout=layout)
         except PageError as error:
             if self.on_error == "raise":
                 raise
             return error
+        if page.image is not None or not clues.names_a_page:
+            return page
+        problem = source.why_no_page(clues)
+        if self.on_missing_page == "raise":
+            raise PageError(problem, source=clues.doc_id)
+        if self.on_missing_page == "drop":
+            return None
+        warn_once(f"{problem} Its text is scored; on_missing_page= says what to do instead.")
+        return page
 
     def _culprits(self, pages: Sequence[Page], error: PageError | ContextOverflowError) -> dict[int, MMRHError]:
         """The pages that can't be put into a prompt, or that are too long for a window."""
         numbered = zip(pages, page_numbers(pages), strict=True)
         lengths = {id(page): self._length_or_error(page, number) for page, number in numbered}
         found: dict[int, MMRHError] = {key: value for key, value in lengths.items() if isinstance(value, PageError)}
+        if isinstance(error, PageError) and not found:  # it can be read again
+            found = {id(page): error for page in pages if _is_about(error, page)}
         if isinstance(error, ContextOverflowError) and error.tokens in lengths.values():  # else it is the question
             allowed = error.allowed
             found |= {key: error for key, value in lengths.items() if isinstance(value, int) and value > allowed}
@@ -188,6 +225,11 @@ class AdapterSettings(DocumentSettings):
             return len(self.reranker.prompter.page_segment(page, number))
         except PageError as error:
             return error
+
+
+def _is_about(error: PageError, page: Page) -> bool:
+    source = error.source
+    return source is not None and error.page == page.index and source in (page.doc_id, page.metadata.get("path"))
 
 
 def with_some_regions(page: Page) -> Page:
@@ -205,6 +247,7 @@ def page_key(page: Page) -> Hashable:
     """Equal for pages that show the same page of the same file; the page itself if it is in memory."""
     if isinstance(page.image, Path):
         return str(page.image), page.text
-    if page.image is not None and "path" in page.metadata:
-        return str(page.metadata["path"]), page.index
+    origin = page.metadata.get("path", page.metadata.get("url"))
+    if page.image is not None and origin is not None:
+        return str(origin), page.index
     return id(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator
 
 from mmrh_retriever.adapters.page_sources import DEFAULT_MAX_BYTES, PageSource
-from mmrh_retriever.encoding.page_store import PageStore
+from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK, PageStore
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.images import MAX_IMAGE_PIXELS
@@ -31,13 +32,22 @@ class DocumentSettings(RerankSettings):
         "published", description="'published', 'all', the path of a head set, a HeadSet, or its heads' names."
     )
     page_memory: int = Field(
-        DEFAULT_PAGE_MEMORY, ge=0, description="Bytes of encoded pages kept, where pages stand alone; 0 keeps none."
+        DEFAULT_PAGE_MEMORY,
+        ge=0,
+        description="Bytes of encoded pages kept in memory, where pages stand alone or a store is given; 0 keeps none.",
     )
+    store: TextOrNone = Field(None, description="Folder where encoded pages are kept for later processes too.")
+    store_disk: int = Field(DEFAULT_STORE_DISK, ge=0, description="Bytes of files that this folder may hold.")
     keep_retrieval_score: bool = Field(True, description="Keep the score that a document came with in its metadata.")
 
     page_base: Literal[0, 1] = Field(0, description="The number that the first page has in the metadata.")
     page_key: str | None = Field(None, description="The metadata key of the page's number.")
-    allow_urls: bool = Field(False, description="Fetch images from public web addresses.")
+    on_missing_page: Literal["text", "raise", "drop"] = Field(
+        "text",
+        description="What to do with a document that names a PDF or a page which is not found: score its text and warn "
+        "once, raise, leave it out.",
+    )
+    allow_urls: bool = Field(False, description="Fetch images and PDFs from public web addresses.")
     allowed_root: TextOrNone = Field(None, description="The folder that files must be in; any if None.")
     max_bytes: int = Field(DEFAULT_MAX_BYTES, gt=0, description="The longest file or answer that is read.")
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, le=MAX_IMAGE_PIXELS, description="Larger ones are refused.")
@@ -52,6 +62,8 @@ class DocumentSettings(RerankSettings):
             settings["model"] = str(reranker.backbone.config._name_or_path or "") or None
             settings["heads"] = reranker.heads
         super().__init__(**settings)
+        if reranker is not None and self.store is not None:
+            reranker = reranker.with_store(self._page_store())
         self._held = _Held(reranker)
 
     @field_validator("heads", mode="before")
@@ -81,14 +93,25 @@ class DocumentSettings(RerankSettings):
         if held.given is not None:
             return held.given
         settings = RerankSettings.of(None, {name: getattr(self, name) for name in RerankSettings.model_fields})
-        made_from = (settings, self.heads, self.page_memory)
+        made_from = (settings, self.heads, self.page_memory, self.store, self.store_disk)
         if held.reranker is not None and held.made_from == made_from:
             return held.reranker
         made = shared_reranker(heads=self.heads, settings=settings)
-        if made.independent and self.page_memory:
-            made = made.with_store(PageStore(self.page_memory))
+        if self.store is not None or (made.independent and self.page_memory):
+            made = made.with_store(self._page_store())
         self._held = _Held(made, made_from)
         return made
+
+    def warm_up(self) -> None:
+        """Load the model now, so that the first question doesn't wait for it. Errors are those of ``reranker``."""
+        _ = self.reranker
+
+    async def awarm_up(self) -> None:
+        """:meth:`warm_up` in a thread; the event loop goes on."""
+        await asyncio.to_thread(self.warm_up)
+
+    def _page_store(self) -> PageStore:
+        return PageStore(self.page_memory, self.store, disk=self.store_disk)
 
     @property
     def model_label(self) -> str:

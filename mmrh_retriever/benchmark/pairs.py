@@ -84,7 +84,7 @@ class Benchmark:
         return Table.of(
             f"{self.pages} pages, {self.tokens} tokens, {self.device}; {self.heads} heads, layers 0 to {self.deepest} "
             f"of {self.layers}; {self.tokens_per_second:,.0f} tokens per second",
-            ("", "times", "spread", "seconds"),
+            ("name", "median", "spread", "seconds"),
             [
                 (one.name, _times(one.median), f"{_times(one.low)} to {_times(one.high)}", f"{one.seconds:.3f}")
                 for one in self.ratios
@@ -179,7 +179,8 @@ class PlainProcedure:
         recording = None if heads is None else Recording(heads, rows, owner, len(self.pages))
         backbone = self.backbone
         order = torch.cat(positions, dim=1)
-        plan = PassPlan(0, len(ids), bidirectional=tuple(bidirectional), stop_at=stop_at)
+        locally = self.backbone.family.locally
+        plan = PassPlan(0, len(ids), bidirectional=tuple(bidirectional), locally=locally, stop_at=stop_at)
         with torch.inference_mode(), backbone.seam.running(plan, recording):
             backbone.base(
                 input_ids=torch.tensor([ids], device=backbone.device),

@@ -15,8 +15,9 @@ from PIL import Image
 
 from mmrh_retriever.benchmark.flops import decoder_flops, pass_flops, recording_flops, vision_flops
 from mmrh_retriever.encoding.engine import TAIL_ROOM
-from mmrh_retriever.errors import ContextOverflowError, HeadSetError, PageError
+from mmrh_retriever.errors import ContextOverflowError, HeadSetError, PageError, UnsupportedModelError
 from mmrh_retriever.heads.sets import HeadSet
+from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.loading import load_without_weights, model_path
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.ranking.reranker import Reranker
@@ -137,8 +138,10 @@ def plan(
     Raises:
         ContextOverflowError: the page is longer than a window.
         PageError: a model that takes no images, and no ``page_tokens``.
+        UnsupportedModelError: a model that keeps anything else than keys and values of each layer's own projections.
     """
     backbone, engine = reranker.backbone, reranker.engine()
+    _check_projections(backbone)
     if page_tokens is None and not backbone.takes_images:
         raise PageError(f"{backbone.family.name} takes text alone. Say how many tokens a page has (page_tokens).")
     deepest = engine.heads.deepest
@@ -210,6 +213,19 @@ def _windows(sizes: Sequence[int], room: int, longest: int) -> list[list[int]]:
             windows.append([])
         windows[-1].append(size)
     return windows
+
+
+def _check_projections(backbone: Backbone) -> None:
+    projections = [
+        getattr(module, name, None)
+        for module in backbone.seam.modules.values()
+        for name in ("q_proj", "k_proj", "v_proj")
+    ]
+    if backbone.recurrent_layers or None in projections:
+        raise UnsupportedModelError(
+            f"{backbone.name} does not keep keys and values of each layer's own projections alone, but states, latents "
+            "or another layer's keys: a plan can't count these. Encode a few pages and see EncodedPages.nbytes."
+        )
 
 
 def _bytes_per_token(reranker: Reranker, deepest: int) -> int:

@@ -10,15 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mmrh_retriever.cli.options import (
-    LoadedModel,
-    LoadingOptions,
-    OutputOptions,
-    ProbeOptions,
-    grouped,
-    load_for_probes,
-    rounded,
-)
+from mmrh_retriever.cli.options import LoadingOptions, OutputOptions, grouped, rounded
+from mmrh_retriever.cli.probes import LoadedModel, ProbeOptions, load_for_probes
 from mmrh_retriever.files import write_atomically, write_json
 from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.research.causal import CausalSettings, causal_journal, causal_rows, keep_rows, save_rows

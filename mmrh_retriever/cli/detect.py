@@ -8,15 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from mmrh_retriever.cli.options import (
-    LoadingOptions,
-    OutputOptions,
-    ProbeOptions,
-    grouped,
-    load_for_probes,
-    rounded,
-    say,
-)
+from mmrh_retriever.cli.options import LoadingOptions, OutputOptions, grouped, rounded, say
+from mmrh_retriever.cli.probes import ProbeOptions, load_for_probes
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.research.detection import Detection, detect
@@ -93,7 +86,10 @@ def condition_entry(run: Detection, task: str, context_length: int) -> dict[str,
 
 
 def _table(run: Detection, entries: list[dict[str, Any]]) -> Table:
-    columns = ["task", "best heads", "tokens", "probes", "heads for half the mass", "recall@1 best / mean", "stability"]
+    columns = [
+        *("task", "best heads", "context length", "probes", "share of heads for half the mass"),
+        *("best recall@1", "mean recall@1", "stability"),
+    ]
     rows = []
     for entry in entries:
         share, stability = entry["share_of_heads_for_half_the_mass"], entry["stability"]
@@ -104,7 +100,8 @@ def _table(run: Detection, entries: list[dict[str, Any]]) -> Table:
                 str(entry["context_length"]),
                 str(entry["probes"]),
                 "-" if share is None else f"{100 * share:.1f} %",
-                f"{entry['best_recall_at_1']:.2f} / {entry['mean_recall_at_1']:.2f}",
+                f"{entry['best_recall_at_1']:.2f}",
+                f"{entry['mean_recall_at_1']:.2f}",
                 "-" if stability is None else f"{stability:.2f}",
             ]
         )

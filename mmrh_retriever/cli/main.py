@@ -6,43 +6,66 @@ Exit codes: 0 done, 2 bad arguments, 1 a failure that the message explains.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from typing import Annotated, cast
+from importlib import import_module
+from typing import Annotated, Any, cast
 
 import typer
 from rich.logging import RichHandler
-from transformers.utils import logging as transformers_logging
+from typer.core import TyperGroup
 
 import mmrh_retriever
-from mmrh_retriever.cli import evaluate
-from mmrh_retriever.cli.bench import bench_command
-from mmrh_retriever.cli.causal import causal_command
-from mmrh_retriever.cli.detect import detect_command
-from mmrh_retriever.cli.heads import heads_command
 from mmrh_retriever.cli.options import say, stderr
-from mmrh_retriever.cli.plan import plan_command
-from mmrh_retriever.cli.rank import rank_command
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.runs.plain_text import plain_text
 
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, which newer typers bring along
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command("rank")(rank_command)
-app.command("detect")(detect_command)
-app.command("heads")(heads_command)
-app.command("causal")(causal_command)
-app.add_typer(evaluate.app, name="evaluate")
-app.command("bench")(bench_command)
-app.command("plan")(plan_command)
+COMMANDS = {
+    "rank": "Rank the pages of files for a question, best first.",
+    "detect": "Find a model's retrieval heads: null-calibrated attention from questions to needles, one score per "
+    "head.",
+    "heads": "Show a model's retrieval heads: sparsity, overlaps, depth, the best heads.",
+    "causal": "Accuracy with no heads masked, the selected ones masked, and as many random ones.",
+    "evaluate": "Measure rankers on annotated documents.",
+    "bench": "Measure our speed against the paper's procedure on plain transformers, both in one run.",
+    "plan": "Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded.",
+}
+"""The commands in the order of the help, with the first line of each one's own help."""
+
+
+class Commands(TyperGroup):
+    """A group whose commands are imported when they are called, so that its own help comes at once."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that arguments name, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and command_of(str(name)), rest
+
+
+def command_of(name: str) -> Any:
+    """A command of :data:`COMMANDS`, from the module of its name."""
+    module = import_module(f"mmrh_retriever.cli.{name}")
+    holder = typer.Typer()
+    if hasattr(module, "app"):
+        holder.add_typer(module.app, name=name)
+    else:
+        holder.command(name)(getattr(module, f"{name}_command"))
+    return typer.main.get_group(holder).commands[name]
+
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``mmrh`` on ``sys.argv``, or on ``arguments``; failures that we know become a message and exit code 1."""
     _log_plainly()
     if not stderr.is_terminal:
-        transformers_logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except _UsageError as error:

@@ -1,37 +1,29 @@
-"""What commands share: groups of options, how results are shown, and models loaded for probes."""
+"""What commands share: groups of options, how results are shown, and rerankers loaded."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedModel
 
-from mmrh_retriever.encoding.page_store import PageStore
-from mmrh_retriever.errors import ContextOverflowError, DataError
-from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.loading import BUNDLED, Processors, load_model, model_path
-from mmrh_retriever.model.prompts import Prompter
-from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.research.probes.builder import ProbeBuilder
-from mmrh_retriever.research.probes.haystacks import Haystack
-from mmrh_retriever.research.probes.mm_niah import read_mm_niah
-from mmrh_retriever.research.probes.probe import TASKS, CountTokens, Probe, Task
-from mmrh_retriever.research.probes.prompts import token_counter
+from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
 from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
 
-DEFAULT_IMAGE_SHARE = 0.1
+if TYPE_CHECKING:
+    from mmrh_retriever.encoding.page_store import PageStore
+    from mmrh_retriever.ranking.reranker import Reranker
 
 stderr = Console(stderr=True)
 
@@ -53,12 +45,28 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     def expanded(**given: Any) -> None:
         for name, group in groups.items():
             given[name] = group(**{option: given.pop(option) for option in inspect.signature(group).parameters})
-        command(**given)
+        try:
+            command(**given)
+        except MMRHError as error:
+            error.args = (_in_options(str(error), [parameter.name for parameter in parameters]),)
+            raise
 
     parameters = list(_parameters(command))
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+def _in_options(message: str, names: Iterable[str]) -> str:
+    """A message that speaks of arguments in Python, ``pages='9'`` or ``token_budget``, in a command's own options."""
+
+    def option(found: re.Match[str]) -> str:
+        name, equals, value = found.groups()
+        if equals is None and "_" not in name:  # a plain word
+            return name
+        return f"--{name.replace('_', '-')}{'' if value is None else ' '}"
+
+    return re.sub(rf"(?<![\w/.-])({'|'.join(names)})(?:(=)((?=[\w'\"]))?|\b(?!:))", option, message)
 
 
 def _parameters(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:
@@ -98,16 +106,6 @@ def _keyword(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        lengths = ()
-    if not lengths or min(lengths) < 1 or len(set(lengths)) < len(lengths):
-        raise typer.BadParameter(f"expected different token counts from 1, such as 8192,16384, got {text!r}")
-    return lengths
 
 
 # Groups of options
@@ -225,6 +223,9 @@ def settings_from(*groups: SettingOptions, base: RerankSettings | None = None) -
 
 def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore | None = None) -> Reranker:
     """The reranker that options name; says on stderr when it is the bundled model."""
+    from mmrh_retriever.model.loading import model_path
+    from mmrh_retriever.ranking.reranker import Reranker
+
     settings = settings_from(model, *more)
     if model_path(model.model)[1]:
         say_bundled()
@@ -233,109 +234,10 @@ def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore |
 
 
 def say_bundled() -> None:
-    """Say on stderr that the bundled model is used."""
-    stderr.print("Using the small bundled model; name a larger one with --model.", style="dim")
+    """Say on stderr that the bundled model is used, and what it is for."""
+    from mmrh_retriever.model.loading import BUNDLED_PURPOSE
 
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model with what its probes need."""
-
-    model: PreTrainedModel
-    processors: Processors
-    name: str
-    backbone: Backbone
-    count: CountTokens
-
-
-def load_for_probes(model: str, options: LoadingOptions) -> LoadedModel:
-    """A model by hub id or folder, or the bundled one by the name ``bundled``. For errors see :func:`load_model`."""
-    path, bundled = model_path(model)
-    loaded, processors = load_model(path, **settings_from(options).loading())
-    backbone = Backbone.of(loaded)
-    counter = token_counter(Prompter(backbone, processors.tokenizer, processors.image_processor))
-    return LoadedModel(loaded, processors, BUNDLED if bundled else model, backbone, counter)
-
-
-# Probes
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """How the probes of ``mmrh detect`` and ``mmrh causal`` are made."""
-
-    task: Annotated[list[Any] | None, repeatable(TASKS, "Repeatable; all that fit the model if left out.")] = None
-    lengths: Annotated[
-        Any, typer.Option(parser=_lengths, metavar="N,N,...", help="Context lengths in tokens, such as 8192,16384.")
-    ] = "8192"
-    haystack: Annotated[
-        list[Path] | None, typer.Option(help="PDF, text and image files or folders to hide needles in; repeatable.")
-    ] = None
-    mm_niah: Annotated[Path | None, typer.Option(help="MMLongBench's NIAH folder, instead of built probes.")] = None
-    mm_niah_images: Annotated[Path | None, typer.Option(help="Where its image paths start.")] = None
-    examples: Annotated[int, typer.Option(min=1, help="Questions per task and length.")] = 20
-    depths: Annotated[int, typer.Option(min=1, help="Needle depths per question.")] = 6
-    image_share: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of pictures in the haystack; 0.1 if left out.")
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 0
-    cloze: Annotated[
-        bool, typer.Option("--cloze", help="Ask with the needle's beginning, for models that complete.")
-    ] = False
-
-    def settings(self, model: LoadedModel) -> dict[str, Any]:
-        """What must be alike when a run is resumed."""
-        return {
-            **{name: getattr(self, name) for name in ("lengths", "examples", "depths", "seed", "cloze")},
-            "tasks": self.tasks_for(model),
-            "haystack": [path.name for path in self.haystack or ()],
-            "mm_niah": None if self.mm_niah is None else self.mm_niah.name,
-            "image_share": self.share_for(model),
-        }
-
-    def tasks_for(self, model: LoadedModel) -> tuple[Task, ...]:
-        """The tasks asked for; all that the model can take if none are."""
-        if self.task:
-            return tuple(dict.fromkeys(self.task))
-        every: tuple[Task, ...] = ("text", "rendered_text") if self.cloze else TASKS
-        return every if model.backbone.takes_images else ("text",)
-
-    def share_for(self, model: LoadedModel) -> float:
-        """The image share asked for; 0.1 if none is, and 0 for text-only models."""
-        if self.image_share is not None:
-            return self.image_share
-        return DEFAULT_IMAGE_SHARE if model.backbone.takes_images else 0.0
-
-    def probes(self, model: LoadedModel) -> Iterator[Probe]:
-        """The probes, made as they are asked for; ContextOverflowError for a length beyond the model's context."""
-        for length in self.lengths:
-            if length > model.backbone.context:
-                raise ContextOverflowError(
-                    f"Contexts of {length} tokens asked of a model made for {model.backbone.context}. Ask for shorter "
-                    "ones (--lengths).",
-                    tokens=length,
-                    allowed=model.backbone.context,
-                )
-        tasks = self.tasks_for(model)
-        if self.mm_niah is not None:
-            images = self.mm_niah_images or self.mm_niah
-            limit = self.examples * self.depths  # a record is one question at one depth
-            yield from read_mm_niah(self.mm_niah, images, tasks=tasks, lengths=self.lengths, limit=limit)
-            return
-        haystack = Haystack.from_files(self.haystack) if self.haystack else Haystack.generated(self.seed)
-        share = self.share_for(model)
-        if share and not haystack.images:
-            raise DataError(f"The haystack {haystack.name!r} has no pictures. Add images or PDFs, or --image-share 0.")
-        builder = ProbeBuilder(model.count, haystack, image_share=share, seed=self.seed)
-        for task in tasks:
-            for length in self.lengths:
-                yield from builder.build(task, length, examples=self.examples, depths=self.depths, cloze=self.cloze)
-
-    def total(self, model: LoadedModel) -> int | None:
-        """How many probes there will be, if that is known."""
-        if self.mm_niah is not None:
-            return None
-        return len(self.tasks_for(model)) * len(self.lengths) * self.examples * self.depths
+    stderr.print(f"Using the small bundled model; name a larger one with --model. {BUNDLED_PURPOSE}", style="dim")
 
 
 def rounded(entry: Mapping[str, Any], digits: int = 6) -> dict[str, Any]:

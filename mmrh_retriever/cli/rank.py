@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
-from mmrh_retriever.encoding.page_store import PageStore
-from mmrh_retriever.explain.heat_maps import full_colour, save_heat_map
-from mmrh_retriever.files import is_file
-from mmrh_retriever.pdf.reader import read_pdf
-from mmrh_retriever.ranking.regions import check_regions
+from mmrh_retriever.errors import PageError
+from mmrh_retriever.files import files_below, is_file, is_folder
+from mmrh_retriever.images import IMAGE_ENDINGS
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+_SHOWN_TEXT = 60
 
 
 @grouped
 def rank_command(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="FILE... QUESTION", help="PDF or image files, then the question.")
+        list[str],
+        typer.Argument(metavar="FILE... QUESTION", help="PDF and image files, or folders of them, then the question."),
     ],
     model: ModelOptions,
     window: WindowOptions,
     output: OutputOptions,
     top_n: Annotated[int, typer.Option(min=1, help="How many pages (or regions) to show.")] = 5,
     regions: Annotated[bool, typer.Option("--regions", help="Rank regions of pages instead of pages.")] = False,
-    heatmap: Annotated[Path | None, typer.Option(help="Write a heat map PNG of each page shown here.")] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="Write a heat map PNG of each page shown here, with the boxes of --regions.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write all pages with heat maps and boxes to this HTML file.")
     ] = None,
@@ -40,25 +42,30 @@ def rank_command(
 ) -> None:
     """Rank the pages of files for a question, best first."""
     files, question = _files_and_question(arguments)
-    if regions and heatmap is not None:
-        raise typer.BadParameter("draws pages, and --regions ranks regions: give one of them", param_hint="--heatmap")
     reading = {"pages": pages, "password": password, "layout": regions or report is not None}
-    listed = [page for file in files for page in _read(file, **reading)]
-    if regions:
-        check_regions(listed, "page")
+    listed = [page for file, name in _documents(files) for page in _read(file, name, **reading)]
+    if regions and not any(page.regions for page in listed):
+        raise PageError(
+            f"None of the {len(listed)} pages has regions to rank: they are found in PDF files, and these have none. "
+            "Rank the pages, without --regions."
+        )
+    from mmrh_retriever.encoding.page_store import PageStore
+
     reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store))
-    top: Sequence[ScoredPage | ScoredRegion]
-    if report is not None:  # everything comes from one asking
+    ranking: list[ScoredPage] = []
+    boxes: list[ScoredRegion] = []
+    if report is not None or (regions and heatmap is not None):  # everything comes from one asking
         explanation = reranker.encode(listed, progress=True).explain(question)
-        top = explanation.regions(top_n=top_n) if regions else explanation.ranking[:top_n]
+        ranking = explanation.ranking
+        boxes = explanation.regions(top_n=top_n) if regions else []
     elif regions:
-        top = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
+        boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
-        top = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
-    rows = [_row(scored) for scored in top]
-    output.show(rows, lambda: [_table(rows, "" if regions else question)])
+        ranking = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
+    rows = [_row(scored) for scored in (boxes if regions else ranking[:top_n])]
+    output.show(rows, lambda: [_table(rows, question)])
     if heatmap is not None:
-        _draw_pages([scored for scored in top if isinstance(scored, ScoredPage)], heatmap)
+        _draw_pages(ranking if regions else ranking[:top_n], boxes, heatmap)
     if report is not None:
         from mmrh_retriever.explain.html_report import report_on
 
@@ -69,34 +76,69 @@ def _files_and_question(arguments: list[str]) -> tuple[list[Path], str]:
     if len(arguments) < 2:
         raise typer.BadParameter("expected at least one file and the question after it", param_hint="FILE... QUESTION")
     *files, question = arguments
-    if is_file(question):
+    if is_file(question) or is_folder(question):
         raise typer.BadParameter(
-            f"the last argument must be the question, got the file {question!r}", param_hint="FILE... QUESTION"
+            f"the last argument must be the question, got the file or folder {question!r}",
+            param_hint="FILE... QUESTION",
         )
     return [Path(file) for file in files], question
 
 
-def _read(file: Path, **options: Any) -> list[Page]:
-    if file.suffix.lower() in IMAGE_SUFFIXES:
-        return [Page(image=file, doc_id=file.name, metadata={"path": str(file)})]
-    return read_pdf(file, **options)
+def _documents(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Files, those of folders too, each once, with the names that results call them by: paths for names that recur."""
+    found: dict[Path, None] = {}
+    for file in files:
+        inner = files_below(file, (".pdf", *IMAGE_ENDINGS)) if is_folder(file) else [file]
+        if not inner:
+            raise PageError(f"{file}: no PDF and no image stands in this folder. Give a folder or file that has some.")
+        found.update(dict.fromkeys(inner))
+    names = Counter(file.name for file in found)
+    for file in found:
+        yield file, file.name if names[file.name] == 1 else str(file)
+
+
+def _read(file: Path, name: str, **options: Any) -> list[Page]:
+    if file.suffix.lower() in IMAGE_ENDINGS:
+        return [Page(image=file, doc_id=name, metadata={"path": str(file)})]
+    from mmrh_retriever.pdf.reader import read_pdf
+
+    return read_pdf(file, doc_id=name, **options)
 
 
 def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
-    row: dict[str, Any] = {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+    page = scored.page
+    row: dict[str, Any] = {"rank": scored.rank, "document": page.doc_id, "page": page.number}
     if isinstance(scored, ScoredRegion):
-        row |= {"kind": scored.kind, "box": [round(value, 1) for value in scored.box]}
+        size = None if page.size is None else _rounded(page.size)
+        row |= {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
     return row | {"score": float(f"{scored.score:.9g}")}
 
 
+def _rounded(lengths: Sequence[float]) -> list[float]:
+    return [round(value, 1) for value in lengths]
+
+
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    cells = [[f"{value:.6f}" if name == "score" else str(value) for name, value in row.items()] for row in rows]
-    return Table.of(title, list(rows[0]), cells, text_columns=2)
+    columns = [name for name in rows[0] if name != "page_size"]
+    cells = [[_shown(name, row[name]) for name in columns] for row in rows]
+    return Table.of(title, columns, cells, text_columns=5 if "text" in columns else 2)
 
 
-def _draw_pages(top: Sequence[ScoredPage], folder: Path) -> None:
-    scale = full_colour(top)
-    for scored in top:
-        stem = Path(scored.page.doc_id or "page").stem
-        path = folder / f"{scored.rank:02d}-{stem}-page-{scored.page.number}.png"
-        say(f"Heat map: {save_heat_map(scored, path, scale=scale)}")
+def _shown(name: str, value: Any) -> str:
+    if name == "score":
+        return f"{value:.6f}"
+    text = " ".join(str("" if value is None else value).split())
+    return text if name != "text" or len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
+
+
+def _draw_pages(ranking: Sequence[ScoredPage], regions: Sequence[ScoredRegion], folder: Path) -> None:
+    """Heat maps of pages, or of those pages that have regions, named by the rank of the page or of its best region."""
+    from mmrh_retriever.explain.heat_maps import full_colour, save_heat_map
+
+    ranks = {id(region.page): region.rank for region in reversed(regions)}
+    shown = [scored for scored in ranking if not regions or id(scored.page) in ranks]
+    scale = full_colour(shown)
+    for scored in sorted(shown, key=lambda scored: ranks.get(id(scored.page), scored.rank)):
+        rank = ranks.get(id(scored.page), scored.rank)
+        path = folder / f"{rank:02d}-{Path(scored.page.doc_id or 'page').stem}-page-{scored.page.number}.png"
+        say(f"Heat map: {save_heat_map(scored, path, regions=regions, scale=scale)}")

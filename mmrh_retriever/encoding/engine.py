@@ -18,7 +18,7 @@ from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.encoding.passes import Passes
 from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window
-from mmrh_retriever.errors import AttentionCaptureError
+from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
 from mmrh_retriever.heads.scores import HeadId
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
@@ -62,6 +62,11 @@ class Engine:
         self.backbone = prompter.backbone
         self.heads = HeadsByLayer.of(heads)
         self.independent = independent
+        if independent and self.backbone.recurrent_layers:
+            raise UnsupportedModelError(
+                f"{self.backbone.name} has layers without attention, as {self.backbone.family.name} has: their states "
+                "can't be put together from pages encoded independently. Leave independent=True out."
+            )
         self.window_pages = UNLIMITED if window_pages is None else window_pages
         self.token_budget = token_budget if independent else min(token_budget, self.backbone.context)
         self.vision = Vision(prompter.backbone) if vision is None else vision
@@ -189,7 +194,7 @@ class Engine:
             self._append_fresh(window, fresh)
             fresh = []
             try:
-                window.cache.append(prepared.stored.keys, prepared.stored.values)
+                window.cache.append(prepared.stored.parts)
             except torch.OutOfMemoryError as error:
                 raise no_memory(prepared, len(window)) from error
             window.add_page(prepared.candidate, prepared.segment)
@@ -198,6 +203,8 @@ class Engine:
     def _append_fresh(self, window: Window, pages: Sequence[PreparedPage]) -> None:
         """Run pages behind a window, in one pass, or in several where that does not fit in memory."""
         groups = [pages] if pages else []
+        if self.kept is not None and self.backbone.recurrent_layers:  # a page is kept with the states behind it
+            groups = [[page] for page in pages]
         while groups:
             group = groups.pop(0)
             try:
@@ -216,8 +223,8 @@ class Engine:
     def _keep(self, window: Window, prepared: PreparedPage) -> None:
         """Put the page that a pass has just put behind the window into the store."""
         if self.kept is not None:
-            keys, values = window.cache.part(len(window), len(window) + len(prepared.segment))
-            self.kept.put(prepared.digest, StoredPage(replace(prepared.segment, inputs={}), keys, values))
+            parts = window.cache.part(len(window), len(window) + len(prepared.segment))
+            self.kept.put(prepared.digest, StoredPage(replace(prepared.segment, inputs={}), parts))
 
     def _groups(
         self, window: Window, questions: Sequence[PromptSegment]
@@ -230,7 +237,8 @@ class Engine:
             self.passes.check_room(window, len(question))
             own = len(question.scored)
             size = max(len(tree) + tree.new_tokens(question.ids), (answers + own) * LEAST_TOKENS)
-            if group and size * (len(window) + size) > TAIL_CELLS:
+            full = size * (len(window) + size) > TAIL_CELLS
+            if group and (full or self.backbone.recurrent_layers):
                 yield tree, group
                 tree, group, answers = QuestionTree(), [], 0
             tree.add(question.ids)

@@ -26,7 +26,7 @@ from mmrh_retriever.model.fingerprints import tensors_digest
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.types import PatchGrid, TokenSpan
 
-FORMAT = "mmrh-page-3"
+FORMAT = "mmrh-page-4"
 
 _FORMATS = "mmrh-page-"
 _HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+\.mmrh-page\.\d+\.\d+\.part")
@@ -34,19 +34,15 @@ _HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+\.mmrh-page\.\d+\.\d+\.part")
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """A page as tokens, without its pixels, and its keys and values.
-
-    ``keys`` and ``values`` are ``(layers, key heads, tokens, width)``.
-    """
+    """A page as tokens, without its pixels, and what the cache keeps of it: keys and values, layer by layer."""
 
     segment: PromptSegment
-    keys: Tensor
-    values: Tensor
+    parts: tuple[Tensor, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes that keys and values take; the rest is small."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(part.nbytes for part in self.parts)
 
 
 def file_name(name: str) -> str:
@@ -77,6 +73,7 @@ def write_page(folder: Path, fingerprint: str, name: str, page: StoredPage) -> i
     described = {
         "axes": segment.axes,
         "extent": segment.extent,
+        "parts": len(page.parts),
         "scored": [[span.start, span.stop] for span in segment.scored],
         "bidirectional": [[span.start, span.stop] for span in segment.bidirectional],
         "grid": None if segment.grid is None else [segment.grid.rows, segment.grid.columns],
@@ -123,7 +120,7 @@ def read_page(folder: Path, fingerprint: str, name: str) -> StoredPage:
         grid=grid,
         bidirectional=tuple(TokenSpan(*span) for span in described["bidirectional"]),
     )
-    return StoredPage(segment, tensors["keys"], tensors["values"])
+    return StoredPage(segment, tuple(tensors[f"part-{number}"] for number in range(described["parts"])))
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -135,8 +132,7 @@ def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
 def _tensors(page: StoredPage) -> dict[str, Tensor]:
     segment = page.segment
     tensors = {
-        "keys": page.keys.contiguous(),
-        "values": page.values.contiguous(),
+        **{f"part-{number}": part.contiguous() for number, part in enumerate(page.parts)},
         "ids": torch.tensor(segment.ids, dtype=torch.long),
         "positions": segment.all_positions().contiguous(),
         "visual": torch.tensor(segment.visual, dtype=torch.long),

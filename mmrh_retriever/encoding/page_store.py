@@ -9,7 +9,6 @@ other files; those are never touched.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 
 from mmrh_retriever.encoding.page_files import StoredPage, file_name, half_written, is_page_file, read_page, write_page
 from mmrh_retriever.errors import DataError, SettingsError
+from mmrh_retriever.locks import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class PageStore:
         self.hits = 0
         self.misses = 0
         self._pages: LRUCache[tuple[str, str], StoredPage] = LRUCache(memory, getsizeof=lambda page: page.nbytes)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._on_disk = sum(size for _, size, _ in self._files())
         self._swept = False
 

@@ -33,9 +33,11 @@ class Passes:
         self, prefix: PromptSegment, *, capacity: int, independent: bool, recorded: Collection[int] = ()
     ) -> Window:
         """A window that holds the prompt prefix alone; for ``recorded`` see :class:`PageCache`."""
-        cache = PageCache(self.deepest + 1, capacity=capacity, recorded=recorded, of=self.backbone.heads)
+        backbone = self.backbone
+        cache = PageCache(self.deepest + 1, capacity, backbone.recurrent_layers, recorded=recorded, of=backbone.heads)
         plan = PassPlan(0, len(prefix), stop_at=self.deepest)
         self._run(cache, prefix.ids, prefix.all_positions(), plan)
+        cache.keep()
         return Window(prefix, cache, independent=independent)
 
     def run_pages(
@@ -55,7 +57,13 @@ class Passes:
             length += len(segment)
             position += segment.extent
         plan = PassPlan(
-            len(window), length, bidirectional=tuple(bidirectional), stop_at=self.deepest, visible=start, start=start
+            len(window),
+            length,
+            bidirectional=tuple(bidirectional),
+            locally=self.backbone.family.locally,
+            stop_at=self.deepest,
+            visible=start,
+            start=start,
         )
         ids = [number for segment in segments for number in segment.ids]
         inputs = self.vision.model_inputs(segments, features)
@@ -64,6 +72,7 @@ class Passes:
         except BaseException:
             window.cache.crop_to(len(window))
             raise
+        window.cache.keep()
 
     def run_behind(
         self,
@@ -87,6 +96,8 @@ class Passes:
         self, window: Window, tree: QuestionTree, *, stop_at: int | None = None, recording: Recording | None = None
     ) -> Tensor | None:
         """One pass over texts that each stand alone behind the window; their keys are forgotten.
+
+        Where layers are recurrent there is one text: several can't share a state.
 
         Gives the last hidden states, ``(1, tokens, width)``, or ``None`` if the pass ended at ``stop_at``.
         """
@@ -113,7 +124,8 @@ class Passes:
         """A pass behind the window, of which ``tokens`` have run already."""
         offsets = torch.cat([window.offsets(), torch.arange(tokens) + window.next_offset])
         start = window.next_offset + tokens
-        return PassPlan(len(window) + tokens, length, offsets=offsets, start=start, **options)
+        locally = self.backbone.family.locally
+        return PassPlan(len(window) + tokens, length, locally=locally, offsets=offsets, start=start, **options)
 
     def _run(
         self,

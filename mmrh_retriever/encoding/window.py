@@ -127,7 +127,8 @@ class Window:
         self._add(owners, segment.extent)
 
     def add_behind(self, segment: PromptSegment) -> None:
-        """Take in a segment behind everything: it counts for no span."""
+        """Take in a segment behind everything, whose keys a pass has just put there: it counts for no span."""
+        self.cache.keep()
         self._owners.append(torch.full((len(segment),), _NOBODY))
         self._offsets.append(torch.arange(len(segment)) + self.next_offset)
         self._length += len(segment)

@@ -124,7 +124,7 @@ def evaluate(
         out: the run's folder; see :mod:`mmrh_retriever.evaluation.rows`.
         level: ``"page"`` ranks pages, ``"layout"`` the boxes on them.
         executor: what runs the documents; this process by default.
-        resume: go on with the run in ``out``, if there is one.
+        resume: go on with the run in ``out``, if there is one. Its finished rankers stay, and are given with these.
         settings: what else about the dataset belongs in the settings, such as the resolution of pages.
         engine: the former name of ``executor``.
 
@@ -159,11 +159,20 @@ def evaluate(
         name: [
             done.get((name, item.name)) or failed_part(item, name, level, "was not run") for item in dataset.documents
         ]
-        for name in rankers
+        for name in journal.settings["rankers"]
+        if name in rankers or _was_finished(name, dataset, done)
     }
     found = Evaluation.of(level, parts)
     write_results(out, (part for own in parts.values() for part in own), summary_of(found))
     return found
+
+
+def _was_finished(ranker: str, dataset: MMDocIR, done: Mapping[tuple[str, str], Part]) -> bool:
+    """Whether an earlier run ranked every document with a ranker that this one leaves out; says so if it did not."""
+    missing = sum((ranker, item.name) not in done for item in dataset.documents)
+    if missing:
+        logger.warning("%s stays out: %d documents are left to run. Resume with it.", ranker, missing)
+    return not missing
 
 
 def _check_gold(dataset: MMDocIR) -> None:

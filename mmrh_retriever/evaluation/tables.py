@@ -65,7 +65,10 @@ def source_table(found: Evaluation) -> Table:
     counts = dict(sorted(_first(found).counts["by_source"].items(), reverse=True))
     columns: dict[str, Sequence[float | Interval]] = {}
     for source in counts:
-        columns[f"{source} {_short(first)}"] = [found.interval(name, first, source=source) for name in found.summaries]
+        columns[f"{source} {_short(first)}"] = [
+            found.interval(name, first, source=source) if source in summary.by_source else 0.0
+            for name, summary in found.summaries.items()
+        ]
         means = [summary.by_source.get(source, {}) for summary in found.summaries.values()]
         columns |= {f"{source} {_short(name)}": [mean.get(name, 0.0) for mean in means] for name in others}
     parts = ", ".join(f"{source} {_counted(count, 'question')}" for source, count in counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrh_retriever.errors import PageError, SettingsError
+from mmrh_retriever.files import make_folder, write_atomically
 from mmrh_retriever.ranking.region_scores import mass_array
 from mmrh_retriever.types import FloatArray, ScoredPage, ScoredRegion
 
@@ -117,7 +119,7 @@ def save_heat_map(
     Raises:
         PageError: as for :func:`heat_map`, or another ending.
         SettingsError: as for :func:`heat_map`.
-        OSError: the file can't be written.
+        DataError: the file can't be written.
     """
     target = Path(path)
     if target.suffix.lower() not in _WRITABLE:
@@ -127,8 +129,10 @@ def save_heat_map(
             source=str(target),
         )
     drawn = heat_map(scored, regions=regions, scale=scale, opacity=opacity, max_side=max_side)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(target)
+    make_folder(target.parent)
+    memory = io.BytesIO()
+    drawn.save(memory, format=Image.registered_extensions()[target.suffix.lower()])
+    write_atomically(target, memory.getvalue())
     return target
 
 

@@ -13,14 +13,14 @@ import jinja2
 from PIL import Image
 
 import mmrh_retriever
-from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.errors import PageError
 from mmrh_retriever.explain.heat_maps import RAMP, draw_regions, full_colour, heat_map
-from mmrh_retriever.files import write_atomically
+from mmrh_retriever.files import make_folder, write_atomically
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from mmrh_retriever.ranking.encoded_pages import EncodedPages
 from mmrh_retriever.ranking.question_attention import Explanation, QuestionAttention
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
+from mmrh_retriever.types import ScoredPage, ScoredRegion
 
 _TOKEN_SIDE = 240
 _TOKEN_MAPS = 6  # for the tokens that look most at a page
@@ -83,10 +83,7 @@ def html_report(
         version=mmrh_retriever.__version__,
     )
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{target.parent}: can't be made ({error}). Choose another folder for the report.") from error
+    make_folder(target.parent)
     write_atomically(target, text.encode("utf-8", "backslashreplace"))  # names may hold bytes that are no text
     return target
 
@@ -137,12 +134,8 @@ class _View:
         self.box_number = _Numbers(region.score for region in regions)
         self.scale = full_colour(ranked)
         self._best = max(scored.score for scored in ranked)
-        self._one_document = len({scored.page.doc_id for scored in ranked}) == 1
         self._regions = regions
         self._attention = {id(item.page): item for item in attention}
-
-    def short(self, page: Page) -> str:
-        return f"page {page.label or page.number}" if self._one_document else page.name
 
     def share(self, scored: ScoredPage) -> float:
         return round(100 * min(1.0, max(0.0, scored.score / self._best)), 1) if self._best > 0 else 0
@@ -192,7 +185,8 @@ class _Numbers:
         self.decimals = min(9, max(2, 2 - math.floor(math.log10(largest)))) if largest > 0.0 else 2
 
     def __call__(self, value: float) -> str:
-        return f"{value:.{self.decimals}f}".replace("-", "−")
+        rounded = round(value, self.decimals) + 0.0  # no minus before a zero
+        return f"{rounded:.{self.decimals}f}".replace("-", "−")
 
 
 def _data_uri(image: Image.Image) -> str:

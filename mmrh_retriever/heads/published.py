@@ -85,13 +85,13 @@ def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, model: ModelFac
     elif str(heads) == "all":
         return HeadSet.all_heads(model.n_layers, model.n_heads, model.global_layers, model_id=model.name)
     elif str(heads) != "published":
-        if not Path(heads).is_file():
+        if not files.is_file(heads):
             raise DataError(
                 f"heads={str(heads)!r} is neither 'published' nor 'all' nor a file. Give one of these, a HeadSet, or "
                 "the path of a file that `mmrh detect` wrote."
             )
         found = load_head_set(heads)
-    elif (beside := Path(model.name) / HEADS_FILE).is_file():
+    elif files.is_file(beside := Path(model.name) / HEADS_FILE):
         found = HeadSet.load(beside)
     else:
         match = resolve_published(model)
@@ -114,12 +114,16 @@ def load_head_set(path: str | Path, *, share: float | None = None, max_layer: in
     path = Path(path)
     what = "head set or file of head scores"
     declared = files.format_of(files.read_text(path, what=what), where=str(path), what=what)
-    if declared != formats.SET_FORMAT:
-        return HeadSet.of_tasks(HeadScoresTable.load(path), share=share, max_layer=max_layer)
-    if share is not None:
-        raise HeadSetError(f"{path}: holds a head set, from which no share can be taken. Give a scores file.")
-    heads = HeadSet.load(path)
-    return heads if max_layer is None else heads.up_to_layer(max_layer)
+    if declared == formats.SET_FORMAT:
+        if share is not None:
+            raise HeadSetError(f"{path}: holds a head set, from which no share can be taken. Give a scores file.")
+        heads = HeadSet.load(path)
+        return heads if max_layer is None else heads.up_to_layer(max_layer)
+    table = HeadScoresTable.load(path)
+    try:
+        return HeadSet.of_tasks(table, share=share, max_layer=max_layer)
+    except HeadSetError as error:
+        raise HeadSetError(f"{path}: {error}") from error
 
 
 @functools.cache

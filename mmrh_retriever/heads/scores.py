@@ -60,7 +60,8 @@ def listed(heads: Iterable[HeadId]) -> str:
 def _matrix(values: npt.ArrayLike, what: str, *, low: float, high: float) -> FloatArray:
     """A read-only float32 copy of a layers x heads matrix whose finite values lie in ``[low, high]``."""
     try:
-        matrix = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused below, as infinite
+            matrix = np.array(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise HeadSetError(
             f"The {what} are not a matrix of numbers ({error}). Expected one row per layer, equally long."

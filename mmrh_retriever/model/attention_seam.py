@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmrh_retriever.errors import AttentionCaptureError, HeadSetError, UnsupportedModelError
+from mmrh_retriever.locks import Lock
 from mmrh_retriever.model.cpu_split_attention import attend_behind, can_split
 from mmrh_retriever.model.masked_attention import masked_attention
 from mmrh_retriever.model.own_types import own_types
@@ -70,8 +71,8 @@ class AttentionSeam:
     ``lock`` serialises passes over the model: whoever records, ablates or uses kept keys holds it.
     """
 
-    def __init__(self, decoder: nn.Module, lock: threading.RLock | None = None) -> None:
-        self.lock = threading.RLock() if lock is None else lock
+    def __init__(self, decoder: nn.Module, lock: Lock | None = None) -> None:
+        self.lock = Lock() if lock is None else lock
         self.checked = False
         self.decoder = decoder
         self.modules = decoder_attention(decoder)
@@ -182,9 +183,10 @@ class AttentionSeam:
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             if layer not in self.modules or not 0 <= head < query_heads(self.modules[layer]):
+                layers, first = ", ".join(map(str, self.modules)), next(iter(self.modules.values()))
                 raise HeadSetError(
-                    f"There is no head {layer}-{head} to ablate: the model has layers 0 to {max(self.modules)} of "
-                    f"{query_heads(self.modules[0])} heads each."
+                    f"There is no head {layer}-{head} to ablate: the model has {query_heads(first)} attention heads "
+                    f"in each of the layers {layers}."
                 )
             by_layer.setdefault(layer, []).append(head)
         with self.lock:
@@ -304,7 +306,7 @@ class AttentionSeam:
         return output, weights
 
 
-_INSTALL_LOCK = threading.Lock()
+_INSTALL_LOCK = Lock()
 
 
 def _seam_of(module: nn.Module) -> AttentionSeam | None:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from mmrh_retriever.errors import UnsupportedModelError
 from mmrh_retriever.heads.published import ModelFacts
-from mmrh_retriever.model import image_tokens
-from mmrh_retriever.model.attention_seam import AttentionSeam
+from mmrh_retriever.model import image_tiles, image_tokens
+from mmrh_retriever.model.attention_seam import AttentionSeam, decoder_attention
 from mmrh_retriever.model.image_tokens import ImageTokens
 
 ImageWriter = Callable[..., ImageTokens]
@@ -28,7 +28,9 @@ class Family:
     decoder itself: text-only families, which take pages' text alone. ``writer`` writes an image as tokens. With
     ``three_axes`` positions are M-RoPE's (time, row, column). With ``listed`` the vision tower gives one tensor per
     image, not one of all tiles. ``images_along`` is the axis along which several images' inputs join, ``image_mask``
-    the input that marks image tokens in a plain pass.
+    the input that marks image tokens in a plain pass. With ``locally`` an image's tokens see later ones of their own in
+    layers with a sliding window alone. ``frames`` is how often the image processor counts each pixel in its limits,
+    since it takes a picture for a film.
     """
 
     name: str
@@ -39,23 +41,35 @@ class Family:
     listed: bool = False
     images_along: int = 0
     image_mask: str | None = None
+    locally: bool = False
+    frames: int = 1
 
 
-def _qwen(name: str, model_type: str) -> Family:
-    return Family(
-        name, (model_type,), "language_model", image_tokens.qwen_vl,
-        three_axes=True, listed=True, image_mask="mm_token_type_ids",
-    )  # fmt: skip
-
+_MROPE: dict[str, Any] = {"three_axes": True, "listed": True, "image_mask": "mm_token_type_ids"}
 
 FAMILIES: tuple[Family, ...] = (
-    _qwen("Qwen2-VL", "qwen2_vl"),
-    _qwen("Qwen2.5-VL", "qwen2_5_vl"),
-    _qwen("Qwen3-VL", "qwen3_vl"),
+    Family("Qwen2-VL", ("qwen2_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen2.5-VL", ("qwen2_5_vl",), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen3-VL", ("qwen3_vl", "qwen3_vl_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("Qwen3.5", ("qwen3_5", "qwen3_5_moe"), "language_model", image_tokens.qwen_vl, **_MROPE),
+    Family("GLM-4V", ("glm4v", "glm4v_moe", "glm46v"), "language_model", image_tokens.glm4v, frames=2, **_MROPE),
     Family("Gemma3", ("gemma3",), "language_model", image_tokens.gemma3, image_mask="token_type_ids"),
-    Family("InternVL", ("internvl",), "language_model", image_tokens.internvl),
-    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tokens.llava_onevision, listed=True),
-    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tokens.idefics3, images_along=1),
+    Family(
+        "Gemma4",
+        ("gemma4",),
+        "language_model",
+        image_tokens.gemma4,
+        listed=True,
+        image_mask="mm_token_type_ids",
+        locally=True,
+    ),
+    Family("InternVL", ("internvl",), "language_model", image_tiles.internvl),
+    Family("LLaVA-OneVision", ("llava_onevision",), "language_model", image_tiles.llava_onevision, listed=True),
+    Family("LLaVA-NeXT", ("llava_next",), "language_model", image_tiles.llava_next, listed=True),
+    Family("Aya Vision", ("aya_vision",), "language_model", image_tiles.aya_vision),
+    Family("Cohere2 Vision", ("cohere2_vision",), "language_model", image_tiles.cohere2_vision),
+    Family("LFM2-VL", ("lfm2_vl",), "language_model", image_tiles.lfm2_vl, listed=True),
+    Family("SmolVLM / Idefics3", ("smolvlm", "idefics3"), "text_model", image_tiles.idefics3, images_along=1),
     Family("Mistral3", ("mistral3",), "language_model", image_tokens.mistral3, listed=True),
     Family("Llama (text pages)", ("llama",), None, None),
     Family("Qwen3 (text pages)", ("qwen3",), None, None),
@@ -100,6 +114,11 @@ class Backbone:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no {family.decoder!r} in its base model; the row for {family.name} "
                 "expects the classes of transformers 5."
+            )
+        if not all(getattr(module, "is_causal", True) for module in decoder_attention(decoder).values()):
+            raise UnsupportedModelError(
+                f"{type(decoder).__name__} attends in both directions, so that its pages depend on the question behind "
+                "them and can't be kept. Expected a causal decoder: check use_bidirectional_attention in its config."
             )
         backbone = cls(family, model, base, decoder, AttentionSeam.install(decoder))
         backbone.check_evaluating()
@@ -163,7 +182,7 @@ class Backbone:
 
     @property
     def reads_images_alone(self) -> bool:
-        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled model's does."""
+        """Whether the model can't read text: its config says so in ``mmrh_images_only``, as the bundled one's does."""
         return self.takes_images and bool(getattr(self.config, "mmrh_images_only", False))
 
     @property
@@ -196,6 +215,11 @@ class Backbone:
     def global_layers(self) -> tuple[int, ...]:
         """Layers that attend to the whole context; only these can hold retrieval heads."""
         return tuple(layer for layer, window in self.seam.windows.items() if window is None)
+
+    @property
+    def recurrent_layers(self) -> frozenset[int]:
+        """Layers without attention (linear attention, convolutions): each token changes their state for good."""
+        return frozenset(range(self.layers)) - self.seam.modules.keys()
 
     @property
     def context(self) -> int:

@@ -1,4 +1,4 @@
-"""How each family writes an image as tokens: one function per family.
+"""How each family writes an image as tokens: one function per family. Those that cut pages: ``image_tiles.py``.
 
 Each gives a page image to the family's own *image processor* (never to a ``*Processor``, which demands
 torchvision). It says which tokens stand for the image, which part of the page each visual token sees, and what
@@ -16,11 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from mmrh_retriever.errors import UnsupportedModelError
-from mmrh_retriever.types import FloatArray, PatchGrid, TokenSpan, grid_boxes
+from mmrh_retriever.types import PatchGrid, TokenSpan
 
 if TYPE_CHECKING:
     from mmrh_retriever.model.tokenizing import TextTokenizer
@@ -50,7 +47,17 @@ class ImageTokens:
 
 
 def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
-    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: one grid at the page's own shape, M-RoPE positions.
+    """Qwen-VL from Qwen2-VL on: one grid at the page's own shape, M-RoPE positions."""
+    return _own_shape(image, processor, config, config.vision_start_token_id, config.vision_end_token_id)
+
+
+def glm4v(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """GLM-4V: as Qwen-VL, between markers of its own."""
+    return _own_shape(image, processor, config, config.image_start_token_id, config.image_end_token_id)
+
+
+def _own_shape(image: Image.Image, processor: Any, config: Any, begin: int, end: int) -> ImageTokens:
+    """One grid at the page's own shape between two markers.
 
     Positions follow the models' own rule. An image's tokens share the temporal position of its start, and count
     rows and columns from there. The text behind goes on after the larger of the two.
@@ -60,13 +67,12 @@ def qwen_vl(image: Image.Image, processor: Any, config: Any, tokens: TextTokeniz
     _, high, wide = (int(v) for v in batch["image_grid_thw"][0])
     rows, columns = high // merge, wide // merge
     count = rows * columns
-    ids = (config.vision_start_token_id, *[config.image_token_id] * count, config.vision_end_token_id)
     row, column = np.divmod(np.arange(count), columns)
     inside = np.stack([np.zeros(count, dtype=np.int64), row, column]) + 1  # (3, count)
     last = max(rows, columns) + 1
     positions = np.concatenate([np.zeros((3, 1)), inside, np.full((3, 1), last)], axis=1).astype(np.int64)
     return ImageTokens(
-        ids=ids,
+        ids=(begin, *[config.image_token_id] * count, end),
         visual=tuple(range(1, count + 1)),
         inner=TokenSpan(1, count + 1),
         grid=PatchGrid.regular(rows, columns),
@@ -95,89 +101,21 @@ def gemma3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenize
     )
 
 
-def internvl(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
-    """InternVL: square tiles in the arrangement nearest to the page's shape, then a thumbnail of the whole."""
-    batch = processor(images=[image], return_tensors="pt", crop_to_patches=True)
-    tiles = int(batch["num_patches"][0])
-    each = int(config.image_seq_length)
-    side = math.isqrt(each)
-    rows, columns = _internvl_tiles(image, processor, tiles)
-    boxes = [grid_boxes(tile, side, side) for tile in _tile_boxes(rows, columns)]
-    if tiles > 1:
-        boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
-    count = tiles * each
-    ids = (tokens.token("<img>"), *[config.image_token_id] * count, tokens.token("</img>"))
-    return ImageTokens(
-        ids=ids,
-        visual=tuple(range(1, count + 1)),
-        inner=TokenSpan(1, count + 1),
-        grid=PatchGrid(np.concatenate(boxes), rows * side, columns * side),
-        inputs={"pixel_values": batch["pixel_values"]},
-        extent=len(ids),
-    )
-
-
-def llava_onevision(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
-    """LLaVA-OneVision: an overview square, then the page's tiles joined, unpadded, a newline token per row.
-
-    Every page is written in the single-image ("anyres") way, also among others. The family's way for several
-    images keeps only the overview, which is too coarse to read.
-    """
+def gemma4(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
+    """Gemma4: one grid near the page's own shape. In some models its tokens see each other in both directions."""
     batch = processor(images=[image], return_tensors="pt")
-    side = int(config.vision_config.image_size) // int(config.vision_config.patch_size)
-    grid = grid_boxes((0.0, 0.0, 1.0, 1.0), side, side)
-    count, visual = side * side, list(range(side * side))
-    rows, columns = side, side
-    if batch["pixel_values"].shape[1] > 1:
-        rows, columns = _anyres_grid(image, processor, config, side)
-        grid = np.concatenate([grid, grid_boxes((0.0, 0.0, 1.0, 1.0), rows, columns)])
-        for row in range(rows):
-            start = count + row * (columns + 1)
-            visual.extend(range(start, start + columns))
-        count += rows * (columns + 1)
-    else:
-        count += 1
+    patches = batch["image_position_ids"][0].amax(dim=0) + 1
+    columns, rows = (int(side) // int(config.vision_config.pooling_kernel_size) for side in patches)
+    count = rows * columns
+    inner = TokenSpan(1, count + 1)
     return ImageTokens(
-        ids=(config.image_token_id,) * count,
-        visual=tuple(visual),
-        inner=TokenSpan(0, count),
-        grid=PatchGrid(grid, rows, columns),
-        inputs={"pixel_values": batch["pixel_values"], "image_sizes": batch["image_sizes"]},
-        extent=count,
-    )
-
-
-def idefics3(image: Image.Image, processor: Any, config: Any, tokens: TextTokenizer) -> ImageTokens:
-    """SmolVLM and Idefics3: labelled square tiles row by row, then the whole page once more."""
-    batch = processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
-    rows, columns = int(batch["rows"][0][0]), int(batch["cols"][0][0])
-    side = int(config.vision_config.image_size) // int(config.vision_config.patch_size) // int(config.scale_factor)
-    around = tokens.token("<fake_token_around_image>")
-    run = [config.image_token_id] * (side * side)
-    ids: list[int] = []
-    visual: list[int] = []
-    boxes: list[FloatArray] = []
-    for number, tile in enumerate(_tile_boxes(rows, columns)):
-        row, column = divmod(number, columns)
-        ids += [around, *_named(tokens, f"<row_{row + 1}_col_{column + 1}>")]
-        visual += range(len(ids), len(ids) + len(run))
-        ids += run
-        boxes.append(grid_boxes(tile, side, side))
-        if column == columns - 1:
-            # the last row's newline and the blank line behind it are tokenised together
-            ids += tokens.plain("\n\n" if row == rows - 1 else "\n")
-    ids += [around, *_named(tokens, "<global-img>")]
-    visual += range(len(ids), len(ids) + len(run))
-    ids += [*run, around]
-    boxes.append(grid_boxes((0.0, 0.0, 1.0, 1.0), side, side))
-    inputs = {key: batch[key] for key in ("pixel_values", "pixel_attention_mask") if key in batch}
-    return ImageTokens(
-        ids=tuple(ids),
-        visual=tuple(visual),
-        inner=TokenSpan(1, len(ids) - 1),
-        grid=PatchGrid(np.concatenate(boxes), max(rows, 1) * side, max(columns, 1) * side),
-        inputs=inputs,
-        extent=len(ids),
+        ids=(config.boi_token_id, *[config.image_token_id] * count, config.eoi_token_id),
+        visual=tuple(range(1, count + 1)),
+        inner=inner,
+        grid=PatchGrid.regular(rows, columns),
+        inputs={name: batch[name] for name in ("pixel_values", "image_position_ids")},
+        extent=count + 2,
+        bidirectional=inner if config.text_config.use_bidirectional_attention == "vision" else None,
     )
 
 
@@ -198,51 +136,3 @@ def mistral3(image: Image.Image, processor: Any, config: Any, tokens: TextTokeni
         inputs={"pixel_values": batch["pixel_values"], "image_sizes": torch.as_tensor(batch["image_sizes"])},
         extent=len(ids),
     )
-
-
-def _named(tokens: TextTokenizer, text: str) -> list[int]:
-    """A marker that is one special token in some checkpoints and plain text in others."""
-    try:
-        return [tokens.token(text)]
-    except UnsupportedModelError:
-        return tokens.plain(text)
-
-
-def _tile_boxes(rows: int, columns: int) -> list[tuple[float, float, float, float]]:
-    return [
-        (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
-        for row in range(rows)
-        for column in range(columns)
-    ]
-
-
-def _internvl_tiles(image: Image.Image, processor: Any, tiles: int) -> tuple[int, int]:
-    """Rows and columns of the tiling that the processor chose."""
-    if tiles == 1:
-        return 1, 1
-    size = (int(processor.size["height"]), int(processor.size["width"]))
-    limits = int(processor.min_patches), int(processor.max_patches)
-    columns, rows = get_optimal_tiled_canvas((image.height, image.width), size, *limits)
-    if rows * columns != tiles - 1:  # the last one is the thumbnail
-        raise UnsupportedModelError(
-            f"The image processor cut a {image.width} x {image.height} page into {tiles - 1} tiles where {rows} rows "
-            f"of {columns} were expected. Use the image processor that ships with the model."
-        )
-    return rows, columns
-
-
-def _anyres_grid(image: Image.Image, processor: Any, config: Any, side: int) -> tuple[int, int]:
-    """Rows and columns of LLaVA-OneVision's joined tiles after the padding is cut off and shrunk to the limit."""
-    wide, high = image.size
-    best_high, best_wide = select_best_resolution((high, wide), config.image_grid_pinpoints)
-    tile = int(config.vision_config.image_size)
-    rows, columns = side * (best_high // tile), side * (best_wide // tile)
-    if wide / high > columns / rows:
-        rows -= (rows - int(round(high * (columns / wide), 7))) // 2 * 2
-    else:
-        columns -= (columns - int(round(wide * (rows / high), 7))) // 2 * 2
-    most = int(str(getattr(config, "vision_aspect_ratio", "anyres_max_9")).removeprefix("anyres_max_"))
-    shrink = math.sqrt(rows * columns / (most * side * side))
-    if shrink > 1.1:
-        rows, columns = int(rows // shrink), int(columns // shrink)
-    return rows, columns

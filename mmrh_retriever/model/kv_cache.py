@@ -1,14 +1,18 @@
-"""Keys and values of pages in one buffer per layer: written in place, cropped by a counter."""
+"""Keys and values of pages in one buffer per layer: written in place, cropped by a counter.
+
+Layers with linear attention or a convolution have no keys but a state, which each token changes for good. It is copied
+at the end of what is kept, and put back when the rest is forgotten.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from mmrh_retriever.errors import ContextOverflowError, UnsupportedModelError
 
@@ -91,10 +95,19 @@ class PageLayer(DynamicLayer):
         """Forget all tokens from ``length`` on; nothing is copied."""
         self.length = min(self.length, length)
 
+    def part(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Keys and values of some tokens, ``(key heads, tokens, width)`` each; none if another layer's are used."""
+        return (self.keys[0, :, start:stop], self.values[0, :, start:stop]) if self.is_initialized else ()
+
+    def append(self, parts: Iterator[Tensor]) -> None:
+        """Put tokens behind those in use, as :meth:`part` gave them."""
+        if self.is_initialized:
+            self.update(*(part[None].to(self.device) for part in (next(parts), next(parts))))
+
     @property
     def nbytes(self) -> int:
         """Bytes that the buffers take."""
-        return int(self.keys.nbytes + self.values.nbytes) if self.is_initialized else 0
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
 
 class RecordedLayer(PageLayer):
@@ -141,26 +154,92 @@ class RecordedLayer(PageLayer):
         return super().nbytes * len(self.key_heads) // self.keys.shape[1] if self.is_initialized else 0
 
 
+class StateLayer(LinearAttentionLayer):
+    """A recurrent layer's states behind all tokens run so far, and a copy of them behind those that are kept."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: tuple[Tensor, ...] = ()
+
+    def _tensors(self) -> list[Tensor]:
+        held = [*self.conv_states.values(), *self.recurrent_states.values()]
+        return [state for state in held if state is not None]
+
+    def keep(self) -> None:
+        """Copy the states: what follows can be forgotten."""
+        self.kept = tuple(state.clone() for state in self._tensors())
+
+    def forget(self) -> None:
+        """Go back to the states that were kept."""
+        for state, kept in zip(self._tensors(), self.kept, strict=True):
+            state.copy_(kept)
+
+    def part(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """The states behind the tokens that have run, ``(1, ...)`` each, whatever tokens are asked for."""
+        return tuple(self._tensors())
+
+    def append(self, parts: Iterator[Tensor]) -> None:
+        """Take over the states behind further tokens, as :meth:`part` gave them."""
+        for state in self._tensors():
+            state.copy_(next(parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the states and their copies take."""
+        return sum(state.nbytes for state in (*self._tensors(), *self.kept))
+
+
 class PageCache(Cache):
     """The keys and values of the pages of one window, for the first ``layers`` layers of a decoder.
 
-    With ``recorded``, all passes end in the last layer once these of its ``of`` query heads are recorded.
+    The layers among ``recurrent`` have states instead. With ``recorded``, all passes end in the last layer once these
+    of its ``of`` query heads are recorded.
     """
 
-    def __init__(self, layers: int, capacity: int, *, recorded: Collection[int] = (), of: int = 0) -> None:
-        kept = [PageLayer(capacity) for _ in range(layers)]
+    def __init__(
+        self,
+        layers: int,
+        capacity: int,
+        recurrent: Collection[int] = (),
+        *,
+        recorded: Collection[int] = (),
+        of: int = 0,
+    ) -> None:
+        made = [StateLayer() if layer in recurrent else PageLayer(capacity) for layer in range(layers)]
         if recorded:
-            kept[-1] = RecordedLayer(capacity, recorded, of)
-        super().__init__(layers=kept)
+            made[-1] = RecordedLayer(capacity, recorded, of)
+        super().__init__(layers=made)
+        self._states = [layer for layer in made if isinstance(layer, StateLayer)]
+        self._pages = [layer for layer in made if isinstance(layer, PageLayer)]
+        self._kept = 0
 
     def expect(self, tokens: int) -> None:
         """Make room for about so many tokens in all when a buffer is full."""
-        for layer in self.layers:
+        for layer in self._pages:
             layer.expected = tokens
 
+    def keep(self) -> None:
+        """All tokens so far stay: :meth:`crop_to` goes no further back. Costs a copy of recurrent layers' states."""
+        self._kept = self.get_seq_length()
+        with torch.inference_mode():
+            for layer in self._states:
+                layer.keep()
+
     def crop_to(self, length: int) -> None:
-        """Forget all tokens from ``length`` on; :class:`ContextOverflowError` if a layer has fewer."""
-        for layer in self.layers:
+        """Forget all tokens from ``length`` on.
+
+        :class:`ContextOverflowError` if a layer has fewer, or if recurrent layers' states were not kept there.
+        """
+        if self._states and length != self._kept:
+            raise ContextOverflowError(
+                f"Can't go back to {length} tokens: recurrent layers' states are kept behind {self._kept}. Encode the "
+                "pages again.",
+                tokens=length,
+                allowed=self._kept,
+            )
+        for layer in self._pages:
             if layer.is_initialized and layer.length < length:
                 raise ContextOverflowError(
                     f"Can't go back to {length} tokens: a layer holds {layer.length}. Encode the pages again.",
@@ -168,24 +247,30 @@ class PageCache(Cache):
                     allowed=layer.length,
                 )
             layer.crop_to(length)
-
-    def part(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Copies of the keys and values of some tokens, ``(layers, key heads, tokens, width)`` each, on the CPU."""
-        keys = [layer.keys[0, :, start:stop] for layer in self.layers]
-        values = [layer.values[0, :, start:stop] for layer in self.layers]
-        return torch.stack(keys).cpu(), torch.stack(values).cpu()
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Put tokens behind those in use (at least the prompt prefix), as :meth:`part` gave them."""
         with torch.inference_mode():
-            for layer, key, value in zip(self.layers, keys, values, strict=True):
-                layer.update(key[None].to(layer.device), value[None].to(layer.device))
+            for state in self._states:
+                state.forget()
+
+    def part(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Copies on the CPU of some tokens' keys and values, layer by layer.
+
+        Those of recurrent layers are the states behind all tokens that have run, so that ``stop`` must be there.
+        """
+        return tuple(part.to("cpu", copy=True) for layer in self.layers for part in layer.part(start, stop))
+
+    def append(self, parts: Sequence[Tensor]) -> None:
+        """Put tokens behind those in use (at least the prompt prefix), as :meth:`part` gave them, for good."""
+        waiting = iter(parts)
+        with torch.inference_mode():
+            for layer in self.layers:
+                layer.append(waiting)
+        self.keep()
 
     def append_from(self, other: PageCache, start: int, stop: int) -> None:
         """Put some of another cache's tokens behind those in use."""
         with torch.inference_mode():
             for layer, source in zip(self.layers, other.layers, strict=True):
-                layer.update(source.keys[:, :, start:stop], source.values[:, :, start:stop])
+                layer.append(iter(source.part(start, stop)))
 
     @property
     def nbytes(self) -> int:

@@ -18,7 +18,8 @@ class PassPlan:
 
     Every token sees the ``past`` keys that earlier passes kept, and those before it among the pass's own ``length``
     tokens. ``paths`` are questions side by side, each as offsets of its tokens in the pass: a token then sees those
-    before it on a path. ``bidirectional`` spans (images of some families) see their own later tokens too. ``visible``
+    before it on a path. ``bidirectional`` spans (images of some families) see their own later tokens too, with
+    ``locally`` only in layers with a sliding window. ``visible``
     leaves only so many of the first kept keys to be seen. ``offsets`` are the visible kept keys' token offsets in their
     own context and ``start`` that of the pass, for sliding windows; by default they count up. The pass ends at layer
     ``stop_at``: after recording if that layer records, and in any case once its keys are kept.
@@ -28,6 +29,7 @@ class PassPlan:
     length: int
     paths: tuple[Sequence[int], ...] = ()
     bidirectional: tuple[TokenSpan, ...] = ()
+    locally: bool = False
     stop_at: int | None = None
     visible: int | None = None
     offsets: Tensor | None = None
@@ -42,7 +44,9 @@ class PassPlan:
 
     def is_plain(self, window: int | None) -> bool:
         """Whether the mask is plainly causal (with the past in front)."""
-        return len(self.paths) <= 1 and not self.bidirectional and (window is None or window >= self.past + self.length)
+        if len(self.paths) > 1 or self._spans(window):
+            return False
+        return window is None or window >= self.past + self.length
 
     def visible_keys(self, key: Tensor) -> Tensor:
         """The keys (or values) that the pass sees, of ``(1, key heads, past + tokens, width)``."""
@@ -87,7 +91,7 @@ class PassPlan:
 
     def _make_mask(self, window: int | None, device: torch.device) -> Tensor:
         own, depth = self._own_tokens(device)
-        for span in self.bidirectional:
+        for span in self._spans(window):
             own[span.start : span.stop, span.start : span.stop] = True
         if window is None:
             return own
@@ -96,6 +100,10 @@ class PassPlan:
         offset = start + depth  # the token's offset if its question were alone
         kept = torch.arange(self.seen, device=device) if self.offsets is None else self.offsets.to(device)
         return torch.cat([offset[:, None] - kept[None, : self.seen] < window, own], dim=1)
+
+    def _spans(self, window: int | None) -> tuple[TokenSpan, ...]:
+        """The spans that see their own later tokens in a layer of this window."""
+        return () if self.locally and window is None else self.bidirectional
 
     def _own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which of the pass's own tokens each one sees, and how many of them lie between it and the past.

@@ -23,6 +23,9 @@ from mmrh_retriever.pdf.drawn_text import LONGEST, drawn_text
 from mmrh_retriever.settings import PromptOptions
 from mmrh_retriever.types import Page, PatchGrid, TokenSpan
 
+MAX_QUESTION_TOKENS = 4096
+"""Tokens of a question with its label. Longer ones are no questions, and their attention takes gigabytes."""
+
 
 @dataclass(slots=True)
 class PromptSegment:
@@ -168,7 +171,11 @@ class Prompter:
         return self.question_segments([question])[0]
 
     def question_segments(self, questions: Sequence[str]) -> list[PromptSegment]:
-        """Several questions, each as :meth:`question_segment` gives it."""
+        """Several questions, each as :meth:`question_segment` gives it.
+
+        Raises:
+            QuestionError: a question that is no text or empty, or of more than :data:`MAX_QUESTION_TOKENS`.
+        """
         for question in questions:
             if not isinstance(question, str):
                 raise QuestionError(f"A question is text, got {type(question).__name__}.")
@@ -180,6 +187,11 @@ class Prompter:
             segment = self.opening_segment(asked)
             if not self.text.plain(asked):
                 raise QuestionError(f"The question {asked!r} has no tokens in this model's vocabulary.")
+            if len(segment) > MAX_QUESTION_TOKENS:
+                raise QuestionError(
+                    f"The question {asked[:60]!r}... has {len(segment):,} tokens; at most {MAX_QUESTION_TOKENS:,} are "
+                    "taken (MAX_QUESTION_TOKENS). Ask for what the pages should hold, not with whole documents."
+                )
             found.append(segment)
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -13,12 +12,13 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from mmrh_retriever.errors import UnsupportedModelError
+from mmrh_retriever.locks import Lock
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.types import TokenSpan
 
 _SLOT, _KEY = "MMRH5SLOT7MMRH", "mmrh5key7mmrh"
 _COPIES: WeakKeyDictionary[Any, tuple[object, _Copies]] = WeakKeyDictionary()
-_COPIES_LOCK = threading.Lock()
+_COPIES_LOCK = Lock()
 
 
 class _Copies:

@@ -6,7 +6,6 @@ tower, the most expensive part of a small model, runs once per page.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from mmrh_retriever.errors import SettingsError
+from mmrh_retriever.locks import Lock
 from mmrh_retriever.model.cpu_patch_products import as_products, patch_convolutions
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.fingerprints import tensors_digest
@@ -66,7 +66,7 @@ class Vision:
         self.weights = ""
         """The fingerprint of the weights that features are held for, see :meth:`hold_for`."""
         self._kept: LRUCache[bytes, Features] = LRUCache(memory, getsizeof=lambda features: features.nbytes)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._convolutions = patch_convolutions(backbone.model)
 
     @property

@@ -11,7 +11,16 @@ if "pymupdf" not in sys.modules and _LAYOUT_MODEL not in sys.modules:
     finally:
         del sys.modules[_LAYOUT_MODEL]
 
-from mmrh_retriever.pdf.mupdf import close_documents
-from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, parse_page_range, read_pdf
+from mmrh_retriever.pdf.isolated import close_worker  # noqa: E402
+from mmrh_retriever.pdf.mupdf import WorkerLimits, close_documents  # noqa: E402
+from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, parse_page_range, read_pdf  # noqa: E402
 
-__all__ = ["DEFAULT_MAX_PIXELS", "close_documents", "iter_pdf", "parse_page_range", "read_pdf"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "WorkerLimits",
+    "close_documents",
+    "close_worker",
+    "iter_pdf",
+    "parse_page_range",
+    "read_pdf",
+]

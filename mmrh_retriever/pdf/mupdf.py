@@ -1,4 +1,4 @@
-"""MuPDF behind one lock: a few open documents, its messages as errors, and pages that are drawn when asked for.
+"""MuPDF behind one lock: a few open documents, and its messages as errors.
 
 MuPDF is not thread-safe, so whoever uses a page holds the lock (:func:`open_page`).
 """
@@ -6,7 +6,7 @@ MuPDF is not thread-safe, so whoever uses a page holds the lock (:func:`open_pag
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import os
 import re
 import threading
@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pymupdf
-from PIL import Image
 
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.pdf.text import without_surrogates
-
-logger = logging.getLogger(__name__)
 
 MAX_OPEN_DOCUMENTS = 4
 """Documents kept open between two pages."""
+
+MAX_PAGES = 1_000_000
+"""Files that claim more pages are refused; no file that could be read has as many."""
 
 _MUPDF_ERRORS = (pymupdf.mupdf.FzErrorBase, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 _DAMAGE = re.compile(
@@ -38,11 +38,33 @@ _SHOWN_MESSAGES = 20
 _END_BYTES = 2048  # at the end of a file, where its end mark is looked for
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What a worker process may take.
+
+    Args:
+        seconds: for opening a file, for reading a page and for drawing it, each.
+        memory: bytes of address space, libraries (about 0.6 GiB) included; held to where the system can (not on
+            Windows and macOS).
+
+    Raises:
+        SettingsError: a limit that is not positive.
+    """
+
+    seconds: float = 30.0
+    memory: int = 2 * 1024**3
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "memory"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be positive, got {getattr(self, name)}.")
+
+
 @dataclass(frozen=True, eq=False)
 class PdfFile:
     """Where a PDF's bytes are, and what the file looked like when its pages were read.
 
-    ``stamp`` is the file's change time, size and inode; ``None`` for bytes.
+    ``stamp`` is the file's change time, size and inode; ``None`` for bytes. With ``limits`` a worker process reads it.
     """
 
     name: str
@@ -51,6 +73,7 @@ class PdfFile:
     password: str | None = field(default=None, repr=False)
     strict: bool = True
     stamp: tuple[int, int, int] | None = None
+    limits: WorkerLimits | None = None
 
     @property
     def source(self) -> str:
@@ -61,30 +84,6 @@ class PdfFile:
         """An error that names this file (and the page, given by its 0-based index)."""
         where = self.name if page is None else f"Page {page + 1} of {self.name}"
         return PageError(f"{where} {problem}", source=self.source, page=page)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PdfPageImage:
-    """A page of a PDF that is drawn when asked for: an :class:`~mmrh_retriever.types.ImageSource`.
-
-    ``index`` counts from 0; ``width`` and ``height`` are in pixels.
-    """
-
-    file: PdfFile
-    index: int
-    width: int
-    height: int
-
-    def load(self) -> Image.Image:
-        """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps."""
-        with open_page(self.file, self.index) as (page, warnings):
-            zoom = pymupdf.Matrix(self.width / page.rect.width, self.height / page.rect.height)
-            drawn = page.get_pixmap(matrix=zoom, colorspace=pymupdf.csRGB, alpha=False)
-            image = Image.frombytes("RGB", (drawn.width, drawn.height), drawn.samples)
-        for warning in warnings:
-            level = logging.WARNING if _means_damage(warning) else logging.DEBUG
-            logger.log(level, "Page %d of %s: %s", self.index + 1, self.file.name, warning)
-        return image
 
 
 # Open documents
@@ -139,7 +138,7 @@ def open_page(file: PdfFile, index: int) -> Iterator[tuple[pymupdf.Page, list[st
             yield document.load_page(index), messages
         found = dict.fromkeys(without_surrogates(pymupdf.TOOLS.mupdf_warnings()).splitlines())
         lines = [line for line in found if not line.startswith("... repeated")]
-        damage = [line for line in lines if _means_damage(line)]
+        damage = [line for line in lines if means_damage(line)]
         if damage and file.strict:
             pymupdf.TOOLS.store_shrink(100)  # or what was decoded of a cut picture is shown again, without a message
     messages += lines[:_SHOWN_MESSAGES]
@@ -228,11 +227,13 @@ def _data(file: PdfFile) -> bytes | None:
 def _check_document(document: pymupdf.Document, file: PdfFile) -> None:
     if document.needs_pass:
         if file.password is None:
-            raise file.error("is encrypted. Give its password: read_pdf(..., password=...).")
+            raise file.error("is encrypted. Give its password=.")
         if not document.authenticate(file.password):
             raise file.error("is encrypted, and the password does not open it. Expected its user or owner password.")
     if document.page_count < 1:
         raise file.error("has no pages. Expected at least one; save it again from its source.")
+    if document.page_count > MAX_PAGES:
+        raise file.error(f"claims {document.page_count:,} pages. Expected at most {MAX_PAGES:,}; save it again.")
     if file.strict and document.is_repaired and not _has_end_mark(file):
         raise file.error("is cut short: its end is missing. Download it again, or read the rest with strict=False.")
 
@@ -245,5 +246,6 @@ def _has_end_mark(file: PdfFile) -> bool:
         return b"%%EOF" in stream.read()
 
 
-def _means_damage(message: str) -> bool:
+def means_damage(message: str) -> bool:
+    """Whether a message of MuPDF says that something of the page is missing."""
     return _DAMAGE.search(message) is not None and _HARMLESS.search(message) is None

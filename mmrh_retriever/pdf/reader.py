@@ -1,28 +1,29 @@
 """PDF files as pages: text at once, pixels when asked for, and never more than one page of them.
 
 Reading a file opens it, takes every page's text, size and label, and gives pages whose images are
-:class:`~mmrh_retriever.pdf.mupdf.PdfPageImage` objects: small descriptions that draw the page when asked to.
+:class:`PdfPageImage` objects: small descriptions that draw the page when asked to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pymupdf
+from PIL import Image
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.files import is_folder, is_special
-from mmrh_retriever.images import MAX_ASPECT_RATIO, open_image
-from mmrh_retriever.pdf.labels import read_labels
-from mmrh_retriever.pdf.layout import layout_regions
-from mmrh_retriever.pdf.mupdf import PdfFile, PdfPageImage, open_document, open_page, stamp_of
-from mmrh_retriever.pdf.text import page_text, text_blocks, without_surrogates
+from mmrh_retriever.images import open_image
+from mmrh_retriever.pdf.isolated import IsolatedPdf, draw_isolated
+from mmrh_retriever.pdf.mupdf import PdfFile, WorkerLimits, means_damage, stamp_of
+from mmrh_retriever.pdf.pages import OpenPdf, draw_page
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_PIXELS = 2_000_000
@@ -31,11 +32,30 @@ MAX_RENDERED_PIXELS = 20_000_000
 """No page is drawn with more pixels than this, whatever is asked for (60 MB)."""
 MAX_BUDGET_DPI = 300.0
 """Small pages are not blown up past this resolution to fill their budget; ``dpi=`` may go further."""
-MIN_PAGE_POINTS = 4.0
-"""Pages narrower or lower than this, in points, have no room for anything to read and are refused."""
-MAX_PAGE_UNITS = 14_400
-"""PDF's own limit for a page's side, in units of a point, or of as many points as the page's UserUnit says."""
+logger = logging.getLogger(__name__)
 _BEGINNING = 1024  # bytes of a file in which its %PDF mark may stand
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PdfPageImage:
+    """A page of a PDF that is drawn when asked for: an :class:`~mmrh_retriever.types.ImageSource`.
+
+    ``index`` counts from 0; ``width`` and ``height`` are in pixels.
+    """
+
+    file: PdfFile
+    index: int
+    width: int
+    height: int
+
+    def load(self) -> Image.Image:
+        """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps."""
+        draw = draw_page if self.file.limits is None else draw_isolated
+        image, warnings = draw(self.file, self.index, self.width, self.height)
+        for warning in warnings:
+            level = logging.WARNING if means_damage(warning) else logging.DEBUG
+            logger.log(level, "Page %d of %s: %s", self.index + 1, self.file.name, warning)
+        return image
 
 
 def read_pdf(
@@ -48,6 +68,7 @@ def read_pdf(
     layout: bool = False,
     doc_id: str | None = None,
     strict: bool = True,
+    isolate: bool | WorkerLimits = False,
 ) -> list[Page]:
     """Read a PDF's pages: their text now, their images when they are needed.
 
@@ -63,6 +84,8 @@ def read_pdf(
         strict: Raise for damaged pages and for files cut short. Otherwise take what can be read; MuPDF's messages
             then stand in ``metadata["warnings"]`` and, for damage met while drawing, in the log. MuPDF reports pictures
             that end early, but for a JPEG whose data lack rows in front of a proper end mark: it is drawn as it is.
+        isolate: For files that are not trusted: a worker process reads and draws, and a page that is not done within
+            these limits (those of ``WorkerLimits()`` for ``True``) raises. Starting it takes a second or two.
 
     Returns:
         The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
@@ -79,7 +102,7 @@ def read_pdf(
     return list(
         iter_pdf(
             source, pages=pages, password=password, max_pixels=max_pixels, dpi=dpi, layout=layout, doc_id=doc_id,
-            strict=strict,
+            strict=strict, isolate=isolate,
         )
     )  # fmt: skip
 
@@ -94,6 +117,7 @@ def iter_pdf(
     layout: bool = False,
     doc_id: str | None = None,
     strict: bool = True,
+    isolate: bool | WorkerLimits = False,
 ) -> Iterator[Page]:
     """Read a PDF page by page: :func:`read_pdf` as a stream.
 
@@ -103,27 +127,20 @@ def iter_pdf(
         raise ValueError(f"max_pixels must be at least 1, got {max_pixels}.")
     if dpi is not None and not (dpi > 0 and math.isfinite(dpi)):
         raise ValueError(f"dpi must be a positive number, got {dpi}.")
-    file = _locate(source, password, doc_id, strict)
-    with open_document(file) as document:
-        total = document.page_count
-        title = without_surrogates((document.metadata or {}).get("title") or "")
-        labels = read_labels(document)
-    chosen = _choose_pages(pages, total, file)
+    limits = isolate if isinstance(isolate, WorkerLimits) else WorkerLimits() if isolate else None
+    file = _locate(source, password, doc_id, strict, limits)
+    document = OpenPdf(file) if limits is None else IsolatedPdf(file)
+    chosen = _choose_pages(pages, document.total, file)
     if doc_id is None and file.path is not None:
         doc_id = file.path.name
     shared: dict[str, Any] = {"path": str(file.path)} if file.path is not None else {}
-    shared |= {"total_pages": total} | ({"title": title} if title else {})
+    shared |= {"total_pages": document.total} | ({"title": document.title} if document.title else {})
 
     def read(index: int) -> Page:
-        with open_page(file, index) as (page, warnings):
-            size = (float(page.rect.width), float(page.rect.height))
-            _check_size(size, page, file)
-            blocks = text_blocks(page)
-            rotation = int(page.rotation)
-            regions = layout_regions(page, blocks) if layout else ()
-        metadata = {**shared, "rotation": rotation} | ({"warnings": warnings} if warnings else {})
-        image = PdfPageImage(file, index, *_pixel_size(size, max_pixels, dpi))
-        return Page(image, page_text(blocks) or None, doc_id, index, size, labels.label(index), regions, metadata)
+        found = document.read(index, layout=layout)
+        metadata = {**shared, "rotation": found.rotation} | ({"warnings": found.warnings} if found.warnings else {})
+        image = PdfPageImage(file, index, *_pixel_size(found.size, max_pixels, dpi))
+        return Page(image, found.text or None, doc_id, index, found.size, found.label, found.regions, metadata)
 
     return map(read, chosen)
 
@@ -148,13 +165,19 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
-def _locate(source: str | os.PathLike[str] | bytes, password: str | None, doc_id: str | None, strict: bool) -> PdfFile:
+def _locate(
+    source: str | os.PathLike[str] | bytes,
+    password: str | None,
+    doc_id: str | None,
+    strict: bool,
+    limits: WorkerLimits | None,
+) -> PdfFile:
     if isinstance(source, bytes):
-        file = PdfFile(doc_id or "PDF in memory", data=source, password=password, strict=strict)
+        file = PdfFile(doc_id or "PDF in memory", data=source, password=password, strict=strict, limits=limits)
         beginning = source[:_BEGINNING]
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).absolute()
-        file = PdfFile(path.name or str(path), path=path, password=password, strict=strict)
+        file = PdfFile(path.name or str(path), path=path, password=password, strict=strict, limits=limits)
         if is_folder(path):
             raise file.error("is a directory. Give one PDF file at a time, e.g. those of Path(...).glob('*.pdf').")
         if is_special(path):
@@ -202,20 +225,6 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
             f"has {total} pages: {got}. Expected indices from 0 to {total - 1} (a string like '1-3,7' counts from 1)."
         )
     return chosen
-
-
-def _check_size(size: tuple[float, float], page: pymupdf.Page, file: PdfFile) -> None:
-    # Both boxes are in units of the page, before UserUnit; what is displayed is what they share.
-    units = max(min(page.cropbox.width, page.mediabox.width), min(page.cropbox.height, page.mediabox.height))
-    if min(size) < MIN_PAGE_POINTS:
-        problem = f"no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side"
-    elif max(size) > MAX_ASPECT_RATIO * min(size):
-        problem = f"too long a strip to read. Expected at most {MAX_ASPECT_RATIO:g} to 1 (cut it into pages)"
-    elif units > MAX_PAGE_UNITS:
-        problem = f"larger than a page may be. Expected at most {MAX_PAGE_UNITS:,} units per side, as PDF allows"
-    else:
-        return
-    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", page.number)
 
 
 def _pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:

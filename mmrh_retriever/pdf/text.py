@@ -161,7 +161,7 @@ def _split(chosen: Sequence[int], blocks: Sequence[TextBlock], axis: int) -> lis
     for i in sorted(chosen, key=lambda i: blocks[i].box[axis]):
         low, high = blocks[i].box[axis], blocks[i].box[axis + 2]
         slack = 0.25 * blocks[i].font_size if axis else 0.0  # glyph boxes of neighbouring lines overlap a little
-        if low >= end - slack:
+        if not groups or low >= end - slack:  # no comparison holds for the boxes of senselessly large fonts
             groups.append([])
             end = high
         groups[-1].append(i)

@@ -9,8 +9,6 @@ Both have the same weights in memory; :func:`release_shared_models` lets go of t
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from mmrh_retriever.files import is_folder
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
+from mmrh_retriever.locks import Lock
 from mmrh_retriever.model.loading import Processors, default_device, load_model, model_path
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.settings import RerankSettings
@@ -30,13 +30,10 @@ class _Shelf:
 
     def __init__(self) -> None:
         self.models: dict[str, tuple[PreTrainedModel, Processors]] = {}
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        self.lock, self.locks = threading.Lock(), defaultdict[str, threading.Lock](threading.Lock)
+        self.lock, self.locks = Lock(), defaultdict[str, Lock](Lock)
 
     def model(self, path: str, loading: Mapping[str, Any]) -> tuple[PreTrainedModel, Processors]:
-        name = str(Path(path).resolve()) if Path(path).is_dir() else path
+        name = str(Path(path).resolve()) if is_folder(path) else path
         key = json.dumps([name, _plain(loading)], sort_keys=True, default=repr)
         with self.lock:
             own = self.locks[key]
@@ -51,8 +48,6 @@ class _Shelf:
 
 
 _SHELF = _Shelf()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_SHELF.renew_locks)  # a lock held at the fork would stay held for ever
 
 
 def shared_reranker(
@@ -65,7 +60,8 @@ def shared_reranker(
     """A reranker on a model that is loaded once for the whole process.
 
     Calls whose settings load the same model share its weights, from any thread; heads and settings that rank may differ
-    from call to call. The first call loads, and calls from other threads wait for it. Arguments and errors are those of
+    from call to call. The first call loads, and calls from other threads wait for it. Worker processes are started with
+    the method ``spawn``: torch's threads don't survive a fork. Arguments and errors are those of
     :meth:`~mmrh_retriever.Reranker.from_pretrained`.
     """
     given = RerankSettings.of_pretrained(model, settings, changes)

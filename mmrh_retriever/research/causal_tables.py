@@ -96,13 +96,13 @@ def causal_table(summary: dict[str, Any]) -> Table:
         rows.append((
             entry["task"],
             entry["masked"],
-            {"all": "read + answer", "decode": "answer"}.get(entry["phase"], ""),
+            entry["phase"],
             str(entry["heads"]),
             f"{100 * entry['correct']:.1f} ({100 * entry['low']:.0f}–{100 * entry['high']:.0f})",
             f"{100 * change['mean']:+.1f} (p = {change['p']:.2g})" if change else "",
             f"{100 * entry['anls']:.1f}",
         ))  # fmt: skip
-    title = f"Causal test on {summary['probes']} probes, accuracy in % (95 % interval over probes)"
+    title = f"Causal test on {summary['probes']} probes, in % (95 % interval over probes)"
     guessed = [
         f"{one['task']}: {100 * one['correct']:.1f} % right unmasked, guessing gives {100 * one['chance']:.1f} %"
         for one in summary["overall"]
@@ -110,7 +110,7 @@ def causal_table(summary: dict[str, Any]) -> Table:
     ]
     if guessed:
         title += f"\n\nThe model does not answer ({'; '.join(guessed)}): masking has nothing to take away."
-    return Table.of(title, ("task", "masked", "while", "heads", "accuracy", "change", "ANLS"), rows, text_columns=3)
+    return Table.of(title, ("task", "masked", "phase", "heads", "correct", "change", "ANLS"), rows, text_columns=3)
 
 
 def plot_causal(summary: dict[str, Any], path: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrh_retriever.files import format_of, read_text
+from mmrh_retriever.files import format_of, is_file, read_text
 from mmrh_retriever.heads.file_formats import SET_FORMAT
 from mmrh_retriever.heads.published import published_head_scores
 from mmrh_retriever.heads.sets import PAPER_SHARE, HeadId, HeadScores, HeadScoresTable, HeadSet
@@ -37,7 +37,7 @@ _MISSING = "–"
 def scores_from(source: str | Path) -> HeadScoresTable:
     """Head scores from a file, or those published for a model id or name."""
     path = Path(source)
-    if path.is_file() or path.suffix in (".json", ".gz"):
+    if is_file(path) or path.suffix in (".json", ".gz"):
         return HeadScoresTable.load(path)
     return published_head_scores(str(source))
 
@@ -45,9 +45,9 @@ def scores_from(source: str | Path) -> HeadScoresTable:
 def heads_from(source: str | Path) -> HeadScoresTable | HeadSet:
     """A model's head scores, or a bare head set: from a file, a folder with one, or by the name ``bundled``."""
     path = BUNDLED_FOLDER if str(source) == BUNDLED else Path(source)
-    path = path / HEADS_FILE if (path / HEADS_FILE).is_file() else path
+    path = path / HEADS_FILE if is_file(path / HEADS_FILE) else path
     what = "head set or file of head scores"
-    if path.is_file() and format_of(read_text(path, what=what), where=str(path), what=what) == SET_FORMAT:
+    if is_file(path) and format_of(read_text(path, what=what), where=str(path), what=what) == SET_FORMAT:
         return HeadSet.load(path)
     return scores_from(source)
 
@@ -253,7 +253,7 @@ def _union_table(summary: dict[str, Any]) -> Table:
     for length, union in summary["union"].items():
         counts = [str(sum(union["by_layer"][start:stop])) for start, stop in thirds]
         rows.append((length_name(length), str(union["size"]), *counts, str(union["deepest_layer"])))
-    columns = ("length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest")
+    columns = ("context length", "heads", *(f"layers {start}–{stop - 1}" for start, stop in thirds), "deepest layer")
     title = f"The tasks' best heads united, {_percent(summary['share'])} % of all heads from each"
     return Table.of(title, columns, rows)
 

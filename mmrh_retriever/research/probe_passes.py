@@ -98,6 +98,8 @@ class ProbePasses:
     def hidden_states(self, probe: Probe, window: Window, texts: Sequence[PromptSegment]) -> list[Tensor]:
         """The last hidden states, ``(tokens, width)`` each, of texts that each stand alone behind a window."""
         passes = self._engines[probe.labelled].passes
+        if self.backbone.recurrent_layers and len(texts) > 1:  # their states can't be shared by several texts
+            return [states for text in texts for states in self.hidden_states(probe, window, [text])]
         tree = QuestionTree()
         for text in texts:
             passes.check_room(window, len(text))

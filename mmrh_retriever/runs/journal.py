@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.files import FileModel, Model, leftovers, parse_as, read_json, write_json
+from mmrh_retriever.files import FileModel, Model, is_file, is_folder, leftovers, parse_as, read_json, write_json
 
 _MISSING = object()
 _SHOWN = 12
@@ -30,7 +30,8 @@ class _Settings(FileModel):
 class Journal(Generic[Model]):
     """A run's folder, as a context manager; ``done`` holds the finished units by what ``key`` gives for them.
 
-    ``settings`` must be alike for all units of one run; a resumed run may add entries to the one named ``growing``.
+    ``settings`` must be alike for all units of one run; a resumed run may add entries to the one named ``growing``,
+    or name fewer: ``settings`` then holds those of all.
 
     Raises:
         DataError: the folder holds a run and ``resume`` is off; that run had other settings (the differences are
@@ -51,20 +52,20 @@ class Journal(Generic[Model]):
         self.folder = Path(folder)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._key, self._what = key, what
-        if (self.folder / "settings.json").is_file():
+        if is_file(self.folder / "settings.json"):
             if not resume:
                 advice = "Go on with it (--resume, resume=True), or choose another folder."
                 raise DataError(f"{self.folder} holds a {what} already. {advice}")
             self._check_same(_read_settings(self.folder, what), growing)
-        elif self.folder.exists() and not self.folder.is_dir():
+        elif is_file(self.folder):
             raise DataError(f"{self.folder} is a file. Expected a folder for the {what}.")
-        elif self.folder.is_dir() and any(item not in leftovers(self.folder) for item in self.folder.iterdir()):
+        elif is_folder(self.folder) and any(item not in leftovers(self.folder) for item in self.folder.iterdir()):
             raise DataError(f"{self.folder} is not empty and holds no {what}. Choose another folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for item in leftovers(self.folder):
                 item.unlink()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.folder}: can't be made ({error}). Choose another folder.") from error
         write_json(self.folder / "settings.json", _Settings(format="mmrh-run", settings=self.settings))
         path = self.folder / "journal.jsonl"
@@ -99,7 +100,8 @@ class Journal(Generic[Model]):
     def _check_same(self, before: dict[str, Any], growing: str | None) -> None:
         if growing is not None:
             old, new = before.get(growing, {}), self.settings[growing]
-            self.settings[growing] = {**old, **new}
+            order = old if new.keys() <= old.keys() else {**new, **old}
+            self.settings[growing] = {name: {**old, **new}[name] for name in order}
             before = before | {growing: {**new, **old}}
         if apart := list(differences(before, self.settings)):
             more = [f"and {len(apart) - _SHOWN} more"] if len(apart) > _SHOWN else []
@@ -119,7 +121,7 @@ def _read_settings(folder: Path, what: str) -> dict[str, Any]:
 
 def _whole_lines(path: Path, unit: type[Model], what: str, *, cut: bool) -> Iterator[Model]:
     """The units of a journal. A last line without its end is passed over, and cut off the file on demand."""
-    if not path.is_file():
+    if not is_file(path):
         return
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1

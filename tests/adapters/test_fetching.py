@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import http.server
+import ipaddress
+import random
 import shutil
 import socket
 import ssl
@@ -46,16 +48,39 @@ def test_data_uri_needs_no_network() -> None:
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.1",
         "224.0.0.1", "255.255.255.255", "198.18.0.1", "168.63.129.16", "::1", "::", "fe80::1", "fe80::1%eth0",
         "fd00:ec2::254", "fec0::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
-        "2002:7f00:1::", "2001:0:5ef5:79fd::1", "2001:db8::1",
+        "2002:7f00:1::", "2001:0:5ef5:79fd::1", "2001:db8::1", "192.0.0.1", "192.0.0.9", "192.0.2.7", "192.88.99.1",
+        "192.31.196.1", "192.52.193.1", "192.175.48.1", "198.51.100.1", "203.0.113.1", "240.0.0.1", "::ffff:192.0.0.1",
+        "64:ff9b::c058:6301", "64:ff9b:1::1", "2002:c000:1::", "2002:c058:6301::1", "::7f00:1", "::ffff:0:7f00:1",
+        "100::1", "100:0:0:1::1", "2001:2::1", "2001:20::1", "2001:1ff::1", "2620:4f:8000::1", "3fff::1", "5f00::1",
+        "4000::1", "1fff::1",
     ],
 )  # fmt: skip
 def test_closed_addresses(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.216.34", "192.0.1.1", "192.88.98.1", "168.63.129.17", "2606:2800:220:1::1", "2001:200::1",
+        "2400:cb00::1",
+        "::ffff:93.184.216.34", "64:ff9b::5db8:d822", "2002:5db8:d822::1",
+    ],
+)  # fmt: skip
 def test_public_addresses(address: str) -> None:
     assert is_public(address)
+
+
+def test_what_python_calls_closed_is_closed() -> None:
+    rng = random.Random(11)
+    for _ in range(20_000):
+        six = rng.random() < 0.5
+        bits = rng.getrandbits(128 if six else 32)
+        if six and rng.random() < 0.7:  # near where networks begin
+            bits = rng.choice([0x2001, 0x2002, 0x64, 0x3FFF, 0xFE80, 0]) << 112 | bits >> rng.choice([16, 64, 96])
+        ip = (ipaddress.IPv6Address if six else ipaddress.IPv4Address)(bits)
+        embedded = six and (ip.sixtofour or ip.ipv4_mapped)
+        assert ip.is_global or embedded or not is_public(str(ip)), ip
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from pydantic import ValidationError
 
 from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker, SettingsError, release_shared_models
 from mmrh_retriever.adapters import AdapterSettings, PageClues, RankedItem, check_top_n
+from mmrh_retriever.adapters.notices import warn_once
+from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from tests import factories
 from tests.ranking_stub import StubReranker, real, stub, tiny
 
@@ -53,6 +56,38 @@ def saved(tmp_path: Path) -> Iterator[Path]:
         part.save_pretrained(tmp_path)
     yield tmp_path
     release_shared_models()
+
+
+@pytest.fixture
+def bundled(reranker: StubReranker, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubReranker]:
+    """A reranker whose model calls itself the bundled one."""
+    monkeypatch.setattr(reranker.backbone.config, "_name_or_path", str(BUNDLED_FOLDER))
+    warn_once.cache_clear()
+    yield reranker
+    warn_once.cache_clear()
+
+
+# What the bundled model is for
+
+
+def test_the_bundled_model_is_warned_of_once_where_pages_have_text(bundled: StubReranker, pdf: Path) -> None:
+    settings = AdapterSettings(reranker=bundled)
+    items = [PageClues(file_path=pdf, index=index) for index in range(3)]
+    with pytest.warns(UserWarning, match="text layer") as caught:
+        rank(settings, items)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank(settings, items)
+
+
+def test_no_warning_for_scans_or_other_models(bundled: StubReranker, pdf: Path) -> None:
+    scans = [PageClues(image=factories.page_image(seed)) for seed in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank(AdapterSettings(reranker=bundled), [*scans, PageClues(file_path=pdf, index=0)])
+        bundled.backbone.config._name_or_path = "another"
+        rank(AdapterSettings(reranker=bundled), [PageClues(file_path=pdf, index=0)])
 
 
 # Settings
@@ -115,6 +150,15 @@ def test_pages_that_stand_alone_are_kept_for_the_next_question(saved: Path) -> N
     together = AdapterSettings(model=str(saved), heads="all")
     assert not together.reranker.independent
     assert together.reranker.store is None
+
+
+def test_a_store_is_given_to_a_loaded_reranker_too(reranker: StubReranker, tmp_path: Path) -> None:
+    settings = AdapterSettings(reranker=reranker, store=tmp_path / "encoded", store_disk=10, page_memory=20)
+    store = settings.reranker.store
+    assert store is not None
+    assert (store.folder, store.disk, store.memory) == (tmp_path / "encoded", 10, 20)
+    assert settings.reranker is settings.reranker
+    assert reranker.store is None
 
 
 def test_a_final_round_is_a_setting(saved: Path) -> None:

@@ -99,7 +99,7 @@ def test_baselines_run_beside_the_model(
     markdown = mmrh("evaluate", "tables", folder / "out", "--markdown")
     assert markdown.stdout == (folder / "out" / "tables.md").read_text()
     lines = mmrh("evaluate", "tables", folder / "out", "--json").stdout.splitlines()
-    assert [json.loads(line)["ranker"] for line in lines] == ["selected", "all-heads", "bm25"]
+    assert [json.loads(line)["ranker"] for line in lines] == ["selected", "all-heads", "bm25", "random"]
 
 
 def test_tables_of_finished_runs(run: Mmrh, mmrh: Mmrh, pdfs: list[object], folder: Path) -> None:
@@ -143,6 +143,7 @@ def test_the_bundled_model_is_announced_on_stderr(
     done = run(*pdfs, "--dry-run")
     assert done.code == 0, done.stderr
     assert "small bundled model" in done.stderr
+    assert "It is for scans" in " ".join(done.stderr.split())
     assert json.loads(done.stdout)["rankers"]["selected"]["model"] == "bundled"
 
 

@@ -81,7 +81,7 @@ def test_a_vision_model_is_planned_for_text_without_its_image_processor(mmrh: Mm
     [
         (["--dtype", "int8"], 1, "dtype is the name of a type such as 'bfloat16'"),
         (["--dtype", "nonsense"], 1, "got 'nonsense'"),
-        (["--max-pixels", 10_000], 1, "max_pixels fits families"),
+        (["--max-pixels", 10_000], 1, "--max-pixels fits families"),
         (["--page-size", "100"], 2, "such as 1243x1608"),
         (["--heads", "nowhere.json"], 1, "neither 'published' nor 'all' nor a file"),
     ],

@@ -31,7 +31,9 @@ def scores(reranker: Reranker, pages: list[Page]) -> list[float]:
     return [scored.score for scored in sorted(ranked, key=lambda scored: scored.position)]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "mistral3", "llama"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "mistral3", "llama", "mistral4", "gemma4_shared"]
+)
 def test_any_selection_of_pages_seen_before_costs_the_question_alone(name: str, tmp_path: Path) -> None:
     pages = some_pages(name)
     plain = reranker_for(name, independent=True)

@@ -125,6 +125,33 @@ def test_rankers_may_be_added_to_a_run(data: MMDocIR, tmp_path: Path) -> None:
     }
 
 
+def test_results_of_rankers_that_are_left_out_stay(data: MMDocIR, tmp_path: Path) -> None:
+    random = RankerSpec("random")
+    whole = evaluate(data, {"oracle": Oracle(), "random": random}, tmp_path / "out")
+    rows, summary = ((tmp_path / "out" / name).read_bytes() for name in ("rows.jsonl", "summary.json"))
+    fewer = evaluate(data, {"random": random}, tmp_path / "out", resume=True)
+    assert fewer == whole == read_run(tmp_path / "out")
+    assert list(fewer.summaries) == ["oracle", "random"]
+    assert rows == (tmp_path / "out" / "rows.jsonl").read_bytes()
+    assert summary == (tmp_path / "out" / "summary.json").read_bytes()
+    more = evaluate(data, {"bm25": RankerSpec("bm25"), "random": random}, tmp_path / "out", resume=True)
+    assert list(more.summaries) == ["bm25", "random", "oracle"]  # a new comparison comes first
+    assert more.parts["oracle"] == whole.parts["oracle"]
+
+
+def test_a_ranker_left_out_before_it_was_finished_counts_nowhere(
+    data: MMDocIR, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(data, {"oracle": Oracle()}, tmp_path / "out")
+    journal = tmp_path / "out" / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    found = evaluate(data, {"random": RankerSpec("random")}, tmp_path / "out", resume=True)
+    assert list(found.summaries) == ["random"]
+    assert "oracle stays out: 1 documents are left to run" in caplog.text
+    again = evaluate(data, {"oracle": Oracle()}, tmp_path / "out", resume=True)
+    assert set(again.summaries) == {"oracle", "random"}
+
+
 def test_other_settings_are_refused_with_the_difference(data: MMDocIR, tmp_path: Path) -> None:
     evaluate(data, {"random": RankerSpec("random", seed=1)}, tmp_path / "out", settings={"max_pixels": 7})
     with pytest.raises(DataError, match=r"rankers\.random\.seed: was 1, now 2"):
@@ -149,8 +176,6 @@ def test_finished_runs_are_read_back(data: MMDocIR, tmp_path: Path) -> None:
     again = read_run(tmp_path / "out")
     assert again == found
     assert list(again.parts) == ["oracle", "random"]
-    fewer = evaluate(data, {"random": RankerSpec("random")}, tmp_path / "out", resume=True)
-    assert read_run(tmp_path / "out") == fewer
     journal = tmp_path / "out" / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match="holds 2 documents under random, expected 3"):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
+import os
 import re
 from html.parser import HTMLParser
 
@@ -12,7 +14,8 @@ from PIL import Image
 import mmrh_retriever.report
 from mmrh_retriever import HeadId, HeadSet, Page, Region, Reranker, ScoredPage, ScoredRegion
 from mmrh_retriever.encoding.engine import Engine
-from mmrh_retriever.errors import PageError
+from mmrh_retriever.errors import DataError, PageError
+from mmrh_retriever.explain.heat_maps import save_heat_map
 from mmrh_retriever.explain.html_report import html_report, report_on
 from mmrh_retriever.ranking.question_attention import QuestionAttention
 from tests import factories
@@ -97,6 +100,19 @@ class TestReport:
         read = Reader(report)
         assert read.links
         assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
+
+    @pytest.mark.parametrize("documents", [1, 5])
+    def test_captions_name_documents_where_there_are_several(self, documents, tmp_path):
+        pages = [
+            scored_page(one_hot(i), doc_id=f"{i % documents}-{'long' * 20}.pdf", index=i, rank=i + 1) for i in range(5)
+        ]
+        text = html_report("What?", pages, tmp_path / "report.html").read_text(encoding="utf-8")
+        captions = text[text.index('<ol class="thumbs">') : text.index("</ol>")]
+        names = re.findall(r'<p class="document" title="(.*?)"><bdi>(.*?)</bdi></p>', captions)
+        assert names == ([] if documents == 1 else [(page.page.doc_id, page.page.doc_id) for page in pages])
+        in_one_line = re.findall(r'class="number">([^<]*)<', captions)  # what can't be wrapped
+        assert len(in_one_line) == 5
+        assert max(map(len, in_one_line)) < 8
 
     def test_nothing_is_asked_of_the_network(self, report):
         read = Reader(report)
@@ -207,3 +223,21 @@ class TestReportOn:
 def test_the_former_import_path_goes_on_working():
     assert mmrh_retriever.report.html_report is html_report
     assert mmrh_retriever.report.report_on is report_on
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    report, picture = tmp_path / "report.html", tmp_path / "map.png"
+    report.write_text("an earlier report")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match=r"report\.html: can't be written .*No space left"):
+            html_report("What?", [scored_page(one_hot(3))], report)
+        with pytest.raises(DataError, match=r"map\.png: can't be written .*No space left"):
+            save_heat_map(scored_page(one_hot(3)), picture)
+    assert report.read_text() == "an earlier report"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(DataError, match="the folder can't be made"):
+        html_report("What?", [scored_page(one_hot(3))], report / "inside" / "report.html")

@@ -282,6 +282,14 @@ def test_unknown_families_are_refused_with_the_list() -> None:
         decoder_attention(nn.Linear(2, 2))
 
 
+def test_a_decoder_that_attends_in_both_directions_is_refused() -> None:
+    model = tiny("gemma4").model
+    for module in decoder_attention(model.model.language_model).values():
+        module.is_causal = False
+    with pytest.raises(UnsupportedModelError, match="both directions.*use_bidirectional_attention"):
+        Backbone.of(model)
+
+
 def test_sliding_layers_are_not_global() -> None:
     assert Backbone.of(tiny("gemma3").model).global_layers == (1, 3)
     assert Backbone.of(tiny("qwen3_vl").model).global_layers == (0, 1, 2)

@@ -11,7 +11,7 @@ import torch
 from mmrh_retriever import Page, Reranker
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.prompts import Prompter
-from tests.factories import BUILDERS, VISION, page_image, tiny
+from tests.factories import BUILDERS, MROPE, VISION, page_image, tiny
 from tests.model.test_image_tokens import MARKERS, own_processor
 
 pytest.importorskip("torchvision", reason="needs torchvision, which `make processors` puts beside the environment")
@@ -29,7 +29,7 @@ def in_torchvision(name: str) -> type:
 
 
 @pytest.mark.parametrize("size", [(96, 128), (150, 70), (60, 140)])
-@pytest.mark.parametrize("name", [name for name in VISION if name.startswith("qwen")])
+@pytest.mark.parametrize("name", MROPE)
 def test_positions_are_those_that_the_model_finds_for_its_processors_ids(name: str, size: tuple[int, int]) -> None:
     model = tiny(name)
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, model.image_processor)

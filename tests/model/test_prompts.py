@@ -11,9 +11,9 @@ from mmrh_retriever import Page, PageError, PromptOptions, QuestionError, Unsupp
 from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.heads.sets import HeadId
 from mmrh_retriever.model.families import Backbone
-from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.model.prompts import MAX_QUESTION_TOKENS, Prompter, PromptSegment
 from mmrh_retriever.ranking.inputs import as_candidates
-from tests.factories import BUILDERS, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
+from tests.factories import BUILDERS, MROPE, SPECIAL, TEXT_ONLY, page_image, tiny, tokenizer
 
 QUESTION = "How did revenue change?"
 
@@ -96,6 +96,10 @@ def test_any_script_keeps_its_text(text: str) -> None:
     assert scored_text(prompter, prompter.page_segment(Page(text=text), 7)) == text
 
 
+TILED = ("internvl", "llava_onevision", "smolvlm", "idefics3", "aya_vision", "cohere2_vision", "llava_next")
+TILED += ("lfm2_vl",)
+
+
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name not in TEXT_ONLY])
 def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str) -> None:
     prompter = prompter_for(name)
@@ -104,17 +108,16 @@ def test_an_images_visual_tokens_are_image_tokens_and_lie_on_the_page(name: str)
     assert segment.grid is not None
     assert len(segment.visual) == len(segment.grid)
     assert {segment.ids[place] for place in segment.visual} == {image_token}
-    extra = 0 if name != "llava_onevision" else segment.grid.rows  # a newline token a row
+    extra = segment.grid.rows if name.startswith("llava") else 0  # a newline token a row
     assert segment.ids.count(image_token) == len(segment.visual) + extra
     boxes = segment.grid.boxes
     assert boxes.min() >= 0
     assert boxes.max() <= 1
     area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()
-    overviews = {"internvl": 2, "llava_onevision": 2, "smolvlm": 2, "idefics3": 2}
-    assert area == pytest.approx(overviews.get(name, 1), abs=1e-4)
+    assert area == pytest.approx(2 if name in TILED else 1, abs=1e-4), "tiles come with an overview"
     scored = {token for span in segment.scored for token in range(span.start, span.stop)}
     assert scored.issuperset(segment.visual)
-    assert segment.all_positions().shape == (3 if name.startswith("qwen") else 1, len(segment))
+    assert segment.all_positions().shape == (3 if name in MROPE else 1, len(segment))
 
 
 def test_markers_and_labels_count_only_if_asked() -> None:
@@ -211,3 +214,11 @@ def test_an_image_processor_of_another_family_is_told() -> None:
     prompter = Prompter(Backbone.of(model.model), model.tokenizer, tiny("gemma3").image_processor)
     with pytest.raises(PageError, match="page 1.*Gemma3ImageProcessorPil"):
         prompter.page_segment(Page(image=page_image(1)), 1)
+
+
+def test_a_question_has_a_longest_length() -> None:
+    prompter = prompter_for("llama")
+    longest = prompter.question_segments(["a" * 4000])
+    assert len(longest[0]) <= MAX_QUESTION_TOKENS
+    with pytest.raises(QuestionError, match=r"'aaa[^ ]*'\.\.\. has 20,\d+ tokens; at most 4,096 .*MAX_QUESTION_TOKENS"):
+        prompter.question_segments(["What?", "a" * 20_000])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf import mupdf
 from mmrh_retriever.pdf.reader import read_pdf
 from tests.pdf.made_pdfs import edited, failure, make_pdf
 
@@ -66,6 +67,14 @@ def test_page_trees_that_promise_too_much(three: Path) -> None:
     error = failure(lambda: read_pdf(data))
     assert error.page == 3
     assert [page.text for page in read_pdf(data, pages="1-3")] == ["First page", "Second page", "Third page"]
+
+
+def test_page_trees_that_promise_millions(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = edited(three.read_bytes(), lambda d: None).replace(b"/Count 3", b"/Count 2147483647")
+    for pages in (None, "1-", [0]):
+        assert "pages" in str(failure(lambda pages=pages: read_pdf(data, pages=pages)))
+    monkeypatch.setattr(mupdf, "MAX_PAGES", 2)  # older MuPDFs believe any number
+    assert "claims 3 pages. Expected at most 2" in str(failure(lambda: read_pdf(three)))
 
 
 def test_images_named_pdf(tmp_path: Path) -> None:
@@ -146,6 +155,16 @@ def test_damaged_content(three: Path, capfd: pytest.CaptureFixture[str]) -> None
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_text_of_senseless_size_is_read(three: Path) -> None:
+    def enlarge(document: pymupdf.Document) -> None:
+        content, font = document[0].get_contents()[0], document[0].get_fonts()[0][4]
+        huge = "9" * 26
+        document.update_stream(content, f"BT /{font} {huge} Tf -1 1 300 {huge} 0 300 Tm (hi there) Tj ET".encode())
+
+    pages = read_pdf(edited(three.read_bytes(), enlarge), layout=True, strict=False)
+    assert [page.text for page in pages[1:]] == ["Second page", "Third page"]
 
 
 def test_a_missing_content_stream(three: Path) -> None:

@@ -204,9 +204,9 @@ def test_tables_and_plots_show_lengths_and_depths(tmp_path: Path) -> None:
     assert {entry["depth"] for entry in summary["by_depth"]} == {0.0, 0.5, 1.0}
     title, _, columns, _, unmasked, selected = causal_table(summary).markdown().splitlines()
     assert title.startswith("Causal test on 12 probes")
-    assert columns.startswith("| task | masked | while | heads | accuracy |")
+    assert columns.startswith("| task | masked | phase | heads | correct |")
     assert "| 100.0 (100–100) |  |" in unmasked
-    assert "| selected | read + answer |" in selected
+    assert "| selected | all |" in selected
     plot_causal(summary, tmp_path / "causal.png")
     assert (tmp_path / "causal.png").stat().st_size > 5000
     with pytest.raises(DataError, match="saved as"):

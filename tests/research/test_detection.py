@@ -72,6 +72,7 @@ def expected_scores(model: Tiny, probe: Probe, prompt: ProbePrompt | None = None
         *((name, "text") for name in ("qwen3_vl", "qwen2_5_vl", "gemma3", "mistral3", "llama", "qwen3")),
         *((name, task) for name in ("qwen3_vl", "gemma3", "smolvlm") for task in TASKS[1:]),
         ("internvl", "rendered_text"),
+        *((name, task) for name in ("gemma4", "qwen3_5", "lfm2_vl") for task in ("text", "image")),
         ("llava_onevision", "image"),
     ],
 )
@@ -79,11 +80,12 @@ def test_detection_equals_the_plain_computation(name: str, task: str) -> None:
     model = tiny(name)
     (probe,) = probes_for(model, task, depths=1)
     table = detect_heads(model.model, processor(model), [probe])
-    found = table.at(task, LENGTH).values
+    backbone = Backbone.of(model.model)
+    found = table.at(task, LENGTH).values[list(backbone.seam.modules)]
     expected = expected_scores(tiny(name), probe)
     measured = ~np.isnan(found)
-    layers = Backbone.of(model.model).global_layers
-    assert sorted(set(np.argwhere(measured)[:, 0].tolist())) == list(layers)
+    layers = np.array(list(backbone.seam.modules))[measured.all(axis=1)]
+    assert tuple(layers) == backbone.global_layers
     difference = np.abs(found - expected)[measured].max()
     print(f"{name:16} {task:16} {difference:.1e} of {np.abs(expected).max():.1e}")
     assert np.abs(expected).max() > 1e-3

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mmrh_retriever import HeadId, HeadSet, Page
+from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.research.causal import causal_rows
 from mmrh_retriever.research.detection import detect
 from mmrh_retriever.research.probes import Evidence, Probe, page_probes
@@ -63,7 +64,8 @@ def test_free_answers_of_every_family_take_kept_features(name: str) -> None:
     model = tiny(name)
     calls = watched(model)
     heads = HeadSet.all_heads(int(model.model.config.get_text_config().num_hidden_layers), 4)
-    selected = HeadSet(heads.heads[-1:], n_layers=heads.n_layers, n_heads=4)
+    last = Backbone.of(model.model).global_layers[-1]
+    selected = HeadSet((HeadId(last, 3),), n_layers=heads.n_layers, n_heads=4)
     options = {"answering": "generate", "random_seeds": 1, "max_new_tokens": 3}
     rows = causal_rows(model.model, processor(model), [probe_on(9, "How did it change?")], selected, **options)
     next(rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
+from mmrh_retriever import PageError
 from mmrh_retriever.adapters import (
     ERROR_KEY,
     REGIONS_KEY,
@@ -30,6 +31,7 @@ def reranked(
         QuestionError: an empty question.
         PageError, ContextOverflowError: a document that can't be read or is too long (``on_error="raise"``).
     """
+    documents = list(documents)  # the caller's list may change meanwhile
     if not documents:
         return []
     ranked = settings.rank_items(
@@ -45,13 +47,18 @@ def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     ``metadata["blob"]`` may be a LangChain ``Blob``, and ``page_content`` may be a picture in base64.
 
     Raises:
-        PageError: a page number in the metadata that is not a number.
+        PageError: a page number in the metadata that is not a number, or a blob whose text can't be encoded.
     """
     metadata, text = dict(document.metadata), document.page_content
     key = next((key for key in ("image", "blob") if isinstance(metadata.get(key), Blob)), None)
     if key is not None:
         blob = metadata.pop(key)
-        metadata |= {"image_path": str(blob.path)} if blob.data is None else {"image": blob.as_bytes()}
+        try:
+            metadata |= {"image_path": str(blob.path)} if blob.data is None else {"image": blob.as_bytes()}
+        except (ValueError, LookupError) as error:
+            raise PageError(
+                f"The text of metadata[{key!r}] can't be encoded ({error}). Give the blob bytes."
+            ) from error
     if is_picture_text(text):
         metadata, text = {"image_base64": text, **metadata}, ""
     source = metadata.get("source")

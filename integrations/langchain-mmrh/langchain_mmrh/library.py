@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.documents import Document
 from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, ScoredRegion, read_pdf
-from mmrh_retriever.adapters import AdapterSettings, PageSource, RankedItem, with_some_regions
+from mmrh_retriever.adapters import AdapterSettings, Lock, PageSource, RankedItem, with_some_regions
 from mmrh_retriever.bm25 import bm25_scores
 
 
@@ -54,7 +53,7 @@ class Library:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._shelves: dict[tuple[tuple[str, ...], str, bool, PageSource], _Shelf] = {}
 
     def __eq__(self, other: object) -> bool:
@@ -81,8 +80,10 @@ class Library:
                 self._shelves = {key: _read(files, settings)}
             return self._shelves[key]
 
-    def ask_all(self, shelf: _Shelf, settings: AdapterSettings, question: str, memory_budget: int) -> Answer:
-        """Rank all pages, which run through the model at the first question only.
+    def encode(
+        self, shelf: _Shelf, settings: AdapterSettings, memory_budget: int
+    ) -> tuple[EncodedPages | None, dict[int, MMRHError]]:
+        """The pages encoded, now if they were not yet (with a bar on a terminal's stderr), and errors by index.
 
         Raises:
             PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
@@ -91,14 +92,25 @@ class Library:
         with self._lock:
             ranking_alike = (reranker.backbone.model, reranker.heads, reranker.settings)
             if shelf.encoded_by != ranking_alike:
+                settings.warn_of_bundled(shelf.pages.values())
                 shelf.encoded, errors = settings.without_unreadable(
-                    list(shelf.pages.values()), lambda pages: reranker.encode(pages, memory_budget=memory_budget)
+                    list(shelf.pages.values()),
+                    lambda pages: reranker.encode(pages, memory_budget=memory_budget, progress=True),
                 )
                 shelf.not_encoded = {indices[key]: error for key, error in errors.items()}
                 shelf.encoded_by = ranking_alike
-            encoded, failed = shelf.encoded, shelf.failed | shelf.not_encoded
+            return shelf.encoded, shelf.failed | shelf.not_encoded
+
+    def ask_all(self, shelf: _Shelf, settings: AdapterSettings, question: str, memory_budget: int) -> Answer:
+        """Rank all pages, which run through the model at the first question only.
+
+        Raises:
+            PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
+        """
+        encoded, failed = self.encode(shelf, settings, memory_budget)
         if encoded is None:
             return Answer([], failed, lambda _: [])
+        indices = shelf.indices()
         ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in encoded.rank(question)]
         return Answer(ranked, failed, lambda _: encoded.rank_regions(question))
 
@@ -111,7 +123,9 @@ class Library:
         """
         reranker, indices = settings.reranker, shelf.indices()
         chosen = shortlist(question, list(shelf.pages.values()), candidates)
-        ranking, errors = settings.without_unreadable(chosen, lambda pages: reranker.rank(question, pages))
+        ranking, errors = settings.without_unreadable(
+            chosen, lambda pages: reranker.rank(question, pages, progress=True)
+        )
         failed = shelf.failed | {indices[key]: error for key, error in errors.items()}
         ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in ranking or []]
         return Answer(ranked, failed, lambda pages: reranker.rank_regions(question, pages))

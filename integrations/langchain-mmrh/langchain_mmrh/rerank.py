@@ -8,25 +8,28 @@ from typing import Any
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters import AdapterSettings, check_top_n
-from pydantic import Field
+from mmrh_retriever.adapters import check_top_n
+from pydantic import ConfigDict, Field
 
 from langchain_mmrh.documents import reranked
+from langchain_mmrh.serializing import SerializableSettings
 
 
-class MMRHRerank(AdapterSettings, BaseDocumentCompressor):
+class MMRHRerank(SerializableSettings, BaseDocumentCompressor):
     """Reranks documents by what a vision-language model's retrieval heads attend to on their pages.
 
     A document's page is its image (in memory, by path, or by web address if ``allow_urls`` is set), the page of
     the PDF that its metadata names, or its text. Documents are copied, never changed; the score is in
     ``metadata["relevance_score"]``. The model is loaded at first use, once per process.
 
-        compressor = MMRHRerank(top_n=5)
+        compressor = MMRHRerank(model="Qwen/Qwen3-VL-8B-Instruct", top_n=5)  # without model=: a small one, for scans
         retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
 
     All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
     :class:`mmrh_retriever.Reranker` that is loaded already.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     top_n: int | None = Field(None, ge=1, description="How many documents to return; all if None.")
 

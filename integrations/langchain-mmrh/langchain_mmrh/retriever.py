@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters import AdapterSettings, check_top_n
+from mmrh_retriever.adapters import check_top_n
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from typing_extensions import Self
 
 from langchain_mmrh.documents import reranked, scored_copy
 from langchain_mmrh.library import Library
+from langchain_mmrh.serializing import SerializableSettings
 
 
-class MMRHRetriever(AdapterSettings, BaseRetriever):
+class MMRHRetriever(SerializableSettings, BaseRetriever):
     """Retrieves pages by what a vision-language model's retrieval heads attend to on them.
 
     It reranks the documents of any retriever (``base_retriever=``), or the pages of PDF files (``files=``). The pages
@@ -25,7 +25,7 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
     collections too large to keep, ``first_stage="bm25"`` picks ``candidates`` pages by their text layer for each
     question; pages without text are always among them.
 
-        retriever = MMRHRetriever(files=["report.pdf"], k=3)
+        retriever = MMRHRetriever(files=["scans.pdf"], k=3)  # without model=: a small one, for scans
         retriever.invoke("How did revenue change?")
         retriever.invoke("Who sits on the board?", k=1)
 
@@ -57,6 +57,20 @@ class MMRHRetriever(AdapterSettings, BaseRetriever):
             got = "both" if self.files else "neither"
             raise ValueError(f"Give base_retriever=, or files= with PDF files; got {got}.")
         return self
+
+    def warm_up(self) -> None:
+        """Load the model and, over files, read them and run their pages through it, so that no question waits for it.
+
+        With ``first_stage="bm25"`` the pages run at each question. A bar shows the pages on a terminal's stderr.
+
+        Raises:
+            PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
+        """
+        super().warm_up()
+        if self.base_retriever is None:
+            shelf = self._library.shelf(self.files, self)
+            if self.first_stage == "all":
+                self._library.encode(shelf, self, self.memory_budget)
 
     def _get_relevant_documents(
         self,

@@ -75,8 +75,13 @@ def test_page_zero_is_a_page(pdf: Path, reranker: StubReranker) -> None:
 
 def test_web_sources_of_text_are_no_images(reranker: StubReranker) -> None:
     given = doc(0.5, metadata={"source": "https://example.org/report.pdf", "page": 3})
-    (found,) = MMRHRerank(reranker=reranker).compress_documents([given], QUESTION)
+    with pytest.warns(UserWarning, match="allow_urls=True") as caught:
+        (found,) = MMRHRerank(reranker=reranker).compress_documents([given], QUESTION)
     assert found.metadata["relevance_score"] == 0.5
+    assert caught[0].filename == __file__
+    with pytest.raises(PageError, match="allow_urls=True"):
+        MMRHRerank(reranker=reranker, on_missing_page="raise").compress_documents([given], QUESTION)
+    assert MMRHRerank(reranker=reranker, on_missing_page="drop").compress_documents([given], QUESTION) == []
 
 
 def test_urls_need_permission_and_private_ones_are_refused(reranker: StubReranker) -> None:
@@ -181,3 +186,22 @@ def test_batches_are_bounded_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(MMRHRerank(reranker=scorer).compress_documents(documents, QUESTION)) == 40
     assert len(windows) > 1
     assert max(windows) <= 700
+
+
+def test_the_callers_list_may_change_meanwhile(reranker: StubReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [Document("score=0.2"), Document("score=0.7")]
+    ranked = reranker.rank
+
+    def rank(*given: Any, **options: Any) -> Any:
+        documents.clear()
+        return ranked(*given, **options)
+
+    monkeypatch.setattr(reranker, "rank", rank)
+    found = MMRHRerank(reranker=reranker).compress_documents(documents, QUESTION)
+    assert [document.page_content for document in found] == ["score=0.7", "score=0.2"]
+
+
+def test_a_blob_that_cannot_be_encoded_costs_itself_alone(reranker: StubReranker) -> None:
+    bad = Document("", metadata={"blob": Blob.from_data("\ud800")})
+    found = MMRHRerank(reranker=reranker, on_error="drop").compress_documents([bad, Document("score=0.7")], QUESTION)
+    assert [document.page_content for document in found] == ["score=0.7"]

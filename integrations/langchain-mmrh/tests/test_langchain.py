@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,13 +11,14 @@ from typing import Any, TypedDict
 import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.load import dumps, loads
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
-from mmrh_retriever import release_shared_models
+from mmrh_retriever import PromptOptions, release_shared_models
 from pydantic import ValidationError
-from tests.ranking_stub import StubReranker, tiny
+from tests.ranking_stub import StubReranker, stub, tiny
 
 from langchain_mmrh import MMRHRerank, MMRHRetriever
 from tests.fixed_retriever import QUESTION, Fixed, doc, over
@@ -59,6 +61,21 @@ def test_one_model_for_all_and_pickles_without_it(tmp_path: Path, pdf: Path) -> 
     assert other == retriever
     assert MMRHRerank(**compressor.model_dump()) == compressor
     release_shared_models()
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_langchain_writes_settings_down_and_reads_them_back(tmp_path: Path, pdf: Path) -> None:
+    more: dict[str, Any] = {
+        "model": tmp_path, "heads": ["0-1", "2-3"], "store": tmp_path / "encoded", "store_disk": 10**9,
+        "on_missing_page": "drop", "options": PromptOptions(question_label="Q: "),
+    }  # fmt: skip
+    for made in (MMRHRetriever(files=[pdf], k=2, **more), MMRHRerank(top_n=2, **more)):
+        written = dumps(made)
+        read = loads(written, allowed_objects=[type(made)], valid_namespaces=["langchain_mmrh"])
+        assert read == made
+        assert (read.store, read.store_disk) == (str(tmp_path / "encoded"), 10**9)
+    unnamed = dumps(MMRHRerank(reranker=stub()))  # its model can't be named
+    assert json.loads(unnamed)["type"] == "not_implemented"
 
 
 def test_kinds() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,6 +155,42 @@ def test_pages_run_through_the_model_once(pdf: Path, monkeypatch: pytest.MonkeyP
     retriever.invoke("Something else?")
     assert copy.deepcopy(retriever).invoke(QUESTION) == first
     assert len(encodes) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "question"])
+def test_warming_up_runs_the_pages_with_a_bar_on_a_terminal(
+    pdf: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    scorer = real()
+    retriever = MMRHRetriever(files=[pdf], reranker=scorer)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    if mode == "sync":
+        retriever.warm_up()
+    elif mode == "async":
+        asyncio.run(retriever.awarm_up())
+    else:
+        retriever.invoke(QUESTION)
+    assert "pages" in terminal.getvalue()
+    assert "/3" in terminal.getvalue()
+    monkeypatch.setattr(scorer, "encode", lambda *_, **__: pytest.fail("encoded again"))
+    assert len(retriever.invoke(QUESTION)) == 3
+
+
+def test_no_bar_where_stderr_is_no_terminal(pdf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    MMRHRetriever(files=[pdf], reranker=real()).warm_up()
+    assert capsys.readouterr().err == ""
+
+
+def test_warming_up_over_a_retriever_asks_nothing(reranker: StubReranker) -> None:
+    retriever = over(reranker, [doc(0.1)])
+    retriever.warm_up()
+    assert retriever.base_retriever.asked == []
 
 
 def test_words_shorten_the_list_and_pages_without_words_stay(pdf: Path, reranker: StubReranker) -> None:

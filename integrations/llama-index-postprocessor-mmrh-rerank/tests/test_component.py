@@ -35,11 +35,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_round_trips(saved: Path) -> None:
     component = MMRHRerank(
         model=saved, heads=HeadSet.parse(["1-2", "0-3"]), top_n=3, score_threshold=0.1, on_error="last", page_base=0,
-        dtype="float32", allowed_root=saved, with_regions=True, options=PromptOptions(question_label="Q: "),
+        dtype="float32", allowed_root=saved, with_regions=True, store=saved / "encoded", store_disk=10**9,
+        on_missing_page="drop", options=PromptOptions(question_label="Q: "),
     )  # fmt: skip
     plain = component.to_dict()
     assert plain["class_name"] == "MMRHRerank"
     assert plain["heads"] == ["1-2", "0-3"]
+    assert (plain["store"], plain["store_disk"]) == (str(saved / "encoded"), 10**9)
     others = [
         MMRHRerank.from_dict(plain),
         MMRHRerank.from_json(component.to_json()),
@@ -84,6 +86,30 @@ def test_a_component_of_a_loaded_reranker_with_a_name_round_trips(saved: Path) -
     plain = MMRHRerank(reranker=loaded).to_dict()
     assert (plain["model"], plain["calibrate"], len(plain["heads"])) == (str(saved), False, len(loaded.heads))
     assert MMRHRerank.from_dict(plain, reranker=loaded).reranker is loaded
+
+
+def test_pages_are_kept_in_a_folder_for_a_component_read_back(saved: Path, tmp_path: Path) -> None:
+    component = MMRHRerank(model=saved, heads="all", independent=True, store=tmp_path / "encoded")
+    nodes = image_nodes(2)
+    first = [it.score for it in component.postprocess_nodes(nodes, query_str=QUESTION)]
+    assert len(list((tmp_path / "encoded").glob("*.safetensors"))) == 2
+    other = MMRHRerank.from_dict(component.to_dict())
+    assert [it.score for it in other.postprocess_nodes(nodes, query_str=QUESTION)] == first
+    kept = other.reranker.store
+    assert kept is not None
+    assert (kept.hits, kept.misses) == (2, 0)
+    release_shared_models()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_warming_up_loads_the_model(saved: Path, mode: str) -> None:
+    component = MMRHRerank(model=saved, heads="all")
+    if mode == "sync":
+        component.warm_up()
+    else:
+        asyncio.run(component.awarm_up())
+    assert component._held.reranker is component.reranker
+    release_shared_models()
 
 
 def test_one_model_for_many_components(saved: Path) -> None:

@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
+from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.instrumentation.span_handlers.null import NullSpanHandler
 from mmrh_retriever import QuestionError
 from tests.ranking_stub import StubReranker, real
 
@@ -31,6 +34,32 @@ def test_events_start_and_end(reranker: StubReranker, seen: list[Any]) -> None:
     assert [it.node_id for it in start.nodes] == [it.node_id for it in nodes]
     assert isinstance(end, ReRankEndEvent)
     assert end.nodes == found
+
+
+class Spans(NullSpanHandler):
+    """Notes the spans that begin."""
+
+    _begun: list[str] = PrivateAttr(default_factory=list)
+
+    def span_enter(self, id_: str, *_: Any, **__: Any) -> None:
+        self._begun.append(id_.partition("-")[0])
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_span_is_recorded(reranker: StubReranker, mode: str, seen: list[Any]) -> None:
+    spans, root = Spans(), get_dispatcher()
+    root.add_span_handler(spans)
+    component = MMRHRerank(reranker=reranker)
+    try:
+        if mode == "sync":
+            component.postprocess_nodes([node(0.5)], query_str=QUESTION)
+        else:
+            asyncio.run(component.apostprocess_nodes([node(0.5)], query_str=QUESTION))
+    finally:
+        root.span_handlers.remove(spans)
+    method = "_postprocess_nodes" if mode == "sync" else "_apostprocess_nodes"
+    assert spans._begun == [f"MMRHRerank.{method}"]
+    assert {event.span_id.partition("-")[0] for event in rerank_events(seen)} == {f"MMRHRerank.{method}"}
 
 
 def test_events_on_empty_input(reranker: StubReranker, seen: list[Any]) -> None:

@@ -88,6 +88,17 @@ def test_pdf_pages_by_every_reader_s_numbers(
     assert page.image is not None
 
 
+def test_a_page_that_is_not_found(reranker: StubReranker) -> None:
+    given = node(0.5, metadata={"file_name": "elsewhere.pdf", "page_number": 2})  # LlamaParse's form
+    with pytest.warns(UserWarning, match="elsewhere") as caught:
+        (found,) = MMRHRerank(reranker=reranker).postprocess_nodes([given], query_str=QUESTION)
+    assert found.score == 0.5
+    assert caught[0].filename == __file__
+    with pytest.raises(PageError, match="elsewhere"):
+        MMRHRerank(reranker=reranker, on_missing_page="raise").postprocess_nodes([given], query_str=QUESTION)
+    assert MMRHRerank(reranker=reranker, on_missing_page="drop").postprocess_nodes([given], query_str=QUESTION) == []
+
+
 def test_text_alone_is_scored_as_text(reranker: StubReranker) -> None:
     given = NodeWithScore(node=Node(text_resource=MediaResource(text="score=0.5")))
     (found,) = MMRHRerank(reranker=reranker).postprocess_nodes([given], query_str=QUESTION)
@@ -140,7 +151,7 @@ def test_top_n_per_call(reranker: StubReranker) -> None:
 
 
 def test_input_is_untouched_and_output_shares_nothing_that_changes(reranker: StubReranker) -> None:
-    nodes = [node(0.25, metadata={"page": 3, "nested": {"a": 1}}), node(0.5)]
+    nodes = [node(0.25, metadata={"title": "a", "nested": {"a": 1}}), node(0.5)]
     before = copy.deepcopy(nodes)
     found = MMRHRerank(reranker=reranker, with_regions=True).postprocess_nodes(nodes, query_str=QUESTION)
     assert nodes == before
@@ -246,3 +257,24 @@ def test_questions_without_text_are_refused_clearly(reranker: StubReranker) -> N
     for bundle in (QueryBundle(query_str="", image_path="query.png"), QueryBundle(query_str=" "), None):
         with pytest.raises(QuestionError, match=r"empty.*image alone"):
             component.postprocess_nodes([node(0.5)], query_bundle=bundle)
+
+
+def test_the_callers_list_may_change_meanwhile(reranker: StubReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [NodeWithScore(node=TextNode(text=f"score={score}")) for score in (0.2, 0.7)]
+    ranked = reranker.rank
+
+    def rank(*given: Any, **options: Any) -> Any:
+        nodes.clear()
+        return ranked(*given, **options)
+
+    monkeypatch.setattr(reranker, "rank", rank)
+    found = MMRHRerank(reranker=reranker).postprocess_nodes(nodes, query_str=QUESTION)
+    assert [scored.score for scored in found] == [0.7, 0.2]
+
+
+def test_a_resource_that_is_no_text_costs_itself_alone(reranker: StubReranker) -> None:
+    bad = Node(image_resource=MediaResource(data=b"AAAA"))
+    bad.image_resource.data = b"\xff\xfe"
+    nodes = [NodeWithScore(node=bad), NodeWithScore(node=TextNode(text="score=0.7"))]
+    found = MMRHRerank(reranker=reranker, on_error="drop").postprocess_nodes(nodes, query_str=QUESTION)
+    assert [scored.score for scored in found] == [0.7]

@@ -20,6 +20,7 @@ from typing import Protocol
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.mmdocir.annotations import Document, read_annotations
 from mmrh_retriever.evaluation.mmdocir.parquet import ParquetPages, TextColumn
+from mmrh_retriever.files import is_file, is_folder
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, read_pdf
 from mmrh_retriever.types import Page
 
@@ -42,7 +43,7 @@ class PdfFolder:
     def pages(self, document: Document, *, regions: bool) -> list[Page]:
         """The PDF's pages; damaged parts of a file are read as far as they can be."""
         path = self.folder / document.name
-        if not path.is_file():
+        if not is_file(path):
             raise DataError(f"{path}: no such PDF. Put it there.")
         return read_pdf(path, max_pixels=self.max_pixels, layout=regions, doc_id=document.name, strict=False)
 
@@ -78,9 +79,9 @@ class MMDocIR:
         """
         listed = read_annotations(annotations)
         folder = Path(documents)
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise DataError(f"{folder}: no such folder. Give the folder that holds the PDFs.")
-        missing = [document.name for document in listed if not (folder / document.name).is_file()]
+        missing = [document.name for document in listed if not is_file(folder / document.name)]
         if missing and not allow_missing:
             raise DataError(
                 f"{folder}: {len(missing)} of {len(listed)} PDFs are missing: {', '.join(missing)}. Put them there, or "

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.files import read_text
+from mmrh_retriever.files import files_below, read_text
+from mmrh_retriever.images import IMAGE_ENDINGS
 from mmrh_retriever.pdf.reader import iter_pdf
 from mmrh_retriever.research.probes.invented_text import draw_prose
 from mmrh_retriever.types import Page
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXT_ENDINGS = (".txt", ".md")
 LONGEST_SENTENCE = 60  # words
 
@@ -164,7 +164,7 @@ def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
     known = (".pdf", *TEXT_ENDINGS, *IMAGE_ENDINGS)
     for path in map(Path, paths):
         if path.is_dir():
-            yield from sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in known)
+            yield from files_below(path, known)
         elif not path.is_file():
             raise DataError(f"{path}: no such file or folder. Check the path of the haystack.")
         elif path.suffix.lower() in known:

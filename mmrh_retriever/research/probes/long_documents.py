@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.files import read_jsonl
+from mmrh_retriever.files import is_file, read_jsonl
 from mmrh_retriever.pdf.reader import read_pdf
 from mmrh_retriever.research.probes.probe import CountTokens, Evidence, Probe, page_depth
 from mmrh_retriever.research.probes.prompts import ProbePrompt
@@ -103,7 +103,7 @@ def read_long_documents(
 
 def _file(folder: Path, name: str) -> Path:
     for file in (folder / name, folder / f"{name}.pdf"):
-        if file.is_file():
+        if is_file(file):
             return file
     raise DataError(f"the document {name!r} is missing in {folder}. Put the PDF there.")
 

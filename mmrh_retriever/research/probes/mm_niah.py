@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.files import read_jsonl
+from mmrh_retriever.files import is_file, is_folder, read_jsonl
 from mmrh_retriever.research.probes.haystacks import RenderedText, picture_of
 from mmrh_retriever.research.probes.probe import LETTERS, TASKS, Evidence, Probe, was_shown
 from mmrh_retriever.types import Page
@@ -125,9 +125,9 @@ def read_mm_niah(
 
 def _files(source: Path) -> list[tuple[Path, str, int | None]]:
     """The files, each with its task and its context length."""
-    if not source.exists():
+    if not (is_file(source) or is_folder(source)):
         raise DataError(f"{source}: no such file or folder. Give MMLongBench's NIAH folder or one of its files.")
-    paths = sorted(source.rglob("retrieval-*.jsonl")) if source.is_dir() else [source]
+    paths = sorted(source.rglob("retrieval-*.jsonl")) if is_folder(source) else [source]
     found = [(path, match) for path in paths if (match := FILE_NAME.fullmatch(path.name))]
     if not found:
         raise DataError(
@@ -184,7 +184,7 @@ def _context_and_question(record: _Record, images: Path) -> tuple[tuple[Page, ..
 
 def _page(images: Path, relative: str) -> Page:
     path = images / relative
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"the image {relative!r} is missing below {images}; unpack the images of the set.")
     return Page(image=path, doc_id=relative)
 

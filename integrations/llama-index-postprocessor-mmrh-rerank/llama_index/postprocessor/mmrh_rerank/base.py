@@ -35,7 +35,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     that its metadata names, or its text. Nodes are copied, never changed. The model is loaded at first use, once
     per process.
 
-        reranker = MMRHRerank(top_n=5)
+        reranker = MMRHRerank(model="Qwen/Qwen3-VL-8B-Instruct", top_n=5)  # without model=: a small one, for scans
         engine = index.as_query_engine(similarity_top_k=40, node_postprocessors=[reranker])
 
     All other settings are those of :class:`mmrh_retriever.adapters.AdapterSettings`. ``reranker=`` takes a
@@ -84,6 +84,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
             SettingsError: ``top_n`` below 1.
         """
         check_top_n(top_n)
+        nodes = list(nodes)  # the caller's list may change meanwhile
         top_n = self.top_n if top_n is None else top_n
         bundle = QueryBundle(query) if isinstance(query, str) else query
         shown = len(nodes) if top_n is None else top_n
@@ -120,6 +121,7 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         return self.rerank(nodes, query_bundle)
 
+    @dispatcher.span  # LlamaIndex adds it to the method above, which is abstract, by itself
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
@@ -169,7 +171,7 @@ def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | 
     url = getattr(node, "image_url", None)
     if resource is not None:
         if not image and resource.data:
-            image = resource.data.decode("ascii")  # MediaResource holds base64 as bytes
+            image = resource.data.decode("ascii", "replace")  # MediaResource holds base64 as bytes
         path = path or resource.path
         url = url or resource.url
     return image or None, str(path) if path else None, str(url) if url else None

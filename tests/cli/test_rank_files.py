@@ -1,0 +1,134 @@
+"""``mmrh rank``: files and folders, boxes in heat maps and JSON, messages in the command's own options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pymupdf
+import pytest
+from PIL import Image
+
+from mmrh_retriever import HeadSet, read_pdf
+from mmrh_retriever.cli.options import _in_options
+from mmrh_retriever.model.loading import HEADS_FILE
+from tests.cli.conftest import Mmrh
+from tests.factories import page_image, tiny
+
+QUESTION = "How did revenue change?"
+TEXT = "Revenue grew by a third in the last quarter, and the number of ships in the harbour grew with it."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    fresh = tiny("qwen3_vl")
+    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
+        part.save_pretrained(folder)
+    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """``a/report.pdf``, ``b/report.PDF``, ``b/scan.png`` and what is no page."""
+    for name in ("a/report.pdf", "b/report.PDF"):
+        made = pymupdf.open()
+        made.new_page(width=300, height=200).insert_textbox((20, 20, 280, 180), TEXT, fontsize=14)
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        made.save(tmp_path / "in" / name)
+    page_image(1).save(tmp_path / "in" / "b" / "scan.png")
+    (tmp_path / "in" / "notes.txt").write_text("no page")
+    (tmp_path / "in" / "._report.pdf").write_text("no page either")
+    return tmp_path / "in"
+
+
+def rows(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_folders_and_files_are_ranked_together(mmrh: Mmrh, model: Path, folder: Path, tmp_path: Path) -> None:
+    single = tmp_path / "page.jpg"
+    page_image(2).save(single)
+    one_too_many = folder / "b" / "scan.png"  # in the folder, too
+    done = mmrh("rank", folder, single, one_too_many, QUESTION, "--model", model, "--json", "--top-n", 9)
+    assert done.code == 0, done.stderr
+    found = sorted(str(row["document"]) for row in rows(done.stdout))
+    assert found == sorted(["page.jpg", "scan.png", "report.pdf", "report.PDF"])
+
+
+def test_files_of_one_name_have_names_of_their_own(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    (folder / "b" / "report.PDF").rename(folder / "b" / "report.pdf")
+    done = mmrh("rank", folder, QUESTION, "--model", model, "--json")
+    named = {str(row["document"]) for row in rows(done.stdout)}
+    assert named == {"scan.png", str(folder / "a" / "report.pdf"), str(folder / "b" / "report.pdf")}
+
+
+def test_a_folder_without_pages_and_one_in_the_questions_stead(mmrh: Mmrh, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = mmrh("rank", tmp_path / "empty", QUESTION)
+    assert (done.code, done.stdout) == (1, "")
+    assert "no PDF and no image stands in this folder" in done.stderr
+    for question in (folder, folder / "a" / "report.pdf"):
+        done = mmrh("rank", folder, question)
+        assert done.code == 2
+        assert "must be the question" in done.stderr
+    done = mmrh("rank", tmp_path / "empty", "why? " * 2000)  # no file can have such a name
+    assert "no PDF and no image" in done.stderr
+
+
+def test_regions_bring_text_and_page_size_and_are_drawn(mmrh: Mmrh, model: Path, folder: Path, tmp_path: Path) -> None:
+    given = ("rank", folder / "a" / "report.pdf", QUESTION, "--model", model)
+    done = mmrh(*given, "--regions", "--json", "--heatmap", tmp_path / "boxes")
+    assert done.code == 0, done.stderr
+    (page,) = read_pdf(folder / "a" / "report.pdf", layout=True)
+    found = rows(done.stdout)
+    assert [row["text"] for row in found] == [region.text for region in page.regions]
+    assert all(row["page_size"] == [300.0, 200.0] for row in found)
+    assert list(found[0]) == ["rank", "document", "page", "kind", "text", "box", "page_size", "score"]
+    alone = mmrh(*given, "--regions", "--json")
+    assert [row["score"] for row in rows(alone.stdout)] == pytest.approx([row["score"] for row in found], abs=1e-6)
+
+    mmrh(*given, "--heatmap", tmp_path / "plain")
+    name = "01-report-page-1.png"
+    with Image.open(tmp_path / "boxes" / name) as boxes, Image.open(tmp_path / "plain" / name) as plain:
+        apart = np.abs(np.asarray(boxes, dtype=int) - np.asarray(plain, dtype=int)).max(axis=2)
+        changed = np.argwhere(apart > 40)
+    box = np.array(found[0]["box"]) * boxes.width / 300
+    assert len(changed) > 50
+    assert changed.max(axis=0) == pytest.approx(box[[3, 2]], abs=8)  # the frame's end; its rank stands at its beginning
+
+    shown = mmrh(*given, "--regions").stdout
+    assert QUESTION in shown
+    assert "Revenue grew" in shown
+    assert TEXT not in shown  # shortened for people
+
+
+def test_messages_speak_of_the_commands_own_options(mmrh: Mmrh, model: Path, folder: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked.pdf"
+    with pymupdf.open(folder / "a" / "report.pdf") as document:
+        document.save(locked, encryption=pymupdf.PDF_ENCRYPT_AES_256, user_pw="open", owner_pw="own")
+    done = mmrh("rank", locked, QUESTION, "--model", model)
+    assert done.code == 1
+    assert "Give its --password." in done.stderr
+    assert mmrh("rank", locked, QUESTION, "--model", model, "--password", "open").code == 0
+    done = mmrh("rank", folder / "a" / "report.pdf", QUESTION, "--pages", "7")
+    assert "--pages '7' names no pages" in done.stderr
+    done = mmrh("rank", folder / "b" / "scan.png", QUESTION, "--model", model, "--token-budget", 3)
+    assert "--token-budget 3 leaves no room" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Lower token_budget or max_pixels.", "Lower --token-budget or --max-pixels."),
+        ("leave the page out with pages=.", "leave the page out with --pages."),
+        ("pages='9' names no pages", "--pages '9' names no pages"),
+        ("/data/pages=3/a.pdf: 3 pages, mmrh_token_budget", "/data/pages=3/a.pdf: 3 pages, mmrh_token_budget"),
+        ("with strict=False", "with strict=False"),
+        ("other settings: token_budget: was 3, now 4", "other settings: token_budget: was 3, now 4"),
+    ],
+)
+def test_arguments_become_options(message: str, expected: str) -> None:
+    assert _in_options(message, ["pages", "max_pixels", "token_budget"]) == expected
