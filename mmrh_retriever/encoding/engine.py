@@ -81,10 +81,15 @@ class Engine:
         """Tokens of pages that one window takes."""
         return self.token_budget - TAIL_ROOM - len(self._prefix)
 
-    def open_window(self) -> Window:
-        """A window that holds the prompt prefix alone."""
+    def open_window(self, *, only_asked: bool = False) -> Window:
+        """A window that holds the prompt prefix alone.
+
+        One that is ``only_asked`` takes no passes but those over pages and :meth:`ask`; of the deepest layer it keeps
+        what is recorded.
+        """
         capacity = min(self.token_budget, _FIRST_CAPACITY)
-        return self.passes.open_window(self._prefix, capacity=capacity, independent=self.independent)
+        recorded = [head for head, _ in self.heads.columns[self.heads.deepest]] if only_asked else ()
+        return self.passes.open_window(self._prefix, capacity=capacity, independent=self.independent, recorded=recorded)
 
     def windows(self, candidates: Iterable[Candidate], *, count: int = 0) -> Iterator[Window]:
         """Encode pages in their order and give each window once it is full.
@@ -104,7 +109,7 @@ class Engine:
                 yield window
                 window, waiting, tokens = None, [], 0
             if window is None:
-                window = self.open_window()
+                window = self.open_window(only_asked=self.kept is None)
             together = tokens + size
             cells = together * (len(window) + together)
             if waiting and (self.independent or together > PASS_TOKENS or cells > TAIL_CELLS):
@@ -130,7 +135,7 @@ class Engine:
                 "them again, together."
             )
         held = {page.candidate.index: (window, page) for window in windows for page in window.pages}
-        gathered = self.open_window()
+        gathered = self.open_window(only_asked=self.kept is None)
         for index in indices:
             window, page = held[index]
             try:

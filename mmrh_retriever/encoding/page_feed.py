@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,11 +55,14 @@ class PageFeed:
             if batch and (not looked_at or pixels + size > self.vision.pixel_budget):
                 yield from self._seen(batch)
                 batch, pixels = [], 0
-            if looked_at:
-                batch.append(prepared)
-                pixels += size
-            else:
+            if not looked_at:
                 yield prepared
+                continue
+            batch.append(prepared)
+            pixels += size
+            if pixels >= self.vision.pixel_budget:  # no other page's pixels are drawn beside these
+                yield from self._seen(batch)
+                batch, pixels = [], 0
         yield from self._seen(batch)
 
     def _prepared(self, candidate: Candidate) -> PreparedPage:
@@ -91,6 +94,7 @@ class PageFeed:
             raise no_memory(batch[0], 0) from error
         for prepared, own in zip(batch, features, strict=True):
             prepared.features = own
+            prepared.segment = replace(prepared.segment, inputs={})
             yield prepared
 
 

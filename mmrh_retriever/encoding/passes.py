@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,12 @@ class Passes:
         self.deepest = deepest
         self._cache_name = cache_argument(backbone.base)
 
-    def open_window(self, prefix: PromptSegment, *, capacity: int, independent: bool) -> Window:
-        """A window that holds the prompt prefix alone."""
-        cache = PageCache(self.deepest + 1, capacity=capacity, recurrent=self.backbone.recurrent_layers)
+    def open_window(
+        self, prefix: PromptSegment, *, capacity: int, independent: bool, recorded: Collection[int] = ()
+    ) -> Window:
+        """A window that holds the prompt prefix alone; for ``recorded`` see :class:`PageCache`."""
+        backbone = self.backbone
+        cache = PageCache(self.deepest + 1, capacity, backbone.recurrent_layers, recorded=recorded, of=backbone.heads)
         plan = PassPlan(0, len(prefix), stop_at=self.deepest)
         self._run(cache, prefix.ids, prefix.all_positions(), plan)
         cache.keep()

@@ -110,6 +110,50 @@ class PageLayer(DynamicLayer):
         return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
 
 
+class RecordedLayer(PageLayer):
+    """A layer in which every pass ends once some of its ``of`` query heads were recorded.
+
+    Nothing but these heads' keys is read, so nothing else is written. Values are given back as they came, so that a
+    pass that went on would fail.
+    """
+
+    def __init__(self, capacity: int, heads: Collection[int], of: int) -> None:
+        super().__init__(capacity)
+        self.heads, self.of = heads, of
+        self.key_heads: list[int] = []
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the keys' buffer once its shape is known."""
+        super().lazy_initialization(key_states, value_states)
+        self.values = value_states[:, :, :0].clone()
+        self.key_heads = sorted({head * key_states.shape[1] // self.of for head in self.heads})
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys behind those in use; gives a view of all of them, and the new values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stop = self.length + key_states.shape[2]
+        if stop > self.keys.shape[2]:
+            self._grow(stop)
+        for head in self.key_heads:
+            self.keys[:, head, self.length : stop] = key_states[:, head]
+        self.length = stop
+        return self.keys[:, :, :stop], value_states
+
+    def _make_room(self, tokens: int) -> None:
+        grown = _buffer(self.keys[:, :, :0], tokens)
+        for head in self.key_heads:
+            grown[:, head, : self.length] = self.keys[:, head, : self.length]
+        self.keys = grown
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys that are written: on a CPU the others take no memory."""
+        return super().nbytes * len(self.key_heads) // self.keys.shape[1] if self.is_initialized else 0
+
+
 class StateLayer(LinearAttentionLayer):
     """A recurrent layer's states behind all tokens run so far, and a copy of them behind those that are kept."""
 
@@ -150,11 +194,22 @@ class StateLayer(LinearAttentionLayer):
 class PageCache(Cache):
     """The keys and values of the pages of one window, for the first ``layers`` layers of a decoder.
 
-    The layers among ``recurrent`` have states instead.
+    The layers among ``recurrent`` have states instead. With ``recorded``, all passes end in the last layer once these
+    of its ``of`` query heads are recorded.
     """
 
-    def __init__(self, layers: int, capacity: int, recurrent: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        layers: int,
+        capacity: int,
+        recurrent: Collection[int] = (),
+        *,
+        recorded: Collection[int] = (),
+        of: int = 0,
+    ) -> None:
         made = [StateLayer() if layer in recurrent else PageLayer(capacity) for layer in range(layers)]
+        if recorded:
+            made[-1] = RecordedLayer(capacity, recorded, of)
         super().__init__(layers=made)
         self._states = [layer for layer in made if isinstance(layer, StateLayer)]
         self._pages = [layer for layer in made if isinstance(layer, PageLayer)]

@@ -173,6 +173,8 @@ def joined_inputs(backbone: Backbone, segments: Sequence[PromptSegment]) -> dict
 
 
 def _joined(values: Sequence[Tensor], along: int) -> Tensor:
+    if len(values) == 1:
+        return values[0]
     largest = [max(value.shape[axis] for value in values) for axis in range(values[0].dim())]
     padded = []
     for value in values:
