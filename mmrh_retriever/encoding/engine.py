@@ -88,7 +88,11 @@ class Engine:
         what is recorded.
         """
         capacity = min(self.token_budget, _FIRST_CAPACITY)
-        recorded = [head for head, _ in self.heads.columns[self.heads.deepest]] if only_asked else ()
+        recorded = (
+            [head for head, _ in self.heads.columns[self.heads.deepest]]
+            if only_asked and self.backbone.keeps_plain_keys
+            else ()
+        )
         return self.passes.open_window(self._prefix, capacity=capacity, independent=self.independent, recorded=recorded)
 
     def windows(self, candidates: Iterable[Candidate], *, count: int = 0) -> Iterator[Window]:
