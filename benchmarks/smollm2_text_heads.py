@@ -56,8 +56,10 @@ class DocumentRecalls(FileModel):
 
 def load(gguf: Path) -> tuple[PreTrainedModel, object]:
     where = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where).eval()
-    return model, AutoTokenizer.from_pretrained(gguf.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, trust_remote_code=False, **where
+    ).eval()
+    return model, AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **where)
 
 
 def detected(model: PreTrainedModel, tokenizer: object, args: argparse.Namespace) -> HeadScoresTable:

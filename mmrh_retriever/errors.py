@@ -11,6 +11,11 @@
     └── DataError                a dataset, probe or result file that is malformed or does not fit
 
 Each message says what was got, what was expected and what to do.
+
+Not among them, in the adapters too: ``TypeError`` for an argument of the wrong type or an unknown one; ``ImportError``
+where an extra is missing, which it names; ``OSError`` for files that can't be written, and transformers' own where a
+model's files are missing; torch's, such as for memory that is used up; and what a framework raises itself, before or
+after it calls us.
 """
 
 from __future__ import annotations

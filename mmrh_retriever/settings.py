@@ -30,6 +30,8 @@ from mmrh_retriever.files import FileModel, read_json
 
 DEFAULT_FINAL_ROUND = 10
 """Pages. On generated documents this found the right page first about twice as often as raw scores across windows."""
+DEFAULT_TEXT_WEIGHT = 0.5
+"""The text layer's part of a hybrid score."""
 DEFAULT_TOKEN_BUDGET = 32_768
 """Tokens of pages that are read together, if the model's context allows as many."""
 
@@ -122,6 +124,14 @@ def warn_caller(message: str, category: type[Warning] = DeprecationWarning) -> N
     warnings.warn(message, category, stacklevel=level)
 
 
+def settings_error(error: ValidationError) -> SettingsError:
+    """What pydantic found first, as an error of ours."""
+    first = error.errors(include_url=False)[0]
+    problem = first.get("ctx", {}).get("error") or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    got = repr(first["input"])
+    return SettingsError(f"{problem} (got {got[:200]}{'...' * (len(got) > 200)})")
+
+
 class RerankSettings(BaseModel):
     """Everything that decides how a model is loaded and how it ranks, but for the heads.
 
@@ -171,6 +181,14 @@ class RerankSettings(BaseModel):
         "that prepares images in the paper's release. It is for models that take images at their own size (Qwen-VL); "
         "with others it does nothing.",
     )
+    hybrid: bool | Literal["auto"] = Field(
+        "auto",
+        description="Join attention with BM25 over the pages' text layers. 'auto' does so if the model's config says "
+        "mmrh_hybrid, as the bundled model's does: for other models nobody has measured it.",
+    )
+    text_weight: float = Field(
+        DEFAULT_TEXT_WEIGHT, ge=0, le=1, description="The text layer's part of a hybrid score; attention has the rest."
+    )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 
     @field_validator("final_round")
@@ -204,6 +222,7 @@ class RerankSettings(BaseModel):
             independent=False,
             final_round=0,
             resize_first=True,
+            hybrid=False,
             options=PromptOptions(
                 instruction=f"Find the {level}s that hold the evidence for the question",
                 separator="",
@@ -223,9 +242,7 @@ class RerankSettings(BaseModel):
         try:
             return cls(**{**dict(settings or {}), **changes})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            problem = first.get("ctx", {}).get("error") or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise SettingsError(f"{problem} (got {first['input']!r})") from error
+            raise settings_error(error) from error
 
     @classmethod
     def of_pretrained(

@@ -210,11 +210,14 @@ class Candidate:
 class ScoredPage:
     """A page with its rank (1 is best), its score, and its index in the caller's list (``position``).
 
-    ``score`` is the calibrated attention mass: the mean over the selected heads of the question's mean attention to
-    the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). Scores compare pages within one
-    call and are never normalised over the candidates. Where they were asked for, ``token_scores`` holds one calibrated
-    value per visual token, and ``grid`` says where on the page each token is. They add up to ``score`` less what its
-    other tokens got: the begin and end markers (if these count), the tokens that end a row or name a tile, and text.
+    ``attention_score`` is the calibrated attention mass: the mean over the selected heads of the question's mean
+    attention to the page, minus the same for a null question (Li et al. 2026, arXiv 2605.27243). It is ``score``, too,
+    unless ranking is hybrid: then ``score`` is the page's share among the candidates, 0 to 1, which sums to 1
+    (:mod:`~mmrh_retriever.ranking.hybrid`), and ``text_score`` is BM25 over the text layer, ``None`` for pages without
+    one. Scores compare pages within one call. Where they were asked for, ``token_scores`` holds one calibrated value
+    per visual token, and ``grid`` says where on the page each token is. They add up to ``attention_score`` less what
+    its other tokens got: the begin and end markers (if these count), the tokens that end a row or name a tile, and
+    text.
     """
 
     page: Page
@@ -223,6 +226,12 @@ class ScoredPage:
     position: int
     token_scores: FloatArray | None = None
     grid: PatchGrid | None = None
+    attention_score: float | None = None
+    text_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention_score is None:
+            object.__setattr__(self, "attention_score", self.score)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

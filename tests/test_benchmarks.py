@@ -90,6 +90,19 @@ def test_region_aggregation(
         module.main()
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_adapter_documents(model: Path, documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--annotations", str(documents / "annotations.jsonl"), "--documents", str(documents), "--name", "a.pdf"]
+    script("adapter_documents").main([*given, "--model", str(model)])
+    (table,) = tables(capsys.readouterr().out)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert [row[0] for row in rows] == [
+        "text chunks", "PyMuPDF's chunks", "Unstructured's chunks", "Docling's chunks", "image nodes",
+    ]  # fmt: skip
+    assert {tuple(row[1:4]) for row in rows} == {("2", "1", "1")}  # two pages; BM25 finds the one question's
+    assert len({tuple(row[4:]) for row in rows[1:4]}) == 1  # every loader's chunks lead to the same page images
+
+
 @pytest.mark.slow
 def test_bundled_heads(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

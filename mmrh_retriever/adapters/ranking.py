@@ -123,13 +123,12 @@ class AdapterSettings(DocumentSettings):
         return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
 
     def warn_of_bundled(self, pages: Collection[Page]) -> None:
-        """Warn, once per process, if the bundled model is to rank pages of which most have a text layer."""
+        """Warn, once per process, if the bundled model is to rank pages by images alone, and most have a text layer."""
         name = str(self.reranker.backbone.config._name_or_path or "")
-        if 2 * sum(bool(page.text) for page in pages) > len(pages) and is_bundled(name):
-            advice = "Name one with model=, or leave the first stage's order as it is."
-            warn_once(
-                f"Most of these pages have a text layer, and the bundled model ranks them. {BUNDLED_PURPOSE} {advice}"
-            )
+        with_text = 2 * sum(bool(page.text) for page in pages) > len(pages)
+        if with_text and is_bundled(name) and not self.reranker.settings.hybrid:
+            advice = "Leave hybrid=False out, or name a model with model=."
+            warn_once(f"Most of these pages have a text layer, which is not used. {BUNDLED_PURPOSE} {advice}")
 
     def choose(
         self,

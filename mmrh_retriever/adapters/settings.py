@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, ValidationError, field_serializer, field_validator
 
 from mmrh_retriever.adapters.page_sources import DEFAULT_MAX_BYTES, PageSource
 from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK, PageStore
@@ -17,14 +17,18 @@ from mmrh_retriever.images import MAX_IMAGE_PIXELS
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.ranking.shared_models import shared_reranker
-from mmrh_retriever.settings import LOADING, RerankSettings, TextOrNone
+from mmrh_retriever.settings import LOADING, RerankSettings, TextOrNone, settings_error
 
 DEFAULT_PAGE_MEMORY = 1024**3
 """Bytes of encoded pages that an adapter keeps for later questions."""
 
 
 class DocumentSettings(RerankSettings):
-    """The model that ranks documents, and how far these are trusted."""
+    """The model that ranks documents, and how far these are trusted.
+
+    Raises:
+        SettingsError: a setting that is unknown, of the wrong type or out of its range.
+    """
 
     model_config = ConfigDict(frozen=False, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -34,7 +38,8 @@ class DocumentSettings(RerankSettings):
     page_memory: int = Field(
         DEFAULT_PAGE_MEMORY,
         ge=0,
-        description="Bytes of encoded pages kept in memory, where pages stand alone or a store is given; 0 keeps none.",
+        description="Bytes of encoded pages kept in memory, where pages stand alone or a store is given; 0 keeps none. "
+        "1 GiB holds about 70 full pages of the bundled model in float32, 7 at the shapes of an 8B model (mmrh plan).",
     )
     store: TextOrNone = Field(None, description="Folder where encoded pages are kept for later processes too.")
     store_disk: int = Field(DEFAULT_STORE_DISK, ge=0, description="Bytes of files that this folder may hold.")
@@ -61,7 +66,10 @@ class DocumentSettings(RerankSettings):
             settings |= {name: value for name, value in reranker.settings if name not in (*LOADING, "model_kwargs")}
             settings["model"] = str(reranker.backbone.config._name_or_path or "") or None
             settings["heads"] = reranker.heads
-        super().__init__(**settings)
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise settings_error(error) from error
         if reranker is not None and self.store is not None:
             reranker = reranker.with_store(self._page_store())
         self._held = _Held(reranker)

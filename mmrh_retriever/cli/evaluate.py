@@ -40,7 +40,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Me
 
 SELECTED = "selected"
 """How results call the model with the heads that were asked for."""
-BASELINES = ("all-heads", "bm25", "embedding", "random")
+BASELINES = ("images-only", "all-heads", "bm25", "embedding", "random")
 """What the model is compared with, in the order of the tables."""
 ExecutorName = Literal["local", "ray"]
 Preset = Literal["paper"]
@@ -131,6 +131,7 @@ class RankerOptions:
         boxes: dict[str, Any] = {"aggregate": self.aggregate, "region_method": self.method}
         made = {
             SELECTED: RankerSpec("heads", heads=heads, settings=settings, **boxes),
+            "images-only": RankerSpec("heads", heads=heads, settings=settings, **boxes, hybrid=False),
             "all-heads": RankerSpec("heads", heads="all", settings=settings, **boxes),
             "bm25": RankerSpec("bm25"),
             "embedding": RankerSpec("embedding", model=self.embedding_model, device=settings.device),

@@ -179,6 +179,16 @@ class WindowOptions(SettingOptions):
             "--independent/--together", help="Encode each page as if it stood alone; the model says by default."
         ),
     ] = None
+    hybrid: Annotated[
+        bool | None,
+        typer.Option(
+            "--hybrid/--images-only",
+            help="Join attention with BM25 over text layers, or not; the model says by default.",
+        ),
+    ] = None
+    text_weight: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="The text layer's part of a hybrid score; half by default.")
+    ] = None
     calibrate: Annotated[
         bool, typer.Option(" /--no-calibration", show_default=False, help="Without the null question.")
     ] = True

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from mmrh_retriever.encoding.page_files import StoredPage, file_name, half_written, is_page_file, read_page, write_page
 from mmrh_retriever.errors import DataError, SettingsError
 from mmrh_retriever.locks import Lock
+from mmrh_retriever.settings import warn_caller
 
 logger = logging.getLogger(__name__)
 
@@ -163,17 +164,19 @@ class PageStore:
                         path.unlink()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelPages:
-    """One model's pages in a store: what an engine holds.
+    """One model's pages in a store: what an engine holds for one call.
 
     ``fingerprint`` stands for model, processors and prompt (see ``model.fingerprints``); ``layers`` is how
-    many of the first layers' keys are kept.
+    many of the first layers' keys are kept. A call whose own pages do not fit in the store's memory says so once.
     """
 
     store: PageStore
     fingerprint: str
     layers: int
+    pages: int = 0
+    nbytes: int = 0
 
     def get(self, digest: bytes) -> StoredPage | None:
         """A page by the digest of what it holds and what stands before it."""
@@ -182,6 +185,15 @@ class ModelPages:
     def put(self, digest: bytes, page: StoredPage) -> None:
         """Keep a page."""
         self.store.put(self.fingerprint, self._name(digest), page)
+        fitted = self.nbytes <= self.store.memory
+        self.pages, self.nbytes = self.pages + 1, self.nbytes + page.nbytes
+        if fitted and self.nbytes > self.store.memory > 0 and self.store.folder is None:
+            warn_caller(
+                f"A store's memory of {self.store.memory / 1024**2:,.0f} MiB holds {self.pages - 1} of the pages of "
+                "this call; of more, the first ones are dropped again, and run again for the next question. Raise "
+                "page_memory (PageStore(memory=)), or give a folder (store=).",
+                UserWarning,
+            )
 
     def _name(self, digest: bytes) -> str:
         return f"{digest.hex()}-{self.layers}"

@@ -19,7 +19,7 @@ from mmrh_retriever.evaluation.embeddings import EmbeddingScorer as EmbeddingSco
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.settings import RerankSettings
+from mmrh_retriever.settings import DEFAULT_TEXT_WEIGHT, RerankSettings
 from mmrh_retriever.types import Page, Region
 
 Scores = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ class HeadRanker:
     method: RegionMethod = "page"
 
     def rank(self, questions: Sequence[str], pages: Sequence[Page]) -> Scores:
-        """Calibrated attention mass of each page (Li et al. 2026, arXiv 2605.27243)."""
+        """Each page's score: calibrated attention mass (Li et al. 2026, arXiv 2605.27243), or a hybrid of it."""
         scores = np.full((len(questions), len(pages)), np.nan)
         for row, ranking in zip(scores, self.reranker.rank_many(questions, pages), strict=True):
             for scored in ranking:
@@ -177,10 +177,11 @@ def _build(spec: AnyRanker, loaded: list[tuple[RerankSettings, Reranker]]) -> Pa
         return RandomRanker(spec.seed)
     if spec.kind == "embedding":
         return TextRanker(EmbeddingScorer(spec.settings.model, device=spec.settings.device))
-    reranker = next((reranker for settings, reranker in loaded if settings == spec.settings), None)
+    alike = RerankSettings.of(spec.settings, {"hybrid": "auto", "text_weight": DEFAULT_TEXT_WEIGHT})
+    reranker = next((reranker for settings, reranker in loaded if settings == alike), None)
     if reranker is None:
         reranker = Reranker.from_pretrained(heads=spec.heads, settings=spec.settings)
-        loaded.append((spec.settings, reranker))
+        loaded.append((alike, reranker))
     else:
-        reranker = reranker.with_heads(spec.heads)
+        reranker = reranker.with_heads(spec.heads).with_hybrid(spec.settings.hybrid, spec.settings.text_weight)
     return HeadRanker(reranker, aggregate=spec.aggregate, method=spec.region_method)

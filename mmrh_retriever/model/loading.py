@@ -32,8 +32,8 @@ BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(str(files("mmrh_retriever") / "data" / "reader"))
 """Where that model lies, if the package was installed with it."""
 BUNDLED_PURPOSE = (
-    "The bundled model is small. It is for scans and other pages without a good text layer. Where there is one, BM25 "
-    "or a text embedding finds more, and a larger model should rank."
+    "The bundled model is small: it finds pages without a GPU, also scans, which have no text layer. Where there is "
+    "one, it is joined with BM25 (hybrid), which finds more than either. A larger model should rank what matters."
 )
 """What that model is for and what not: outside scans it puts 24 % of MMDocIR's pages first, BM25 33 % (model card)."""
 
@@ -88,7 +88,7 @@ def model_path(model: str | Path | None) -> tuple[str, bool]:
 
 def is_bundled(name: str) -> bool:
     """Whether a model's folder is that of the bundled model."""
-    return Path(name).resolve() == BUNDLED_FOLDER.resolve()
+    return is_folder(name) and Path(name).resolve() == BUNDLED_FOLDER.resolve()
 
 
 @lru_cache(maxsize=1)
@@ -150,7 +150,7 @@ def load_model(
     loader = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
     try:
         loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
-    except ValueError as error:  # such as an attention that transformers doesn't know
+    except (ValueError, TypeError) as error:  # such as an attention, or a keyword, that transformers doesn't know
         raise UnsupportedModelError(f"{model} can't be loaded in the way that was asked for: {error}") from error
     if not placed_by_transformers:
         loaded = loaded.to(target)

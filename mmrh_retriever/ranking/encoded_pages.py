@@ -41,6 +41,7 @@ class EncodedPages:
         self.pages = tuple(pages)
         self.memory_budget = memory_budget
         self._candidates = reranker.candidates(pages)
+        self._texts = reranker.text_layer(pages)
         self._engine = reranker.engine()
         self._weights = reranker.vision.weights
         self._lock = reranker.backbone.seam.lock
@@ -72,8 +73,10 @@ class EncodedPages:
     ) -> list[list[ScoredPage]]:
         """Rank the pages for several questions at once; exact as if each were asked alone."""
         check_top_n(top_n)
-        segments = self.reranker.prompter.question_segments(as_questions(questions))
-        return self._scores(segments, with_tokens=with_tokens).rankings(top_n)
+        asked = as_questions(questions)
+        segments = self.reranker.prompter.question_segments(asked)
+        scores = self._scores(segments, with_tokens=with_tokens)
+        return scores.rankings(top_n, texts=self._texts, asked=asked)
 
     def rank_regions(
         self, question: str, *, top_n: int | None = None, aggregate: Aggregate = DEFAULT_AGGREGATE
@@ -87,7 +90,7 @@ class EncodedPages:
         """Ask once, and give the ranking, the pages' token scores, and the best page by token of the question."""
         segment = token_by_token(self.reranker.prompter.question_segment(question))
         scores = self._scores([segment], with_tokens=True)
-        (ranking,) = scores.rankings()
+        (ranking,) = scores.rankings(texts=self._texts, asked=[question])
         best = ranking[0]
         if best.grid is None:
             return Explanation(ranking, None)

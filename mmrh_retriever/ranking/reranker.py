@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -25,11 +25,12 @@ from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
+from mmrh_retriever.ranking.hybrid import TextLayer
 from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, in_thread, with_progress
 from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import Crops, RegionMethod, check_regions, ranked_regions
-from mmrh_retriever.settings import DEFAULT_TOKEN_BUDGET, RerankSettings, check_top_n
+from mmrh_retriever.settings import DEFAULT_TEXT_WEIGHT, DEFAULT_TOKEN_BUDGET, RerankSettings, check_top_n
 from mmrh_retriever.types import Candidate, Page, PageLike, ScoredPage, ScoredRegion
 
 
@@ -46,8 +47,8 @@ class Reranker:
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
-            ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first`` and
-            ``options``.
+            ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first``,
+            ``hybrid``, ``text_weight`` and ``options``.
 
     Weights and peft adapters may change between calls: pages and vision features kept before are then not used.
     :class:`EncodedPages` hold for the weights that they were encoded with.
@@ -128,6 +129,14 @@ class Reranker:
         other._keep_in(store)
         return other
 
+    def with_hybrid(self, hybrid: bool | Literal["auto"], text_weight: float = DEFAULT_TEXT_WEIGHT) -> Reranker:
+        """A reranker on the same model whose scores join the text layer's, or don't; see :class:`RerankSettings`."""
+        other = copy.copy(self)
+        other.settings = self._resolved(
+            RerankSettings.of(self.settings, {"hybrid": hybrid, "text_weight": text_weight})
+        )
+        return other
+
     @property
     def independent(self) -> bool:
         """Whether each page is encoded as if it stood alone."""
@@ -183,7 +192,8 @@ class Reranker:
         The result has one ranking per question; see :meth:`rank`.
         """
         check_top_n(top_n)
-        segments = self.prompter.question_segments(as_questions(questions))
+        asked = as_questions(questions)
+        segments = self.prompter.question_segments(asked)
         candidates = self.candidates(as_pages(pages))
         engine = self.engine()
 
@@ -201,7 +211,7 @@ class Reranker:
             final_round=self.settings.final_round,
             with_tokens=with_tokens,
         )
-        return scores.rankings(top_n)
+        return scores.rankings(top_n, texts=self.text_layer([one.page for one in candidates]), asked=asked)
 
     def rank_regions(
         self,
@@ -296,6 +306,10 @@ class Reranker:
             kept=kept,
         )
 
+    def text_layer(self, pages: Sequence[Page]) -> TextLayer | None:
+        """The pages' text layers, if scores are hybrid and some page has one."""
+        return TextLayer.of(pages, self.settings.text_weight) if self.settings.hybrid else None
+
     def null(self) -> PromptSegment | None:
         """The question that calibrates the others, if any does."""
         return self.prompter.null_segment() if self.settings.calibrate else None
@@ -307,7 +321,9 @@ class Reranker:
     def _resolved(self, given: RerankSettings) -> RerankSettings:
         """The settings, with what the model's config decides."""
         config = self.backbone.config
-        independent, budget = given.independent, given.token_budget
+        independent, budget, hybrid = given.independent, given.token_budget, given.hybrid
+        if hybrid == "auto":
+            hybrid = bool(getattr(config, "mmrh_hybrid", False))
         if independent is None:
             independent = bool(getattr(config, "mmrh_independent", False))
         if budget is None:
@@ -320,7 +336,7 @@ class Reranker:
                 tokens=least,
                 allowed=budget,
             )
-        return given.model_copy(update={"independent": independent, "token_budget": budget})
+        return given.model_copy(update={"independent": independent, "token_budget": budget, "hybrid": hybrid})
 
     def _keep_in(self, store: PageStore | None) -> None:
         self.store = store

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmrh_retriever.encoding.scoring import descending, page_scores
 from mmrh_retriever.encoding.window import Attention, Window
 from mmrh_retriever.model.prompts import PromptSegment
-from mmrh_retriever.types import Candidate, ScoredPage
+from mmrh_retriever.ranking.hybrid import TextLayer
+from mmrh_retriever.types import Candidate, FloatArray, ScoredPage
 
 
 class Scores:
     """Collects what questions pay the pages of several windows.
 
     A question has one row of attention per ``scored`` span; its score is their mean. ``values`` is ``(questions,
-    pages)`` float64, NaN until a page was seen; ``finals`` marks the pages that a final round decided on. With tokens,
+    pages)`` float64, NaN until a page was seen; ``finals`` marks the pages that a final round decided on, and ``first``
+    keeps what their own windows gave. With tokens,
     ``rows`` has per question and page index what each row pays the page's visual tokens, ``(rows, visual tokens)``.
     """
 
@@ -30,6 +33,7 @@ class Scores:
         self.with_tokens = with_tokens
         shape = (len(questions), len(candidates))
         self.values = torch.full(shape, float("nan"), dtype=torch.float64)
+        self.first = self.values.clone()
         self.finals = torch.zeros(shape, dtype=torch.bool)
         self.rows: list[dict[int, Tensor]] = [{} for _ in questions]
         self._grids: dict[int, Any] = {}
@@ -48,14 +52,22 @@ class Scores:
             mass = attention.mass[start:stop].double().mean(dim=0)  # (heads, pages)
             self.values[question, window.indices] = page_scores(mass, None if null is None else null.mass[0])
             self.finals[question, window.indices] = finalists_of is not None
+            if finalists_of is None:
+                self.first[question, window.indices] = self.values[question, window.indices]
             if self.with_tokens and attention.tokens is not None:
                 paid = attention.tokens[start:stop]
                 self._add_tokens(question, window, paid if null is None or null.tokens is None else paid - null.tokens)
             start = stop
 
-    def rankings(self, top_n: int | None = None) -> list[list[ScoredPage]]:
-        """One ranking per question, best first; equals stay in the caller's order."""
-        return [list(self._ranking(question, top_n)) for question in range(len(self.questions))]
+    def rankings(
+        self, top_n: int | None = None, *, texts: TextLayer | None = None, asked: Sequence[str] = ()
+    ) -> list[list[ScoredPage]]:
+        """One ranking per question, best first; equals stay in the caller's order.
+
+        With ``texts``, which are ``asked`` the same questions, scores are hybrid.
+        """
+        found = [None] * len(self.questions) if texts is None else texts.index.scores(asked)
+        return [list(self._ranking(question, top_n, texts, own)) for question, own in enumerate(found)]
 
     def _add_tokens(self, question: int, window: Window, paid: Tensor) -> None:
         for page in window.pages:
@@ -63,19 +75,38 @@ class Scores:
             self.rows[question][index] = paid[:, list(page.visual)]
             self._grids[index] = page.grid
 
-    def _ranking(self, question: int, top_n: int | None) -> Iterator[ScoredPage]:
-        values: list[float] = self.values[question].tolist()
-        finals: list[bool] = self.finals[question].tolist()
-        order = descending(self.values[question])
-        order.sort(key=lambda index: not finals[index])  # stable
+    def _ranking(
+        self, question: int, top_n: int | None, texts: TextLayer | None, said: FloatArray | None
+    ) -> Iterator[ScoredPage]:
+        attention: list[float] = self.values[question].tolist()
+        scores = attention
+        if texts is None or said is None:
+            finals: list[bool] = self.finals[question].tolist()
+            order = descending(self.values[question])
+            order.sort(key=lambda index: not finals[index])  # stable
+        else:
+            joined = texts.joined(self._on_one_scale(question), said)
+            scores, order = joined.tolist(), descending(torch.from_numpy(joined))
         for rank, index in enumerate(order[:top_n], start=1):
             grid = self._grids.get(index)
             rows = self.rows[question].get(index)
             yield ScoredPage(
                 page=self.candidates[index].page,
-                score=values[index],
+                score=scores[index],
                 rank=rank,
                 position=index,
                 token_scores=None if rows is None or grid is None else rows.mean(dim=0).numpy(),
                 grid=grid,
+                attention_score=attention[index],
+                text_score=float(said[index]) if said is not None and texts and texts.has_text[index] else None,
             )
+
+    def _on_one_scale(self, question: int) -> FloatArray:
+        """``(pages,)``: what the windows gave, which finalists exchange among themselves by their final round."""
+        scores: FloatArray = self.first[question].numpy().copy()
+        finals = self.finals[question].numpy()
+        order = self.values[question].numpy()[finals].argsort()
+        dealt = np.empty(len(order))
+        dealt[order] = np.sort(scores[finals])
+        scores[finals] = dealt
+        return scores

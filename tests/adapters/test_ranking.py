@@ -15,7 +15,6 @@ import pymupdf
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker, SettingsError, release_shared_models
 from mmrh_retriever.adapters import AdapterSettings, PageClues, RankedItem, check_top_n
@@ -98,7 +97,7 @@ def test_settings_are_checked() -> None:
         {"on_error": "ignore"}, {"page_base": 2}, {"max_bytes": 0}, {"max_image_pixels": 10**9}, {"max_pixels": 0},
         {"regions_per_page": 0}, {"unheard_of": 1}, {"token_budget": 0}, {"url_timeout": -1},
     ):  # fmt: skip
-        with pytest.raises(ValidationError):
+        with pytest.raises(SettingsError):
             AdapterSettings(**wrong)
 
 

@@ -75,7 +75,6 @@ def test_json_has_the_agreed_keys_and_nothing_else_on_stdout(
 def test_baselines_run_beside_the_model(
     run: Mmrh, mmrh: Mmrh, pdfs: list[object], tiny: list[RerankSettings], folder: Path
 ) -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     pytest.importorskip("matplotlib", reason="pip install matplotlib for plots")
     done = run(*pdfs, "--model", "m", "--baseline", "bm25", "--baseline", "random", "--baseline", "all-heads", "--json",
                "--plot", folder / "plot.png")  # fmt: skip
@@ -148,7 +147,6 @@ def test_the_bundled_model_is_announced_on_stderr(
 
 
 def test_layout_level(run: Mmrh, pdfs: list[object]) -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     done = run(*pdfs, "--baseline", "bm25", "--baselines-only", "--level", "layout", "--json")
     assert done.code == 0, done.stderr
     content = json.loads(done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,19 @@ def test_what_a_store_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="is a file"):
         PageStore(folder=tmp_path / "file")
+
+
+def test_a_call_whose_own_pages_do_not_fit_says_so_once(tmp_path: Path) -> None:
+    pages = [Page(image=page_image(number)) for number in range(4)]
+    model = tiny("qwen3_vl")
+    whole = PageStore()
+    settings = {"independent": True, "check": False}
+    given = (model.model, (model.tokenizer, model.image_processor), "all")
+    Reranker(*given, store=whole, **settings).rank("How?", pages)
+    small = PageStore(whole.nbytes * 2 // len(pages) + 1)
+    with pytest.warns(UserWarning, match="holds [12] of the pages of this call.*page_memory") as caught:
+        Reranker(*given, store=small, **settings).rank("How?", pages)
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Reranker(*given, store=PageStore(small.memory, tmp_path), **settings).rank("How?", pages)

@@ -26,7 +26,6 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def test_every_question_is_measured(data: MMDocIR, tmp_path: Path) -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     out = tmp_path / "out"
     found = evaluate(data, {"oracle": Oracle(), "bm25": RankerSpec("bm25"), "random": RankerSpec("random")}, out)
     assert found.summaries["oracle"].micro["recall@1"] == found.summaries["oracle"].macro["mrr"] == 1

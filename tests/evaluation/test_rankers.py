@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,6 @@ PAGES = [
 
 
 def test_bm25_finds_the_page_with_the_words() -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     scores = TextRanker(bm25_scores).rank(["How did revenue grow?", "water emissions", "the", "zebra"], PAGES)
     assert scores.shape == (4, 3)
     assert scores[0].argmax() == 0
@@ -45,20 +43,17 @@ def test_bm25_finds_the_page_with_the_words() -> None:
 
 
 def test_bm25_on_scans_says_nothing() -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     assert (bm25_scores(["anything"], ["", ""]) == 0).all()
     assert bm25_scores([], ["text"]).shape == (0, 1)
 
 
 def test_bm25_by_hand() -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     (scores,) = bm25_scores(["apple"], ["apple pear", "pear plum"])
     # Lucene's form: idf = ln(1 + (2 - 1 + 0.5) / (1 + 0.5)), tf part = 1 / (1 + k1) at mean length, k1 = 1.5
     assert scores == pytest.approx([np.log(2) / 2.5, 0], rel=1e-5)
 
 
 def test_text_rankers_read_the_boxes_texts() -> None:
-    pytest.importorskip("bm25s", reason="pip install bm25s for the BM25 baseline")
     pages = [
         Page(text="x", regions=(Region((0, 0, 1, 1), text="apples"), Region((0, 1, 1, 2)))),
         Page(text="y", regions=(Region((0, 0, 1, 1), text="pears"),)),
@@ -66,13 +61,6 @@ def test_text_rankers_read_the_boxes_texts() -> None:
     scores = TextRanker(bm25_scores).rank_regions(["pears?"], pages)
     assert scores.shape == (1, 3)
     assert scores[0].argmax() == 2
-
-
-@pytest.mark.parametrize(("name", "call"), [("bm25s", lambda: bm25_scores(["q"], ["t"]))])
-def test_missing_packages_name_the_extra(name: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"mmrh-retriever\[eval\]"):
-        call()
 
 
 def test_a_missing_embedding_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def detection(model: Tiny) -> dict[str, Any]:
 
 def bundled() -> dict[str, Any]:
     """The bundled model on the sample report, in float32 so that every CPU gives the same."""
-    reranker = Reranker.from_pretrained(dtype="float32", device="cpu")
+    reranker = Reranker.from_pretrained(dtype="float32", device="cpu", hybrid=False)
     asked = json.loads((ROOT / "examples" / "sample_questions.json").read_text(encoding="utf-8"))
     questions = [item["question"] for item in asked][:4]
     pages = read_pdf(ROOT / "examples" / "sample_report.pdf", layout=True, max_pixels=400_000)

@@ -83,6 +83,17 @@ def test_an_attention_that_does_not_exist(saved: Path) -> None:
         load_model(str(saved), attn_implementation="nope")
 
 
+@pytest.mark.parametrize("name", ["nul\0byte", "\ud800"])
+def test_a_name_that_is_neither_path_nor_id(name: str) -> None:
+    with pytest.raises(OSError, match="Repo id"):  # transformers' own, as for every name that it can't find
+        load_model(name)
+
+
+def test_a_keyword_that_does_not_exist(saved: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="unexpected keyword argument 'unheard_of'"):
+        load_model(str(saved), unheard_of=1)
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "\udc80"])
 def test_a_damaged_configuration_is_named(saved: Path, tmp_path: Path, text: str) -> None:
     folder = shutil.copytree(saved, tmp_path / "model")

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> int:
     """Save everything that `from_pretrained` needs; returns the folder's size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.mmrh_hybrid = True  # measured: docs/evaluation.md
     model.config.mmrh_images_only = True  # it never learnt to look at text
     model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 2
     model.config.mmrh_token_budget = 131_072  # so that some 60 pages share one softmax, as in stage 2

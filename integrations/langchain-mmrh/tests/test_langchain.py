@@ -16,8 +16,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
-from mmrh_retriever import PromptOptions, release_shared_models
-from pydantic import ValidationError
+from mmrh_retriever import PromptOptions, SettingsError, release_shared_models
 from tests.ranking_stub import StubReranker, stub, tiny
 
 from langchain_mmrh import MMRHRerank, MMRHRetriever
@@ -28,12 +27,12 @@ from tests.fixed_retriever import QUESTION, Fixed, doc, over
 
 def test_settings_are_checked(pdf: Path) -> None:
     for wrong in ({}, {"files": [pdf], "base_retriever": Fixed(documents=[], asked=[])}):
-        with pytest.raises(ValidationError, match="base_retriever=, or files="):
+        with pytest.raises(SettingsError, match="base_retriever=, or files="):
             MMRHRetriever(**wrong)
     for more in ({"k": 0}, {"top_k": 3}, {"first_stage": "dense"}, {"candidates": 0}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(SettingsError):
             MMRHRetriever(files=[pdf], **more)
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         MMRHRerank(topn=3)
 
 

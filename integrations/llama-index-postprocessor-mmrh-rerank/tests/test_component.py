@@ -14,7 +14,7 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms import MockLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import TextNode
-from mmrh_retriever import HeadSet, PromptOptions, Reranker, release_shared_models
+from mmrh_retriever import HeadSet, PromptOptions, Reranker, SettingsError, release_shared_models
 from tests.ranking_stub import StubReranker, tiny
 
 from llama_index.postprocessor.mmrh_rerank import MMRHRerank
@@ -121,7 +121,7 @@ def test_one_model_for_many_components(saved: Path) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="top_k"):
+    with pytest.raises(SettingsError, match="top_k"):
         MMRHRerank(top_k=3)
 
 

@@ -1,0 +1,57 @@
+"""Hybrid scores: what the heads look at and what the text layer says, joined without any training.
+
+Attention reads pages as images, BM25 reads their text layer; they err on other questions. Each is turned into shares: a
+softmax of z-scores within the candidates. The text's shares only move what attention gives the pages that have text
+among themselves. A page without text keeps its share, so lists of scans and texts favour neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrh_retriever.bm25 import TextIndex
+from mmrh_retriever.types import FloatArray, Page
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextLayer:
+    """The candidates' text layers, ready to be asked.
+
+    ``has_text`` is ``(pages,)``; ``weight`` is the text's part of a score, 0 to 1.
+    """
+
+    index: TextIndex
+    has_text: npt.NDArray[np.bool_]
+    weight: float
+
+    @classmethod
+    def of(cls, pages: Sequence[Page], weight: float) -> TextLayer | None:
+        """The text layers of pages; ``None`` if no page has one."""
+        texts = [page.text or "" for page in pages]
+        has_text = np.array([bool(text.strip()) for text in texts])
+        return cls(TextIndex(texts), has_text, weight) if has_text.any() else None
+
+    def joined(self, attention: FloatArray, text: FloatArray) -> FloatArray:
+        """The pages' shares of one question, ``(pages,)``, from ``attention`` and BM25, ``(pages,)`` each; sum 1.
+
+        Where no page has a word of the question, attention alone decides.
+        """
+        shares = softmax_of_z(attention)
+        own = self.has_text
+        if text[own].max() > 0:
+            among = shares[own].sum()
+            shares[own] = (1 - self.weight) * shares[own] + self.weight * among * softmax_of_z(text[own])
+        return shares
+
+
+def softmax_of_z(scores: FloatArray) -> FloatArray:
+    """Softmax of z-scores, ``(scores,)``: shares that sum to 1, equal ones where scores do not differ."""
+    spread = scores.std()
+    z = (scores - scores.mean()) / spread if spread > 0 else np.zeros_like(scores)
+    raised = np.exp(z - z.max())
+    shares: FloatArray = raised / raised.sum()
+    return shares
