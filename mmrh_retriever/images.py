@@ -59,6 +59,8 @@ def open_image(image: object, name: str, error: Callable[[str], PageError], *, a
             f"these bytes are not an image that is read here. Expected {', '.join(IMAGE_FORMATS)}; PDF files go "
             "through read_pdf()."
         ) from problem
+    if isinstance(opened, TiffImagePlugin.TiffImageFile) and opened is not file:
+        opened.filename = ""  # or Pillow maps the file into memory with the sides of a turned picture swapped
     width, height = opened.size
     if min(width, height) < MIN_IMAGE_SIDE and not any_shape:
         raise refuse(f"{width} x {height} pixels hold nothing to read; at least {MIN_IMAGE_SIDE} per side.")

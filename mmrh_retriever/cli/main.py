@@ -1,6 +1,6 @@
 """``mmrh``: the commands together. Results on stdout, everything else on stderr.
 
-Exit codes: 0 done, 2 bad arguments, 1 a failure that the message explains.
+Exit codes: 0 done, 2 bad arguments, 1 a failure that the message explains, 130 interrupted (Ctrl+C).
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
         error.message = plain_text(error.message)
         rich_format_error(error)
         sys.exit(error.exit_code)
-    except (MMRHError, OSError, ImportError, typer.Abort) as error:  # an ImportError names the extra to install
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except (MMRHError, OSError, ImportError) as error:  # an ImportError names the extra to install
         stderr.print("[bold red]Error:[/]", end=" ")
         say(f"{type(error).__name__}: {error}")
         sys.exit(1)

@@ -231,8 +231,10 @@ def settings_from(*groups: SettingOptions, base: RerankSettings | None = None) -
     return RerankSettings.of(base, changes)
 
 
-def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore | None = None) -> Reranker:
-    """The reranker that options name; says on stderr when it is the bundled model."""
+def load_reranker(
+    model: ModelOptions, *more: SettingOptions, store: PageStore | None = None, **options: Any
+) -> Reranker:
+    """The reranker that options name, made with further ``options``; says on stderr when it is the bundled model."""
     from mmrh_retriever.model.loading import model_path
     from mmrh_retriever.ranking.reranker import Reranker
 
@@ -240,7 +242,7 @@ def load_reranker(model: ModelOptions, *more: SettingOptions, store: PageStore |
     if model_path(model.model)[1]:
         say_bundled()
     with stderr.status("Loading the model ..."):
-        return Reranker.from_pretrained(heads=model.heads, settings=settings, store=store)
+        return Reranker.from_pretrained(heads=model.heads, settings=settings, store=store, **options)
 
 
 def say_bundled() -> None:

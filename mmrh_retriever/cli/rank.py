@@ -51,7 +51,7 @@ def rank_command(
         )
     from mmrh_retriever.encoding.page_store import PageStore
 
-    reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store))
+    reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store), vision_memory=0)
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
     if report is not None or (regions and heatmap is not None):  # everything comes from one asking

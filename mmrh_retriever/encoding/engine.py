@@ -20,6 +20,7 @@ from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window
 from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
 from mmrh_retriever.heads.scores import HeadId
+from mmrh_retriever.model import cpu_heap
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
 from mmrh_retriever.model.vision import Vision
@@ -88,7 +89,11 @@ class Engine:
         what is recorded.
         """
         capacity = min(self.token_budget, _FIRST_CAPACITY)
-        recorded = [head for head, _ in self.heads.columns[self.heads.deepest]] if only_asked else ()
+        recorded = (
+            [head for head, _ in self.heads.columns[self.heads.deepest]]
+            if only_asked and self.backbone.keeps_plain_keys
+            else ()
+        )
         return self.passes.open_window(self._prefix, capacity=capacity, independent=self.independent, recorded=recorded)
 
     def windows(self, candidates: Iterable[Candidate], *, count: int = 0) -> Iterator[Window]:
@@ -103,6 +108,8 @@ class Engine:
         for number, prepared in enumerate(self._feed.pages(candidates), start=1):
             size = len(prepared.segment)
             seen += size
+            if number % cpu_heap.PAGES == 0 and self.backbone.device.type == "cpu":
+                cpu_heap.give_back_memory()
             full = window is not None and len(window.pages) + len(waiting) == self.window_pages
             if window is not None and (full or len(window) + tokens + size > self.token_budget - TAIL_ROOM):
                 self._append(window, waiting)

@@ -137,7 +137,7 @@ class PageStore:
         """The folder's pages, those used longest ago first: time, bytes and path of each."""
         found = []
         for path in () if self.folder is None else self.folder.glob(file_name("*")):
-            with suppress(FileNotFoundError):  # another process has deleted it
+            with suppress(OSError):  # another process has deleted it, or it is a link that leads nowhere
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
         return sorted(found)

@@ -212,6 +212,12 @@ class Backbone:
         return int(self.text_config.num_attention_heads)
 
     @property
+    def keeps_plain_keys(self) -> bool:
+        """Whether each layer keeps keys and values of its own projections, not latents that both are made of."""
+        modules = self.seam.modules.values()
+        return all(hasattr(module, "k_proj") and hasattr(module, "v_proj") for module in modules)
+
+    @property
     def global_layers(self) -> tuple[int, ...]:
         """Layers that attend to the whole context; only these can hold retrieval heads."""
         return tuple(layer for layer, window in self.seam.windows.items() if window is None)

@@ -143,10 +143,7 @@ class RecordedLayer(PageLayer):
         return self.keys[:, :, :stop], value_states
 
     def _make_room(self, tokens: int) -> None:
-        grown = _buffer(self.keys[:, :, :0], tokens)
-        for head in self.key_heads:
-            grown[:, head, : self.length] = self.keys[:, head, : self.length]
-        self.keys = grown
+        self.keys = _grown(self.keys, self.length, tokens, self.key_heads)
 
     @property
     def nbytes(self) -> int:
@@ -283,7 +280,8 @@ def _buffer(like: Tensor, capacity: int) -> Tensor:
     return torch.empty(batch, heads, max(capacity, tokens), width, dtype=like.dtype, device=like.device)
 
 
-def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
+def _grown(buffer: Tensor, used: int, capacity: int, heads: Collection[int] | None = None) -> Tensor:
     grown = _buffer(buffer[:, :, :0], capacity)
-    grown[:, :, :used] = buffer[:, :, :used]
+    for head in range(buffer.shape[1]) if heads is None else heads:
+        grown[:, head, :used] = buffer[:, head, :used]
     return grown

@@ -7,7 +7,7 @@ _LAYOUT_MODEL = "pymupdf.layout"
 if "pymupdf" not in sys.modules and _LAYOUT_MODEL not in sys.modules:
     sys.modules[_LAYOUT_MODEL] = None  # type: ignore[assignment]
     try:
-        import pymupdf as pymupdf
+        import pymupdf  # noqa: F401
     finally:
         del sys.modules[_LAYOUT_MODEL]
 

@@ -67,7 +67,7 @@ def test_a_plan_is_what_a_run_takes(name: str, independent: bool, tmp_path: Path
     weights = list(reranker.backbone.model.parameters())
     assert (found.weights, found.weight_bytes) == (sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
     assert found.dtype == "bfloat16"
-    windows = list(reranker.engine().windows(reranker.candidates(pages)))
+    windows = list(reranker.with_store(PageStore(0)).engine().windows(reranker.candidates(pages)))
     assert (found.windows, found.tokens) == (len(windows), sum(len(window) for window in windows))
     kept = [part for window in windows for part in window.cache.part(0, len(window))]
     assert found.kept_bytes == sum(part.nbytes for part in kept)

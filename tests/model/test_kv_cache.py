@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmrh_retriever import Page, Reranker
+from mmrh_retriever import HeadSet, Page, PageStore, Reranker
 from mmrh_retriever.model import kv_cache
-from mmrh_retriever.model.kv_cache import PageLayer
+from mmrh_retriever.model.kv_cache import PageLayer, RecordedLayer
 from tests.factories import tiny
 
 
@@ -26,14 +26,14 @@ def test_a_buffer_grows_once_where_the_number_of_pages_is_known(
     grown: list[int] = []
     grow = kv_cache._grown
 
-    def counted(buffer: torch.Tensor, used: int, capacity: int) -> torch.Tensor:
+    def counted(buffer: torch.Tensor, used: int, capacity: int, *heads: list[int]) -> torch.Tensor:
         grown.append(capacity)
-        return grow(buffer, used, capacity)
+        return grow(buffer, used, capacity, *heads)
 
     monkeypatch.setattr(kv_cache, "_grown", counted)
     encoded = reranker.encode(pages)
     assert encoded.tokens > 3 * 4096
-    assert len(grown) == 2 * 3, "keys and values of three layers, once each"
+    assert len(grown) == 2 * 3 - 1, "keys and values of three layers, once each; of the last one keys alone"
     assert max(grown) < 1.5 * encoded.tokens
 
 
@@ -79,3 +79,27 @@ def test_a_layer_that_could_not_grow_is_whole(monkeypatch: pytest.MonkeyPatch) -
     assert layer.get_seq_length() == 4
     keys, values = layer.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
     assert keys.shape == values.shape == (1, 1, 7, 2)
+
+
+def test_a_recorded_layer_keeps_the_keys_of_its_heads_and_no_values() -> None:
+    layer, whole = RecordedLayer(4, heads=[3, 2], of=4), PageLayer(4)  # two query heads share a key head
+    for tokens in (3, 5):
+        keys, values = torch.randn(1, 2, tokens, 2), torch.randn(1, 2, tokens, 2)
+        kept, given = layer.update(keys, values)
+        expected, _ = whole.update(keys, values)
+        assert torch.equal(kept[:, 1], expected[:, 1])
+        assert given is values
+    assert (layer.get_seq_length(), layer.nbytes, whole.nbytes) == (8, 8 * 2 * 4, 4 * 8 * 2 * 4)
+
+
+def test_windows_that_are_asked_keep_less_and_give_the_same_scores() -> None:
+    model = tiny("qwen3_vl")
+    heads = HeadSet.parse("1-3,0-1,1-2")
+    pages = [Page(text=f"Page {number}: revenue grew by {number} percent.", index=number) for number in range(6)]
+    kept = {}
+    for store in (None, PageStore()):
+        reranker = Reranker(model.model, (model.tokenizer, model.image_processor), heads, store=store, independent=True)
+        encoded = reranker.encode(pages)
+        kept[store is None] = encoded.nbytes, [scored.score for scored in encoded.rank("What grew?", with_tokens=True)]
+    assert kept[True][0] == kept[False][0] * 5 // 8, "a layer whole, and one of two heads' keys in the other"
+    assert kept[True][1] == kept[False][1]
