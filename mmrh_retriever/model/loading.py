@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from mmrh_retriever.errors import SettingsError, UnsupportedModelError
 from mmrh_retriever.files import is_folder
@@ -118,7 +121,7 @@ def load_model(
 
     The first time that the bundled model is loaded, its purpose is logged at level INFO. That is no warning, because
     whoever loads it may have the pages it is for. The command line says it on stderr. Adapters, which see the pages,
-    warn if these have a text layer.
+    warn if these have a text layer that is not used.
 
     Raises:
         UnsupportedModelError: an unknown family, a model with code of its own, a device or an attention that can't be
@@ -149,7 +152,8 @@ def load_model(
         kwargs["attn_implementation"] = attn_implementation
     loader = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
     try:
-        loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
+        with _bars_on_terminals_alone():
+            loaded = loader.from_pretrained(model, config=config, dtype=dtype, **where, **kwargs).eval()
     except (ValueError, TypeError) as error:  # such as an attention, or a keyword, that transformers doesn't know
         raise UnsupportedModelError(f"{model} can't be loaded in the way that was asked for: {error}") from error
     if not placed_by_transformers:
@@ -157,6 +161,19 @@ def load_model(
     most = None if max_pixels is None else max_pixels * family.frames
     processors = load_processors(model, text_only=family.writer is None, max_pixels=most, where=where)
     return loaded, processors
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """Transformers' progress bars are off in the body where stderr is no terminal."""
+    quiet = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            transformers_logging.enable_progress_bar()
 
 
 def load_without_weights(

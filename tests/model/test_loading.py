@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 import mmrh_retriever
 from mmrh_retriever.errors import MMRHError, SettingsError, UnsupportedModelError
@@ -100,3 +101,9 @@ def test_a_damaged_configuration_is_named(saved: Path, tmp_path: Path, text: str
     (folder / "tokenizer_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(MMRHError, match=r"tokenizer_config.json is damaged: .* Expected JSON"):
         load_model(str(folder))
+
+
+def test_loading_draws_no_bar_where_stderr_is_no_terminal(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(str(saved))
+    assert capfd.readouterr() == ("", "")
+    assert transformers_logging.is_progress_bar_enabled()
