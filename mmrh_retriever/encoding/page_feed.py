@@ -10,6 +10,7 @@ import torch
 from mmrh_retriever.encoding.page_files import StoredPage
 from mmrh_retriever.encoding.page_store import ModelPages
 from mmrh_retriever.errors import ContextOverflowError, PageError
+from mmrh_retriever.model.cpu_heap import give_back_memory
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Features, Vision, pixels_of
 from mmrh_retriever.types import Candidate
@@ -63,6 +64,8 @@ class PageFeed:
             if pixels >= self.vision.pixel_budget:  # no other page's pixels are drawn beside these
                 yield from self._seen(batch)
                 batch, pixels = [], 0
+                if self.vision.backbone.device.type == "cpu":
+                    give_back_memory()
         yield from self._seen(batch)
 
     def _prepared(self, candidate: Candidate) -> PreparedPage:

@@ -2,7 +2,7 @@
 
 import sys
 
-# PyMuPDF 2 loads a layout model (onnxruntime, 80 MB) on import. Nothing here uses it; who wants it imports it.
+# PyMuPDF 2 loads a layout model (50 MB) when it is imported. Nothing here uses it; who wants it can still import it.
 _LAYOUT_MODEL = "pymupdf.layout"
 if "pymupdf" not in sys.modules and _LAYOUT_MODEL not in sys.modules:
     sys.modules[_LAYOUT_MODEL] = None  # type: ignore[assignment]

@@ -75,7 +75,7 @@ class _Worker:
         self.file: weakref.ref[PdfFile] | None = None
         self.late = False
         package, paths = str(Path(__file__).parents[1]), [path for path in sys.path if path]
-        self.process = subprocess.Popen(  # noqa: S603 - this Python, with arguments of our own
+        self.process = subprocess.Popen(  # this Python, arguments of our own  # noqa: S603  # nosec B603
             [sys.executable, "-I", "-c", _START, str(limits.memory), str(limits.seconds), package, *paths],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -7,13 +7,15 @@ import random
 from typing import Any
 
 TEXTS = [
-    "", " ", "\x00", "a\x00b", "\x1b]0;owned\x07", "\x1b[2J\x1b[31m", "\u2028", "a\u2029b", "\u202egnp.exe", "\ud800", "\udcff",
-    "\ufeff", "[/red]", "[bold]x[/]", "{number}", "%s%n", "../../etc/passwd", "/dev/zero", "a" * 5000, "9" * 5000,
-    "-1", "1e999", "NaN", "\u0660\u0661", "\U0001f9e8" * 40, "e\u0301" * 300, "<script>alert(1)</script>", "'; --", "\r\n",
+    "", " ", "\x00", "a\x00b", "\x1b]0;owned\x07", "\x1b[2J\x1b[31m", "\u2028", "a\u2029b", "\u202egnp.exe",
+    "\ud800", "\udcff", "\ufeff", "[/red]", "[bold]x[/]", "{number}", "%s%n", "../../etc/passwd", "/dev/zero",
+    "a" * 5000, "9" * 5000,
+    "-1", "1e999", "NaN", "\u0660\u0661", "\U0001f9e8" * 40, "e\u0301" * 300,
+    "<script>alert(1)</script>", "'; --", "\r\n",
 ]  # fmt: skip
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**40, 0.5, 1e308, -0.0, float("nan"), float("inf"), [], {}, [[]],
-    {"": {}}, [None], [1, "a", None], b"bytes", (), object,
+    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**40, 0.5, 1e308, -0.0, float("nan"), float("inf"), [], {},
+    [[]],    {"": {}}, [None], [1, "a", None], b"bytes", (), object,
 ]  # fmt: skip
 
 

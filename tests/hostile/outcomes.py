@@ -2,8 +2,8 @@
 
 A case is given a seeded generator and an empty folder. It makes one input, hands it to the package and returns. Its
 outcome is ``right`` (what came back is what an oracle expects, or is well formed where none can know), ``refused`` (a
-:class:`MMRHError`, raised where the case allows one), or a failure: any other exception, a wrong result, too much time or
-memory, a process that died.
+:class:`MMRHError`, raised where the case allows one), or a failure: any other exception, a wrong result, too much time
+or memory, a process that died.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AT_ONCE = 100
 Case = Callable[[random.Random, Path], None]
 
 
-class Wrong(AssertionError):
+class Wrong(AssertionError):  # noqa: N818 - an outcome's name
     """What came back is not what the oracle expects."""
 
 
@@ -65,7 +65,7 @@ def outcome_of(case: Case, seed: int, parent: Path) -> Outcome:
         if not 0 < len(plain) < 10_000:
             return Outcome(seed, "failed", f"a message of {len(plain)} characters")
         return Outcome(seed, "refused")
-    except Exception:
+    except Exception:  # noqa: BLE001 - all of these are failures
         return Outcome(seed, "failed", traceback.format_exc(limit=-4).encode("utf-8", "backslashreplace").decode())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -58,7 +58,8 @@ def written(rng: random.Random, folder: Path) -> None:
     """A PDF by hand: recursion, huge numbers and sizes, bombs, wrong types, odd labels."""
     number = rng.choice([0, -1, 1, 3, 14_400, 14_401, 10**6, 10**9, 2**31, 2**63, 10**30])
     content = rng.choice([
-        b"BT /F1 12 Tf 10 10 Td (word) Tj ET", b"q " * 20_000, b"/X Do", b"BI /W 99999 /H 99999 /BPC 8 /CS /RGB ID x EI",
+        b"BT /F1 12 Tf 10 10 Td (word) Tj ET", b"q " * 20_000, b"/X Do",
+        b"BI /W 99999 /H 99999 /BPC 8 /CS /RGB ID x EI",
         b"1 0 0 1 1e30 1e30 cm 0 0 1e30 1e30 re f", b"0 0 m " + b"9 9 l " * 20_000 + b"S", b"[" * 5000, b"(" * 5000,
         b"1e999 w nan inf re f", bytes(3_000_000), rng.randbytes(500),
     ])  # fmt: skip
@@ -78,7 +79,8 @@ def written(rng: random.Random, folder: Path) -> None:
             rng.choice([b"1", b"1", b"1e6", b"0"]),
         ),
         b"<</Length %d/Filter/FlateDecode>>stream\n%s\nendstream" % (rng.choice([len(packed), number]), packed),
-        b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</X 5 0 R>>>>/Length 5>>stream\n/X Do\nendstream",
+        b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</X 5 0 R>>>>/Length 5>>stream\n"
+        b"/X Do\nendstream",
     ]
     body, offsets = b"%PDF-1.7\n", []
     for place, entry in enumerate(objects, start=1):

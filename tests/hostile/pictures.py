@@ -20,7 +20,7 @@ _TURNED = (5, 6, 7, 8)
 
 
 def odd(rng: random.Random, folder: Path) -> None:
-    """A valid image of any mode and orientation has the size and, up to its compression, the colour that it was given."""
+    """A valid image of any mode and orientation has the size and, but for compression, the colour it was given."""
     kind = rng.choice(FORMATS)
     mode = rng.choice({"JPEG": ["RGB", "L", "CMYK"], "BMP": ["RGB", "L"]}.get(kind, ["RGB", "RGBA", "L", "P", "LA"]))
     if kind == "GIF":

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from tests.hostile import documents, files, pdfs, pictures, stores, terminals
 from tests.hostile.outcomes import AT_ONCE, Case, Outcome, run_bounded
@@ -54,7 +55,7 @@ def main() -> int:
         for (name, _, _), outcomes in zip(chunks, pool.map(lambda it: run_bounded(it[1], it[2]), chunks), strict=True):
             found.setdefault(name, []).extend(outcomes)
     print(f"{'class':26}{'inputs':>8}{'right':>8}{'refused':>9}{'failed':>8}")
-    for name, outcomes in [*found.items(), ("all", sum(found.values(), []))]:
+    for name, outcomes in [*found.items(), ("all", list(chain(*found.values())))]:
         kinds = Counter(outcome.kind for outcome in outcomes)
         print(f"{name:26}{len(outcomes):8}{kinds['right']:8}{kinds['refused']:9}{kinds['failed']:8}")
     print(f"{time.monotonic() - started:.0f} s")

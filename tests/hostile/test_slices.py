@@ -33,7 +33,7 @@ def _bad(rng: random.Random, folder: Path) -> None:
     if kind == 2:
         time.sleep(60)
     if kind == 3:
-        bytearray(outcomes.MEMORY)
+        bytearray(2 * outcomes.MEMORY)
     outcomes.expect(kind == 4, "a wrong result")
 
 
