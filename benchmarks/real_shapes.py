@@ -28,6 +28,7 @@ from mmrh_retriever.benchmark.flops import counted_flops
 from mmrh_retriever.benchmark.pairs import PlainProcedure, rank_anew, sample_pages, sample_questions
 from mmrh_retriever.benchmark.plan import QUESTION, plan
 from mmrh_retriever.benchmark.random_models import SHAPES, random_reranker
+from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.encoding.window import Window
 from mmrh_retriever.model.vision import joined_inputs
 from mmrh_retriever.runs.tables import Table
@@ -138,7 +139,8 @@ def beside_plan(reranker: Reranker, procedure: PlainProcedure, encoded: EncodedP
     whole = [*procedure.prompt(), reranker.prompter.question_segment(QUESTION)]
     reranker.vision.clear()
     windows: list[Window] = []
-    encode = counted_flops(lambda: windows.extend(reranker.engine().windows(reranker.candidates(procedure.pages))))
+    storing = reranker.with_store(PageStore(0))  # a window that is only asked keeps less of the last layer
+    encode = counted_flops(lambda: windows.extend(storing.engine().windows(storing.candidates(procedure.pages))))
     kept = sum(part.nbytes for window in windows for part in window.cache.part(0, len(window)))
     rows = [
         ("bytes of weights", found.weight_bytes, sum(one.nbytes for one in reranker.backbone.model.parameters())),

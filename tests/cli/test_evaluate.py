@@ -142,7 +142,7 @@ def test_the_bundled_model_is_announced_on_stderr(
     done = run(*pdfs, "--dry-run")
     assert done.code == 0, done.stderr
     assert "small bundled model" in done.stderr
-    assert "It is for scans" in " ".join(done.stderr.split())
+    assert "it is joined with BM25 (hybrid)" in " ".join(done.stderr.split())
     assert json.loads(done.stdout)["rankers"]["selected"]["model"] == "bundled"
 
 
