@@ -60,13 +60,16 @@ class PageLayer(DynamicLayer):
         """Write the new keys and values behind those in use and give views of all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        stop = self.length + key_states.shape[2]
-        if stop > self.keys.shape[2]:
-            self._grow(stop)
-        self.keys[:, :, self.length : stop] = key_states
-        self.values[:, :, self.length : stop] = value_states
-        self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        new = slice(self.length, self.length + key_states.shape[2])
+        if new.stop > self.keys.shape[2]:
+            self._grow(new.stop)
+        self.length = new.stop
+        return self._write(key_states, value_states, new)
+
+    def _write(self, key_states: Tensor, value_states: Tensor, new: slice) -> tuple[Tensor, Tensor]:
+        self.keys[:, :, new] = key_states
+        self.values[:, :, new] = value_states
+        return self.keys[:, :, : new.stop], self.values[:, :, : new.stop]
 
     def _grow(self, stop: int) -> None:
         held = self.keys.shape[2]
@@ -128,19 +131,10 @@ class RecordedLayer(PageLayer):
         self.values = value_states[:, :, :0].clone()
         self.key_heads = sorted({head * key_states.shape[1] // self.of for head in self.heads})
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new keys behind those in use; gives a view of all of them, and the new values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        stop = self.length + key_states.shape[2]
-        if stop > self.keys.shape[2]:
-            self._grow(stop)
+    def _write(self, key_states: Tensor, value_states: Tensor, new: slice) -> tuple[Tensor, Tensor]:
         for head in self.key_heads:
-            self.keys[:, head, self.length : stop] = key_states[:, head]
-        self.length = stop
-        return self.keys[:, :, :stop], value_states
+            self.keys[:, head, new] = key_states[:, head]
+        return self.keys[:, :, : new.stop], value_states
 
     def _make_room(self, tokens: int) -> None:
         self.keys = _grown(self.keys, self.length, tokens, self.key_heads)
