@@ -1,6 +1,6 @@
 """Time and peak memory of ``mmrh rank`` by the number of pages: a table. Pages are those of PDF files, repeated.
 
-    OMP_NUM_THREADS=1 python benchmarks/many_pages.py --pages 50 500 2000 [FILE.pdf ...]
+    OMP_NUM_THREADS=1 python benchmarks/many_pages.py [FILE.pdf ...] --pages 50 500 2000 [--max-pixels N]
 
 Each count is a process of its own with the bundled model. Seconds are those of the CPU, which other programs disturb
 least.
@@ -33,9 +33,10 @@ def write_pages(sources: list[Path], count: int, path: Path) -> None:
     made.save(path, garbage=2)
 
 
-def measure(path: Path) -> tuple[float, float]:
+def measure(path: Path, options: list[str]) -> tuple[float, float]:
     """Seconds of CPU and megabytes at the peak of one ``mmrh rank``."""
     command = [sys.executable, "-m", "mmrh_retriever.cli.main", "rank", str(path), "How did revenue change?", "--json"]
+    command += options
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
     _, status, used = os.wait4(child.pid, 0)
     if status:
@@ -47,13 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, nargs="+", default=[50, 500])
     parser.add_argument("sources", type=Path, nargs="*", default=[SAMPLE])
+    parser.add_argument("--max-pixels", help="As for mmrh rank.")
     given = parser.parse_args()
     print("| pages | CPU s | CPU s per page | peak MB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for count in given.pages:
             path = Path(folder) / f"{count}.pdf"
             write_pages(given.sources or [SAMPLE], count, path)
-            seconds, peak = measure(path)
+            seconds, peak = measure(path, ["--max-pixels", given.max_pixels] if given.max_pixels else [])
             print(f"| {count} | {seconds:.0f} | {seconds / count:.2f} | {peak:.0f} |", flush=True)
 
 

@@ -140,6 +140,18 @@ def test_photographs_are_turned_upright() -> None:
     assert page.pixels().size == (60, 120)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_a_turned_tiff_is_turned_from_a_path_as_from_bytes(mode: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = Image.new("RGB", (40, 90), "white")
+    made.paste("black", (0, 0, 20, 45))  # a quarter, at the top left
+    made.convert(mode).save(tmp_path / "turned.tif", exif=exif)
+    page = Page(image=tmp_path / "turned.tif")
+    assert page.size == page.pixels().size == (90, 40)
+    assert page.pixels().tobytes() == Page(image=(tmp_path / "turned.tif").read_bytes()).pixels().tobytes()
+
+
 def test_what_a_source_draws_is_checked_too() -> None:
     class Source:
         def __init__(self, drawn: object) -> None:

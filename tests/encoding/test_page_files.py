@@ -117,3 +117,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for folder in (tmp_path / "file" / "store", tmp_path / ("long" * 1000), "nul\0byte"):
         with pytest.raises(SettingsError, match="store's folder .* can't be made"):
             PageStore(folder=folder)
+
+
+def test_a_link_that_leads_nowhere_is_made_again(tmp_path: Path, pages: list[Page]) -> None:
+    first, second, _ = filled(tmp_path, pages)
+    for path, target in ((first, first), (second, tmp_path / "missing")):
+        path.unlink()
+        path.symlink_to(target)
+    store = PageStore(folder=tmp_path)
+    expected = scores(reranker_for(independent=True), pages)
+    assert scores(reranker_for(independent=True, store=store), pages) == pytest.approx(expected, abs=1e-6)
+    assert store.misses == 2
