@@ -10,7 +10,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from mmrh_retriever.cli import main as cli_main
 from mmrh_retriever.cli.main import _log_plainly, main
 from mmrh_retriever.cli.options import say
 from tests.cli.conftest import Mmrh
@@ -54,6 +56,7 @@ def test_errors_arguments_logs_and_warnings_are_plain_text(
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
     monkeypatch.setattr(warnings, "formatwarning", None)
+    monkeypatch.setattr(cli_main, "stderr", Console(stderr=True, width=300))  # nothing is wrapped
     _log_plainly()
     capsys.readouterr()
     for name in ("mmrh_retriever.any", "another.library"):
