@@ -184,8 +184,8 @@ class Prompter:
         found = []
         for question in questions:
             asked = question.strip() if self.options.strip_question else question
-            segment = self.opening_segment(asked)
-            if not self.text.plain(asked):
+            segment, own = self._labelled(asked)
+            if not own:
                 raise QuestionError(f"The question {asked!r} has no tokens in this model's vocabulary.")
             if len(segment) > MAX_QUESTION_TOKENS:
                 raise QuestionError(
@@ -217,6 +217,10 @@ class Prompter:
         The label counts if it is to count, without blanks in front of it, as does a token that reaches from it into the
         text.
         """
+        return self._labelled(text)[0]
+
+    def _labelled(self, text: str) -> tuple[PromptSegment, TokenSpan]:
+        """:meth:`opening_segment`, and the tokens that hold some of the text."""
         label = self.options.question_label
         named = label.lstrip()
         blanks = label.removesuffix(named)
@@ -225,7 +229,7 @@ class Prompter:
         segment.add_text(ids)
         counted = [span for span in (called if self.options.count_question_label else own, own) if span]
         segment.scored = [TokenSpan(counted[0].start, counted[-1].stop)] if counted else []
-        return segment
+        return segment, own
 
     def texts_segment(self, texts: Sequence[str]) -> PromptSegment:
         """Texts that follow one another, tokenised as one, and the separator; each text has a scored span of its own.

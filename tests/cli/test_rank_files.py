@@ -10,24 +10,13 @@ import pymupdf
 import pytest
 from PIL import Image
 
-from mmrh_retriever import HeadSet, read_pdf
+from mmrh_retriever import read_pdf
 from mmrh_retriever.cli.options import _in_options
-from mmrh_retriever.model.loading import HEADS_FILE
 from tests.cli.conftest import Mmrh
-from tests.factories import page_image, tiny
+from tests.factories import page_image
 
 QUESTION = "How did revenue change?"
 TEXT = "Revenue grew by a third in the last quarter, and the number of ships in the harbour grew with it."
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    fresh = tiny("qwen3_vl")
-    for part in (fresh.model, fresh.tokenizer, fresh.image_processor):
-        part.save_pretrained(folder)
-    HeadSet.all_heads(3, 4).save(folder / HEADS_FILE)
-    return folder
 
 
 @pytest.fixture
