@@ -62,7 +62,7 @@ def rank_command(
         boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
         ranking = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
-    rows = [_row(scored) for scored in (boxes if regions else ranking[:top_n])]
+    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(ranking, top_n)
     output.show(rows, lambda: [_table(rows, question)])
     if heatmap is not None:
         _draw_pages(ranking if regions else ranking[:top_n], boxes, heatmap)
@@ -105,13 +105,27 @@ def _read(file: Path, name: str, **options: Any) -> list[Page]:
     return read_pdf(file, doc_id=name, **options)
 
 
+def _page_rows(ranking: Sequence[ScoredPage], top_n: int) -> list[dict[str, Any]]:
+    """The best pages; with both parts of their scores, if these are hybrid."""
+    parts = ("attention_score", "text_score") if any(one.text_score is not None for one in ranking) else ()
+    return [
+        {**_row(scored), **{name: _nine_digits(getattr(scored, name)) for name in ("score", *parts)}}
+        for scored in ranking[:top_n]
+    ]
+
+
+def _region_row(scored: ScoredRegion) -> dict[str, Any]:
+    size = None if scored.page.size is None else _rounded(scored.page.size)
+    box = {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
+    return _row(scored) | box | {"score": _nine_digits(scored.score)}
+
+
 def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
-    page = scored.page
-    row: dict[str, Any] = {"rank": scored.rank, "document": page.doc_id, "page": page.number}
-    if isinstance(scored, ScoredRegion):
-        size = None if page.size is None else _rounded(page.size)
-        row |= {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
-    return row | {"score": float(f"{scored.score:.9g}")}
+    return {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+
+
+def _nine_digits(score: float | None) -> float | None:
+    return None if score is None else float(f"{score:.9g}")
 
 
 def _rounded(lengths: Sequence[float]) -> list[float]:
@@ -125,7 +139,7 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name == "score":
+    if isinstance(value, float):
         return f"{value:.6f}"
     text = " ".join(str("" if value is None else value).split())
     return text if name != "text" or len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"

@@ -121,3 +121,17 @@ def test_messages_speak_of_the_commands_own_options(mmrh: Mmrh, model: Path, fol
 )
 def test_arguments_become_options(message: str, expected: str) -> None:
     assert _in_options(message, ["pages", "max_pixels", "token_budget"]) == expected
+
+
+def test_hybrid_rows_have_both_parts_of_the_score(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    given = ("rank", folder, "How did revenue grow?", "--model", model, "--top-n", 9)
+    found = rows(mmrh(*given, "--hybrid", "--json").stdout)
+    plain = {row["document"]: row["score"] for row in rows(mmrh(*given, "--json").stdout)}
+    assert [list(row) for row in found] == 3 * [["rank", "document", "page", "score", "attention_score", "text_score"]]
+    for row in found:
+        assert row["attention_score"] == pytest.approx(plain[row["document"]], rel=1e-6)
+        assert (row["text_score"] is None) == (row["document"] == "scan.png")
+    shown = mmrh(*given, "--hybrid", "--markdown").stdout
+    assert "| rank | document | page | score | attention_score | text_score |" in shown
+    single = mmrh("rank", folder / "b" / "scan.png", "revenue", "--model", model, "--hybrid", "--json").stdout
+    assert [list(row) for row in rows(single)] == [["rank", "document", "page", "score"]], "no page has text"
