@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
@@ -18,6 +19,7 @@ from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
+from mmrh_retriever.ranking.hybrid import joined_shares
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.ranking.neighbours import Neighbours, PageId, neighbours_of
 from mmrh_retriever.settings import check_top_n
@@ -29,6 +31,7 @@ REGIONS_KEY = "mmrh_regions"  # the page's best regions, as RankedItem.region_re
 NEIGHBOUR_KEY = "mmrh_neighbour_of"  # of a page beside a hit: the hit's rank, from 1
 ERROR_KEY = "mmrh_error"  # why a document was put last without a score
 
+_BEYOND_SCORES = 1e100  # its square is finite
 GRID_CELLS = 24  # about how many serve as the regions of a page whose layout is unknown
 
 Item = TypeVar("Item")
@@ -80,6 +83,10 @@ class AdapterSettings(DocumentSettings):
     given a ``reranker=`` instead. Its model, heads and settings for ranking then count; the settings for loading don't.
     """
 
+    fuse: Literal["replace", "blend"] = Field(
+        "replace", description="Score a document by its page alone, or blend that with the score that it came with."
+    )
+    retrieval_weight: float = Field(0.5, ge=0.0, le=1.0, description="The part of that score, if scores are blended.")
     score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
@@ -96,14 +103,16 @@ class AdapterSettings(DocumentSettings):
         items: Sequence[Item],
         clues_of: Callable[[Item], PageClues],
         *,
+        retrieval_score_of: Callable[[Item], object] = lambda item: None,
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> list[RankedItem]:
         """Rank documents for a question, best first; equals keep the caller's order.
 
         ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
-        ``score_threshold`` counts instead of the setting. A document that names a page which is not found is treated as
-        ``on_missing_page`` says.
+        ``retrieval_score_of`` gives the score that a document came with, higher is better, for ``fuse="blend"``;
+        anything but a finite number is none. ``score_threshold`` counts instead of the setting. A document that names a
+        page which is not found is treated as ``on_missing_page`` says.
 
         Raises:
             QuestionError: an empty question.
@@ -125,6 +134,8 @@ class AdapterSettings(DocumentSettings):
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
         failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
         ranked = [RankedItem(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
+        if self.fuse == "blend":
+            ranked = blended(ranked, {i: retrieval_score_of(items[i]) for i in pages}, self.retrieval_weight)
         chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
         if self.with_regions:
             readable = [item.position for item in chosen if item.score is not None]
@@ -271,6 +282,30 @@ class AdapterSettings(DocumentSettings):
             return len(self.reranker.prompter.page_segment(page, number))
         except PageError as error:
             return error
+
+
+def blended(ranked: list[RankedItem], came_with: Mapping[int, object], weight: float) -> list[RankedItem]:
+    """Ranked items with shares among them: of their scores, and of those that they came with, as in hybrid scores.
+
+    An item that came without a finite number keeps its share; if all did, scores stay as they are.
+    """
+    theirs = np.array([_finite(came_with.get(item.position)) for item in ranked])
+    known = np.isfinite(theirs)
+    if not known.any():
+        return ranked
+    joined = joined_shares(np.array([item.score for item in ranked]), theirs, known, weight)
+    return [replace(item, score=float(share)) for item, share in zip(ranked, joined, strict=True)]
+
+
+def _finite(score: object) -> float:
+    """A score as a float; NaN for anything that is no number, or is beyond all scores, as infinity is."""
+    if isinstance(score, bool) or not isinstance(score, int | float | np.floating | np.integer):
+        return math.nan
+    try:
+        number = float(score)
+    except OverflowError:
+        return math.nan
+    return number if abs(number) < _BEYOND_SCORES else math.nan
 
 
 def _is_about(error: PageError, page: Page) -> bool:

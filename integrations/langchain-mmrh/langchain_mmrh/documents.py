@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.documents.base import Blob
@@ -36,7 +37,12 @@ def reranked(
     if not documents:
         return []
     ranked = settings.rank_items(
-        query, documents, lambda document: clues_of(document, settings), top_n=top_n, score_threshold=threshold
+        query,
+        documents,
+        lambda document: clues_of(document, settings),
+        retrieval_score_of=retrieval_score,
+        top_n=top_n,
+        score_threshold=threshold,
     )
     return [scored_copy(documents[item.position], item, settings) for item in ranked]
 
@@ -69,6 +75,11 @@ def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     )
 
 
+def retrieval_score(document: Document) -> Any:
+    """The score that a document came with; ``None`` if it has none."""
+    return document.metadata.get(SCORE_KEY, document.metadata.get("score"))
+
+
 def page_document(page: Page) -> Document:
     """The document of a PDF's page, with the metadata that LangChain's own PDF loaders write."""
     source = str(page.metadata.get("path", page.metadata.get("url")))
@@ -95,7 +106,7 @@ def scored_copy(document: Document, item: RankedItem, settings: AdapterSettings)
     stale = {SCORE_KEY, RETRIEVAL_SCORE_KEY, REGIONS_KEY, NEIGHBOUR_KEY, ERROR_KEY}
     metadata = {key: value for key, value in document.metadata.items() if key not in stale}
     metadata[SCORE_KEY] = item.score
-    before = document.metadata.get(SCORE_KEY, document.metadata.get("score"))
+    before = retrieval_score(document)
     if settings.keep_retrieval_score and before is not None:
         metadata[RETRIEVAL_SCORE_KEY] = before
     if settings.with_regions:

@@ -102,7 +102,14 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
                 if nodes:
-                    ranked = self.rank_items(question, nodes, self.clues, top_n=top_n, score_threshold=score_threshold)
+                    ranked = self.rank_items(
+                        question,
+                        nodes,
+                        self.clues,
+                        retrieval_score_of=lambda scored: scored.score,
+                        top_n=top_n,
+                        score_threshold=score_threshold,
+                    )
                     found = [self._scored_copy(nodes[item.position], item) for item in ranked]
                 event.on_end(payload={EventPayload.NODES: found})
         except Exception as error:
