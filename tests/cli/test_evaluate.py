@@ -215,7 +215,7 @@ def test_named_baselines(run: Mmrh, mmrh: Mmrh, pdfs: list[object], folder: Path
         f"embedding:{images} (images)",
         *names,
     ]
-    settings = json.loads((folder / "out" / "settings.json").read_text())["rankers"]
+    settings = json.loads((folder / "out" / "settings.json").read_text())["settings"]["rankers"]
     assert settings[names[0]] == {
         "kind": "cross-encoder", "model": str(words), "dtype": None, "reads": "text", "own_code": False,
     }  # fmt: skip
