@@ -1,8 +1,9 @@
-"""Tiny random models that sentence-transformers loads: a cross-encoder, and an embedder of texts and images."""
+"""Tiny random models that sentence-transformers loads: cross-encoders, one of images, and an embedder of both."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -13,8 +14,11 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
+    Gemma3Processor,
     PreTrainedTokenizerFast,
 )
+
+from tests.factories import tiny
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "revenue", "grew", "fleet", "water", "the", "fell")
 
@@ -55,3 +59,37 @@ def save_image_embedder(folder: Path) -> CLIPModel:
     sides = {"height": 32, "width": 32}
     CLIPProcessor(CLIPImageProcessorPil(size=sides, crop_size=sides), tokenizer()).save_pretrained(folder)
     return made
+
+
+YES, NO = 30, 31
+"""The tokens whose logits a generative reranker is asked for."""
+_PART = "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] }}{% endif %}"
+_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}" + _PART + "{% endfor %}{% endif %}; {% endfor %}yes or no?"
+)
+
+
+def save_image_cross_encoder(folder: Path) -> tuple[Any, Gemma3Processor]:
+    """A vision-language model that says how much more it expects one token than another."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
+
+    made = tiny("gemma3")
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=made.tokenizer.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=_TEMPLATE,
+        extra_special_tokens={
+            "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
+        },
+    )  # fmt: skip
+    length = made.model.config.mm_tokens_per_image
+    processor = Gemma3Processor(made.image_processor, tokens, image_seq_length=length, chat_template=_TEMPLATE)
+    for part in (made.model, processor):
+        part.save_pretrained(folder / "plain")
+    reader = Transformer(str(folder / "plain"), transformer_task="any-to-any")
+    CrossEncoder(modules=[reader, LogitScore(YES, NO)], device="cpu").save_pretrained(str(folder))
+    return made.model, processor

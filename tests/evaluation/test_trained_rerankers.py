@@ -17,7 +17,7 @@ from mmrh_retriever.errors import PageError, SettingsError, UnsupportedModelErro
 from mmrh_retriever.evaluation.rankers import RankerSpec, build_rankers
 from mmrh_retriever.evaluation.trained_rerankers import CHUNK_WORDS, TrainedRanker, as_words, load_trained
 from tests.factories import page_image
-from tests.tiny_rerankers import save_cross_encoder, save_image_embedder, tokenizer
+from tests.tiny_rerankers import NO, YES, save_cross_encoder, save_image_cross_encoder, save_image_embedder, tokenizer
 
 pytest.importorskip("sentence_transformers", reason="pip install 'mmrh-retriever[rerankers]'")
 
@@ -98,6 +98,19 @@ def test_images_of_pages_and_boxes(tmp_path: Path) -> None:
     assert np.abs(boxes[:, 1] - boxes[:, 0]).max() > 1e-4
     with pytest.raises(PageError, match="page 1 has no image"):
         made.rank(QUESTIONS, [Page(text="words")])
+
+
+def test_a_generative_cross_encoder_reads_images(tmp_path: Path) -> None:
+    model, processor = save_image_cross_encoder(tmp_path)
+    pages = PAGES[:2]
+    found = ranker("cross-encoder", tmp_path, reads="image").rank(QUESTIONS, pages)
+    for row, question in zip(found, QUESTIONS, strict=True):
+        for column, page in enumerate(pages):
+            text = f"query: {question}; document: <start_of_image>; yes or no?"
+            given = processor(text=text, images=[page.pixels()], return_tensors="pt")
+            with torch.inference_mode():
+                logits = model(**given).logits[0, -1]
+            assert row[column] == pytest.approx(float(logits[YES] - logits[NO]), abs=1e-4)
 
 
 class Noted:
