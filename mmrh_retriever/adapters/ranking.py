@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,9 +18,10 @@ from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
+from mmrh_retriever.ranking.calibration import passing
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.settings import check_top_n
-from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
+from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion, grid_boxes
 
 # Keys of metadata
 RETRIEVAL_SCORE_KEY = "retrieval_score"  # the score that the document came with
@@ -37,13 +39,20 @@ class RankedItem:
     """A document's index in the caller's list (``position``) with its score.
 
     ``score`` is ``None`` for a document that can't be read and was put last; ``error`` then says why. ``regions``
-    holds the page's best regions, best first, where they were asked for.
+    holds the page's best regions, best first, where they were asked for; ``probability`` is that of the page being
+    evidence, where a calibration holds.
     """
 
     position: int
     score: float | None
     error: MMRHError | None = None
     regions: tuple[ScoredRegion, ...] = ()
+    probability: float | None = None
+
+    @classmethod
+    def of(cls, position: int, scored: ScoredPage) -> RankedItem:
+        """A document with what its page scored."""
+        return cls(position, float(scored.score), probability=scored.probability)
 
     def region_records(self) -> list[dict[str, Any]]:
         """The regions as plain data: ``box`` and ``page_size`` in the page's units, ``kind``, ``score``, ``text``.
@@ -73,6 +82,13 @@ class AdapterSettings(DocumentSettings):
     """
 
     score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
+    min_probability: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Documents are left out whose pages are less probably evidence; for models "
+        "with a calibration (mmrh calibrate).",
+    )
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
     )
@@ -97,7 +113,8 @@ class AdapterSettings(DocumentSettings):
         Raises:
             QuestionError: an empty question.
             PageError, ContextOverflowError: a document that can't be read, or is too long (``on_error="raise"``).
-            SettingsError: ``top_n`` below 1, or a threshold that is no finite number.
+            SettingsError: ``top_n`` below 1, a threshold that is no finite number, or a least probability where there
+                is no calibration.
         """
         check_top_n(top_n)
         if not isinstance(question, str) or not question.strip():
@@ -111,9 +128,9 @@ class AdapterSettings(DocumentSettings):
         self.warn_of_bundled(unique.values())
         reranker = self.reranker
         ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
-        scores = {id(scored.page): float(scored.score) for scored in ranking or []}
+        scores = {id(scored.page): scored for scored in ranking or []}
         failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
-        ranked = [RankedItem(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
+        ranked = [RankedItem.of(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
         chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
         if not self.with_regions:
             return chosen
@@ -138,14 +155,17 @@ class AdapterSettings(DocumentSettings):
         top_n: int | None,
         score_threshold: float | None,
     ) -> list[RankedItem]:
-        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``.
+        """Order scored items, leave out those below the limits, put the failed ones last, cut to ``top_n``.
 
         Raises:
-            SettingsError: a threshold that is no finite number.
+            SettingsError: a threshold that is no finite number, or a least probability where there is no calibration.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if threshold is not None and not math.isfinite(threshold):
             raise SettingsError(f"score_threshold is a finite number, or None for all; got {threshold!r}.")
+        if self.min_probability is not None:
+            probable = passing([item.probability for item in ranked], self.min_probability, self.reranker.uncalibrated)
+            ranked = list(compress(ranked, probable))
         best = [item for item in ranked if threshold is None or (item.score is not None and item.score >= threshold)]
         best.sort(key=lambda item: (-(item.score or 0.0), item.position))
         if self.on_error == "last":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,27 @@ from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 _SHOWN_TEXT = 60
 
 
+@dataclass(frozen=True)
+class PdfOptions:
+    """What is read of PDF files."""
+
+    pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None
+    password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None
+
+
+@dataclass(frozen=True)
+class ProbabilityOptions:
+    """How probable it has to be that a page is evidence."""
+
+    min_probability: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Leave out pages that are less probably evidence.")
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="From mmrh calibrate; the one beside the model by default, if it holds for the settings."),
+    ] = None
+
+
 @grouped
 def rank_command(
     arguments: Annotated[
@@ -28,6 +51,8 @@ def rank_command(
     model: ModelOptions,
     window: WindowOptions,
     output: OutputOptions,
+    pdf: PdfOptions,
+    probability: ProbabilityOptions,
     top_n: Annotated[int, typer.Option(min=1, help="How many pages (or regions) to show.")] = 5,
     regions: Annotated[bool, typer.Option("--regions", help="Rank regions of pages instead of pages.")] = False,
     heatmap: Annotated[
@@ -37,12 +62,13 @@ def rank_command(
         Path | None, typer.Option(help="Write all pages with heat maps and boxes to this HTML file.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Keep encoded pages in this folder for the next question.")] = None,
-    pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None,
-    password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None,
 ) -> None:
     """Rank the pages of files for a question, best first."""
+    least = probability.min_probability
+    if regions and least is not None:
+        raise typer.BadParameter("regions have no probability; rank pages", param_hint="--min-probability")
     files, question = _files_and_question(arguments)
-    reading = {"pages": pages, "password": password, "layout": regions or report is not None}
+    reading = {**vars(pdf), "layout": regions or report is not None}
     listed = [page for file, name in _documents(files) for page in _read(file, name, **reading)]
     if regions and not any(page.regions for page in listed):
         raise PageError(
@@ -51,7 +77,10 @@ def rank_command(
         )
     from mmrh_retriever.encoding.page_store import PageStore
 
-    reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store), vision_memory=0)
+    reranker = load_reranker(
+        model, window, store=None if store is None else PageStore(folder=store), vision_memory=0,
+        calibration=probability.calibration or "auto",
+    )  # fmt: skip
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
     if report is not None or (regions and heatmap is not None):  # everything comes from one asking
@@ -61,10 +90,14 @@ def rank_command(
     elif regions:
         boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
-        ranking = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
+        ranking = reranker.rank(question, listed, with_tokens=heatmap is not None, progress=True)
+    if least is not None:
+        from mmrh_retriever.ranking.calibration import passing
+
+        ranking = list(compress(ranking, passing([one.probability for one in ranking], least, reranker.uncalibrated)))
     rows = [_row(scored) for scored in (boxes if regions else ranking[:top_n])]
-    output.show(rows, lambda: [_table(rows, question)])
-    if heatmap is not None:
+    output.show(rows, lambda: [_table(rows, question)] if rows else [])
+    if heatmap is not None and rows:
         _draw_pages(ranking if regions else ranking[:top_n], boxes, heatmap)
     if report is not None:
         from mmrh_retriever.explain.html_report import report_on
@@ -111,7 +144,10 @@ def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
     if isinstance(scored, ScoredRegion):
         size = None if page.size is None else _rounded(page.size)
         row |= {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
-    return row | {"score": float(f"{scored.score:.9g}")}
+    row |= {"score": float(f"{scored.score:.9g}")}
+    if isinstance(scored, ScoredPage) and scored.probability is not None:
+        row["probability"] = round(scored.probability, 4)
+    return row
 
 
 def _rounded(lengths: Sequence[float]) -> list[float]:
@@ -127,6 +163,8 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 def _shown(name: str, value: Any) -> str:
     if name == "score":
         return f"{value:.6f}"
+    if name == "probability":
+        return f"{value:.2f}"
     text = " ".join(str("" if value is None else value).split())
     return text if name != "text" or len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
 
