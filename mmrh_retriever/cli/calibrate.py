@@ -54,7 +54,7 @@ def calibrate_command(
     learned_from = f"{count} {kind} questions about {len({one.document for one in asked})} documents"
     learned(reranker, asked, source=learned_from).save(out)
     rows = list(_qualities(asked))
-    output.show(rows, lambda: [_table(rows, learned_from)])
+    output.show(rows, lambda: [_table(rows, learned_from)] if rows else [])
     say(f"Calibration: {out}. Learned from {learned_from}.")
     if not rows:
         say("How good it is can't be said: that takes two documents, of which each is left out in turn.")

@@ -91,7 +91,7 @@ class Calibration(FileModel):
         for name in sorted(self.settings.keys() | settings.keys()):
             learned, given = self.settings.get(name), settings.get(name)
             if learned != given:
-                return f"it was learned with {name}={learned!r}, not {given!r}"
+                return f"it was learned with {name}: {learned!r}, here it is {given!r}"
         return None
 
     def probabilities(self, attention: Values, text: Values | None) -> Values:
