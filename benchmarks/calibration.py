@@ -65,6 +65,7 @@ def row(name: str, asked: Sequence[AskedList], given: Probabilities) -> list[str
         name,
         shown(found.auc, 1, 2),
         shown(found.false_answers, 100, 1),
+        shown(found.first_auc, 1, 2),
         f"{100 * found.expected:.1f}",
         shown(found.found, 100, 1),
         f"{found.brier:.3f}",
@@ -143,7 +144,15 @@ def main() -> None:
     ]
     questions = sum(one.has_answer for one in asked)
     title = f"{questions} questions about {len({one.document for one in asked})} documents"
-    columns = ["", "AUC", "false answers, %", "probability of the first, %", "evidence among the first, %", "Brier"]
+    columns = [
+        "",
+        "AUC",
+        "false answers, %",
+        "AUC of the first",
+        "probability of the first, %",
+        "evidence among the first, %",
+        "Brier",
+    ]
     print(Table.of(title, columns, rows).markdown())
     if given.plot is not None:
         draw(given.plot, asked, curves)

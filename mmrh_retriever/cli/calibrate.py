@@ -74,15 +74,15 @@ def _qualities(asked: Sequence[AskedList]) -> list[dict[str, Any]]:
 
 
 def _table(rows: list[dict[str, Any]], source: str) -> Table:
-    columns = ("", "AUC", "false answers %", "probability of the first %", "evidence among the first %")
-    cells = [
-        [row["ranked"], _shown(row["auc"]), _shown(row["false_answers"], 100), f"{100 * row['expected']:.1f}",
-         _shown(row["found"], 100)]
-        for row in rows
-    ]  # fmt: skip
+    columns = ("", "AUC", "false answers %", "AUC of the first", "probability of the first %", "evidence of them %")
+    cells = []
+    for row in rows:
+        told_apart = _shown(row["auc"]), _shown(row["false_answers"], 100), _shown(row["first_auc"])
+        cells.append([row["ranked"], *told_apart, f"{100 * row['expected']:.1f}", _shown(row["found"], 100)])
     notes = [
         "Each document under a calibration learned from the others; in brackets 95 % intervals that draw documents.",
         f"False answers: lists without their answer that pass the threshold which {KEPT:.0%} of the others pass.",
+        "The first: pages ranked first, in lists with and without their answer.",
     ]
     return Table.of(f"Is the answer here? {source}", columns, cells, notes=notes)
 

@@ -31,12 +31,14 @@ class Quality:
 
     ``auc`` is the area under the ROC curve of lists with an answer against lists without: the chance that the one says
     more than the other. ``false_answers`` is the share of lists without an answer that pass the threshold which
-    :data:`KEPT` of the others pass. ``expected`` is the mean probability of the pages ranked first, ``found`` the share
-    of them that are evidence, ``brier`` the mean squared difference of both.
+    :data:`KEPT` of the others pass. ``first_auc`` is the area for pages ranked first, in lists of both kinds: those
+    that are evidence against those that are not. ``expected`` is the mean probability of the pages ranked first,
+    ``found`` the share of them that are evidence, ``brier`` the mean squared difference of both.
     """
 
     auc: Interval
     false_answers: Interval
+    first_auc: Interval
     expected: float
     found: Interval
     brier: float
@@ -73,29 +75,39 @@ def quality(asked: Sequence[AskedList], given: Sequence[Values]) -> Quality:
     right = np.array([one.gold[one.best] for one, _ in whole], dtype=float)
     members = [np.flatnonzero(documents == number) for number in range(documents.max() + 1)]
     rng = np.random.default_rng(0)
-    draws: list[tuple[float, float, float]] = []
-    while len(draws) < _SAMPLES:
+
+    def figures(drawn: npt.NDArray[np.intp]) -> tuple[float, float, float, float]:
+        some, with_answer, shares = said[drawn], answered[drawn], right[drawn]
+        told_apart = _auc(some, with_answer), _passing(some, with_answer)
+        return *told_apart, _auc(first[drawn], shares.astype(bool)), float(shares.mean())
+
+    draws = []
+    for _ in range(_SAMPLES):
         drawn = np.concatenate([members[number] for number in rng.integers(0, len(members), len(members))])
-        with_answer = answered[drawn]
-        if with_answer.any() and not with_answer.all():
-            draws.append(
-                (_auc(said[drawn], with_answer), _passing(said[drawn], with_answer), float(right[drawn].mean()))
-            )
+        draws.append(figures(drawn))
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    means = _auc(said, answered), _passing(said, answered), float(right.mean())
-    auc, passing, found = (Interval(*map(float, one)) for one in zip(means, low, high, strict=True))
-    return Quality(auc, passing, float(first.mean()), found, float(((first - right) ** 2).mean()))
+    means = figures(np.arange(len(said)))
+    auc, passing, first_auc, found = (Interval(*map(float, one)) for one in zip(means, low, high, strict=True))
+    brier = float(((first - right) ** 2).mean())
+    return Quality(auc, passing, first_auc, float(first.mean()), found, brier)
 
 
 def _auc(said: Values, answered: npt.NDArray[np.bool_]) -> float:
-    """Mann and Whitney's statistic as a share; equals count half."""
+    """Mann and Whitney's statistic as a share; equals count half. 0.5 if there is one kind only."""
+    if answered.all() or not answered.any():
+        return 0.5
     ranks = rankdata(said)[answered]
     with_answer, without = len(ranks), len(said) - len(ranks)
     return float((ranks.sum() - with_answer * (with_answer + 1) / 2) / (with_answer * without))
 
 
 def _passing(said: Values, answered: npt.NDArray[np.bool_]) -> float:
-    """The share of lists without an answer at or above the threshold that keeps :data:`KEPT` of those with one."""
+    """The share of lists without an answer at or above the threshold that keeps :data:`KEPT` of those with one.
+
+    1 if there is one kind only.
+    """
+    if answered.all() or not answered.any():
+        return 1.0
     kept = np.sort(said[answered])
     threshold = kept[int((1 - KEPT) * len(kept) + 1e-9)]
     return float((said[~answered] >= threshold).mean())

@@ -38,7 +38,7 @@ def test_a_calibration_is_learned_and_used(
     assert made.code == 0, made.stderr
     rows = [json.loads(line) for line in made.stdout.splitlines()]
     assert [row["ranked"] for row in rows] == ["with the text layer", "by images alone"]
-    assert list(rows[0]) == ["ranked", "auc", "false_answers", "expected", "found", "brier"]
+    assert list(rows[0]) == ["ranked", "auc", "false_answers", "first_auc", "expected", "found", "brier"]
     assert "Learned from 2 labelled questions about 2 documents." in made.stderr
     assert json.loads(out.read_text())["source"] == "2 labelled questions about 2 documents"
     asked = (folder / "a.pdf", "aword100?", "--model", model)

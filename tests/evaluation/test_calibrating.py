@@ -115,6 +115,8 @@ def test_quality_says_what_the_lists_say() -> None:
     threshold = max(t for t in with_answer if np.mean([a >= t for a in with_answer]) >= 0.9)
     assert found.false_answers.mean == pytest.approx(np.mean([b >= threshold for b in without]))
     first = [(values[one.best], one.gold[one.best]) for one, values in zip(asked[:-1], given, strict=False)]
+    pairs = [(a > b) + 0.5 * (a == b) for a, yes in first for b, no in first if yes and not no]
+    assert found.first_auc.mean == pytest.approx(np.mean(pairs))
     assert found.expected == pytest.approx(np.mean([p for p, _ in first]))
     assert found.found.mean == pytest.approx(np.mean([right for _, right in first]))
     assert found.brier == pytest.approx(np.mean([(p - right) ** 2 for p, right in first]))
