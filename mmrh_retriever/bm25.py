@@ -18,7 +18,7 @@ class TextIndex:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = len(texts)
-        words = _words(texts)
+        words = words_of(texts)
         self._index: Any = None
         if any(words):
             self._index = _bm25s().BM25()
@@ -29,7 +29,7 @@ class TextIndex:
         scores = np.zeros((len(questions), self._texts))
         if self._index is None:
             return scores
-        for row, wanted in zip(scores, _words(questions), strict=True):
+        for row, wanted in zip(scores, words_of(questions), strict=True):
             known = [word for word in wanted if word in self._index.vocab_dict]
             if known:
                 row[:] = self._index.get_scores(known)
@@ -41,7 +41,8 @@ def bm25_scores(questions: Sequence[str], texts: Sequence[str]) -> npt.NDArray[n
     return TextIndex(texts).scores(questions)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
+def words_of(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text that BM25 counts, in their order: lower case, without English stop words."""
     found: list[list[str]] = _bm25s().tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
     return found
 

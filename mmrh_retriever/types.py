@@ -217,7 +217,8 @@ class ScoredPage:
     one. Scores compare pages within one call. Where they were asked for, ``token_scores`` holds one calibrated value
     per visual token, and ``grid`` says where on the page each token is. They add up to ``attention_score`` less what
     its other tokens got: the begin and end markers (if these count), the tokens that end a row or name a tile, and
-    text.
+    text. ``probability`` is that of the event that this page holds evidence for the question, for each page by itself
+    (:mod:`~mmrh_retriever.ranking.calibration`); ``None`` where no calibration holds.
     """
 
     page: Page
@@ -228,6 +229,7 @@ class ScoredPage:
     grid: PatchGrid | None = None
     attention_score: float | None = None
     text_score: float | None = None
+    probability: float | None = None
 
     def __post_init__(self) -> None:
         if self.attention_score is None:

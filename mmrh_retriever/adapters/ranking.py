@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,11 +20,12 @@ from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
+from mmrh_retriever.ranking.calibration import passing
 from mmrh_retriever.ranking.hybrid import joined_shares
 from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.ranking.neighbours import Neighbours, PageId, neighbours_of
 from mmrh_retriever.settings import check_top_n
-from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
+from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion, grid_boxes
 
 # Keys of metadata
 RETRIEVAL_SCORE_KEY = "retrieval_score"  # the score that the document came with
@@ -43,7 +45,8 @@ class RankedItem:
     """A document's index in the caller's list (``position``) with its score.
 
     ``score`` is ``None`` for a document that can't be read and was put last; ``error`` then says why. ``regions``
-    holds the page's best regions, best first, where they were asked for.
+    holds the page's best regions, best first, where they were asked for; ``probability`` is that of the page being
+    evidence, where a calibration holds.
 
     A neighbour stands behind the hit whose rank, from 1, is its ``neighbour_of``. Its score is its own, ``None`` if it
     was not ranked. If no document holds it, ``page`` is the page of the hit's PDF, and ``position`` is the hit's.
@@ -53,8 +56,14 @@ class RankedItem:
     score: float | None
     error: MMRHError | None = None
     regions: tuple[ScoredRegion, ...] = ()
+    probability: float | None = None
     neighbour_of: int | None = None
     page: Page | None = None
+
+    @classmethod
+    def of(cls, position: int, scored: ScoredPage) -> RankedItem:
+        """A document with what its page scored."""
+        return cls(position, float(scored.score), probability=scored.probability)
 
     def region_records(self) -> list[dict[str, Any]]:
         """The regions as plain data: ``box`` and ``page_size`` in the page's units, ``kind``, ``score``, ``text``.
@@ -88,6 +97,13 @@ class AdapterSettings(DocumentSettings):
     )
     retrieval_weight: float = Field(0.5, ge=0.0, le=1.0, description="The part of that score, if scores are blended.")
     score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
+    min_probability: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Documents are left out whose pages are less probably evidence; for models "
+        "with a calibration (mmrh calibrate).",
+    )
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
     )
@@ -117,7 +133,8 @@ class AdapterSettings(DocumentSettings):
         Raises:
             QuestionError: an empty question.
             PageError, ContextOverflowError: a document that can't be read, or is too long (``on_error="raise"``).
-            SettingsError: ``top_n`` below 1, or a threshold that is no finite number.
+            SettingsError: ``top_n`` below 1, a threshold that is no finite number, or a least probability where there
+                is no calibration.
         """
         check_top_n(top_n)
         if not isinstance(question, str) or not question.strip():
@@ -131,9 +148,9 @@ class AdapterSettings(DocumentSettings):
         self.warn_of_bundled(unique.values())
         reranker = self.reranker
         ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
-        scores = {id(scored.page): float(scored.score) for scored in ranking or []}
+        scores = {id(scored.page): scored for scored in ranking or []}
         failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
-        ranked = [RankedItem(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
+        ranked = [RankedItem.of(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
         if self.fuse == "blend":
             ranked = blended(ranked, {i: retrieval_score_of(items[i]) for i in pages}, self.retrieval_weight)
         chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
@@ -165,14 +182,17 @@ class AdapterSettings(DocumentSettings):
         top_n: int | None,
         score_threshold: float | None,
     ) -> list[RankedItem]:
-        """Order scored items, leave out those below the threshold, put the failed ones last, cut to ``top_n``.
+        """Order scored items, leave out those below the limits, put the failed ones last, cut to ``top_n``.
 
         Raises:
-            SettingsError: a threshold that is no finite number.
+            SettingsError: a threshold that is no finite number, or a least probability where there is no calibration.
         """
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if threshold is not None and not math.isfinite(threshold):
             raise SettingsError(f"score_threshold is a finite number, or None for all; got {threshold!r}.")
+        if self.min_probability is not None:
+            probable = passing([item.probability for item in ranked], self.min_probability, self.reranker.uncalibrated)
+            ranked = list(compress(ranked, probable))
         best = [item for item in ranked if threshold is None or (item.score is not None and item.score >= threshold)]
         best.sort(key=lambda item: (-(item.score or 0.0), item.position))
         if self.on_error == "last":

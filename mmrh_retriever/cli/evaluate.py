@@ -95,6 +95,28 @@ def _baseline(value: str) -> str:
 
 
 @dataclass(frozen=True)
+class LabelledOptions:
+    """Labelled questions, and the documents that they are about."""
+
+    questions: Annotated[
+        Path, typer.Argument(help='JSON lines: {"document": "a.pdf", "question": "...", "pages": [4]}, pages from 1.')
+    ]
+    documents: Annotated[Path, typer.Option(help="Folder of PDFs, images, and folders of images.")]
+    page_pixels: Annotated[int, typer.Option(min=1, help="Pixels that PDF pages are drawn with.")] = DEFAULT_MAX_PIXELS
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Missing documents count as zero.")] = False
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N documents only.")] = None
+
+    def read(self) -> MMDocIR:
+        """The data; DataError for lines that can't be read, or that don't fit the documents."""
+        from mmrh_retriever.evaluation.labelled import read_labelled
+
+        data = read_labelled(
+            self.questions, self.documents, max_pixels=self.page_pixels, allow_missing=self.allow_missing
+        )
+        return data if self.limit is None else data.first(self.limit)
+
+
+@dataclass(frozen=True)
 class RankerOptions:
     """What is ranked, and what the model is compared with."""
 
@@ -196,19 +218,26 @@ class ExecutorOptions:
         return RayExecutor(data, rankers, level, workers=self.workers, address=self.ray_address)
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run is kept, and what is made of it."""
+
+    out: Annotated[Path, typer.Option(help="The run's folder: journal, rows, summary, tables.")]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False
+    plot: Annotated[Path | None, typer.Option(help="Also draw the comparison to this file.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything up to loading the model.")] = False
+
+
 @app.command()
 @grouped
 def mmdocir(
     data: DataOptions,
-    out: Annotated[Path, typer.Option(help="The run's folder: journal, rows, summary, tables.")],
+    run: RunOptions,
     ranked: RankerOptions,
     model: ModelOptions,
     window: WindowOptions,
     executor: ExecutorOptions,
     output: OutputOptions,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the comparison to this file.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything up to loading the model.")] = False,
 ) -> None:
     """Page or layout recall on MMDocIR, micro and macro over the domains.
 
@@ -217,27 +246,63 @@ def mmdocir(
     """
     if ranked.level == "layout" and data.pages is not None and data.layouts is None:
         raise typer.BadParameter("layout level with --pages needs --layouts", param_hint="--layouts")
+    rankers = _announced(ranked, model, window)
+    about = data.settings(layout_images=ranked.layout_images)
+    _run(data.read(layout_images=ranked.layout_images), about, rankers, ranked.level, run, executor, output)
+
+
+@app.command()
+@grouped
+def pages(
+    data: LabelledOptions,
+    run: RunOptions,
+    ranked: RankerOptions,
+    model: ModelOptions,
+    window: WindowOptions,
+    executor: ExecutorOptions,
+    output: OutputOptions,
+) -> None:
+    """Page recall on questions of your own, one JSON object a line: document, question, pages (from 1)."""
+    if ranked.level != "page":
+        raise typer.BadParameter("labelled questions name pages, no boxes", param_hint="--level")
+    rankers = _announced(ranked, model, window)
+    about = {"source": "labelled pages", "page_pixels": data.page_pixels}
+    _run(data.read(), about, rankers, ranked.level, run, executor, output)
+
+
+def _announced(ranked: RankerOptions, model: ModelOptions, window: WindowOptions) -> dict[str, RankerSpec]:
+    """The rankers; says on stderr if the bundled model is among them."""
     rankers = ranked.rankers(model.heads, settings_from(model, window, base=ranked.base))
     if model.model is None and any(ranker.needs_model for ranker in rankers.values()):
         say_bundled()
-    dataset = data.read(layout_images=ranked.layout_images)
-    about = data.settings(layout_images=ranked.layout_images)
-    if dry_run:
-        _dry_run(settings_of(dataset, rankers, level=ranked.level, more=about))
+    return rankers
+
+
+def _run(
+    dataset: MMDocIR,
+    about: dict[str, Any],
+    rankers: dict[str, RankerSpec],
+    level: Level,
+    run: RunOptions,
+    executor: ExecutorOptions,
+    output: OutputOptions,
+) -> None:
+    if run.dry_run:
+        _dry_run(settings_of(dataset, rankers, level=level, more=about))
         return
     found = evaluate(
         dataset,
         rankers,
-        out,
-        level=ranked.level,
-        executor=executor.made(dataset, rankers, ranked.level),
-        resume=resume,
+        run.out,
+        level=level,
+        executor=executor.made(dataset, rankers, level),
+        resume=run.resume,
         settings=about,
     )
-    write_atomically(out / "tables.md", markdown_tables(found).encode())
-    _check_results(found, out)
-    if plot is not None:
-        plot_comparison(found, plot)
+    write_atomically(run.out / "tables.md", markdown_tables(found).encode())
+    _check_results(found, run.out)
+    if run.plot is not None:
+        plot_comparison(found, run.plot)
     _show([found], output)
 
 

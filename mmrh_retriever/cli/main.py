@@ -30,6 +30,7 @@ COMMANDS = {
     "heads": "Show a model's retrieval heads: sparsity, overlaps, depth, the best heads.",
     "causal": "Accuracy with no heads masked, the selected ones masked, and as many random ones.",
     "evaluate": "Measure rankers on annotated documents.",
+    "calibrate": "Learn the probability that a page is evidence, from questions whose pages are there and taken away.",
     "bench": "Measure our speed against the paper's procedure on plain transformers, both in one run.",
     "plan": "Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded.",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,27 @@ from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 _SHOWN_TEXT = 60
 
 
+@dataclass(frozen=True)
+class PdfOptions:
+    """What is read of PDF files."""
+
+    pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None
+    password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None
+
+
+@dataclass(frozen=True)
+class ProbabilityOptions:
+    """How probable it has to be that a page is evidence."""
+
+    min_probability: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Leave out pages that are less probably evidence.")
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="From mmrh calibrate; the one beside the model by default, if it holds for the settings."),
+    ] = None
+
+
 @grouped
 def rank_command(
     arguments: Annotated[
@@ -29,6 +52,8 @@ def rank_command(
     model: ModelOptions,
     window: WindowOptions,
     output: OutputOptions,
+    pdf: PdfOptions,
+    probability: ProbabilityOptions,
     top_n: Annotated[int, typer.Option(min=1, help="How many pages (or regions) to show.")] = 5,
     regions: Annotated[bool, typer.Option("--regions", help="Rank regions of pages instead of pages.")] = False,
     heatmap: Annotated[
@@ -41,14 +66,15 @@ def rank_command(
     neighbours: Annotated[
         Neighbours | None, typer.Option(help="Also show the pages beside the best ones, not counted by --top-n.")
     ] = None,
-    pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None,
-    password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None,
 ) -> None:
     """Rank the pages of files for a question, best first."""
+    least = probability.min_probability
     if regions and neighbours is not None:
         raise typer.BadParameter("goes with pages, not with --regions", param_hint="--neighbours")
+    if regions and least is not None:
+        raise typer.BadParameter("regions have no probability; rank pages", param_hint="--min-probability")
     files, question = _files_and_question(arguments)
-    reading = {"pages": pages, "password": password, "layout": regions or report is not None}
+    reading = {**vars(pdf), "layout": regions or report is not None}
     listed = [page for file, name in _documents(files) for page in _read(file, name, **reading)]
     if regions and not any(page.regions for page in listed):
         raise PageError(
@@ -57,7 +83,10 @@ def rank_command(
         )
     from mmrh_retriever.encoding.page_store import PageStore
 
-    reranker = load_reranker(model, window, store=None if store is None else PageStore(folder=store), vision_memory=0)
+    reranker = load_reranker(
+        model, window, store=None if store is None else PageStore(folder=store), vision_memory=0,
+        calibration=probability.calibration or "auto",
+    )  # fmt: skip
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
     if report is not None or (regions and heatmap is not None):  # everything comes from one asking
@@ -68,10 +97,16 @@ def rank_command(
         boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
         ranking = reranker.rank(question, listed, with_tokens=heatmap is not None, progress=True)
-    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(ranking, top_n, neighbours)
-    output.show(rows, lambda: [_table(rows, question)])
-    if heatmap is not None:
-        _draw_pages(ranking if regions else ranking[:top_n], boxes, heatmap)
+    found = ranking
+    if least is not None:
+        from mmrh_retriever.ranking.calibration import passing
+
+        found = list(compress(ranking, passing([one.probability for one in ranking], least, reranker.uncalibrated)))
+    best = found[:top_n]
+    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(best, ranking, neighbours)
+    output.show(rows, lambda: [_table(rows, question)] if rows else [])
+    if heatmap is not None and rows:
+        _draw_pages(ranking if regions else best, boxes, heatmap)
     if report is not None:
         from mmrh_retriever.explain.html_report import report_on
 
@@ -111,17 +146,27 @@ def _read(file: Path, name: str, **options: Any) -> list[Page]:
     return read_pdf(file, doc_id=name, **options)
 
 
-def _page_rows(ranking: Sequence[ScoredPage], top_n: int, which: Neighbours | None) -> list[dict[str, Any]]:
-    """The best pages, their neighbours behind each; with both parts of their scores, if these are hybrid."""
-    parts = ("attention_score", "text_score") if any(one.text_score is not None for one in ranking) else ()
-    ids = [(scored.page.doc_id, scored.page.index) for scored in ranking]
-    known = dict(zip(ids, ranking, strict=True))
+def _page_rows(
+    best: Sequence[ScoredPage], ranking: Sequence[ScoredPage], which: Neighbours | None
+) -> list[dict[str, Any]]:
+    """The best pages of a ranking, their neighbours behind each.
+
+    Both parts of hybrid scores are shown, and probabilities where a calibration holds.
+    """
+    names = ["score"]
+    if any(one.text_score is not None for one in ranking):
+        names += ["attention_score", "text_score"]
+    known = {(scored.page.doc_id, scored.page.index): scored for scored in ranking}
     rows = []
-    for hit, beside in zip(ranking[:top_n], neighbours_of(ids[:top_n], which), strict=True):
-        for scored in (hit, *(known[page] for page in beside if page in known)):
-            scores = {name: _nine_digits(getattr(scored, name)) for name in ("score", *parts)}
-            mark = {} if which is None else {"neighbour_of": None if scored is hit else hit.rank}
-            rows.append({**_row(scored), **scores, **mark})
+    beside = neighbours_of([(scored.page.doc_id, scored.page.index) for scored in best], which)
+    for hit, others in zip(best, beside, strict=True):
+        for scored in (hit, *(known[page] for page in others if page in known)):
+            row = _row(scored) | {name: _nine_digits(getattr(scored, name)) for name in names}
+            if scored.probability is not None:
+                row["probability"] = round(scored.probability, 4)
+            if which is not None:
+                row["neighbour_of"] = None if scored is hit else hit.rank
+            rows.append(row)
     return rows
 
 
@@ -150,6 +195,8 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _shown(name: str, value: Any) -> str:
+    if name == "probability":
+        return "" if value is None else f"{value:.2f}"
     if isinstance(value, float):
         return f"{value:.6f}"
     text = " ".join(str("" if value is None else value).split())

@@ -126,7 +126,7 @@ def read_parts(path: str | Path) -> tuple[Level, dict[str, list[Part]]]:
     if {key: settings.get(key) for key in FORMAT} != FORMAT:
         raise DataError(f"{folder} holds another kind of run. Give the folder of a finished {WHAT} (--out).")
     if not is_file(folder / "summary.json"):
-        raise DataError(f"{folder}: the run was not finished. Go on with it (mmrh evaluate mmdocir ... --resume).")
+        raise DataError(f"{folder}: the run was not finished. Go on with it (--resume).")
     about = parse_as(_Settings, json.dumps(settings), where=f"{folder / 'settings.json'}", what=f"settings of a {WHAT}")
     summary = read_json(folder / "summary.json", _Summary, what=f"summary of a {WHAT}")
     done = sorted({part.key(): part for part in units}.values(), key=lambda part: part.line)

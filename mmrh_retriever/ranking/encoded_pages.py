@@ -76,7 +76,7 @@ class EncodedPages:
         asked = as_questions(questions)
         segments = self.reranker.prompter.question_segments(asked)
         scores = self._scores(segments, with_tokens=with_tokens)
-        return scores.rankings(top_n, texts=self._texts, asked=asked)
+        return scores.rankings(top_n, texts=self._texts, asked=asked, calibration=self.reranker.calibration)
 
     def rank_regions(
         self, question: str, *, top_n: int | None = None, aggregate: Aggregate = DEFAULT_AGGREGATE
@@ -90,7 +90,7 @@ class EncodedPages:
         """Ask once, and give the ranking, the pages' token scores, and the best page by token of the question."""
         segment = token_by_token(self.reranker.prompter.question_segment(question))
         scores = self._scores([segment], with_tokens=True)
-        (ranking,) = scores.rankings(texts=self._texts, asked=[question])
+        (ranking,) = scores.rankings(texts=self._texts, asked=[question], calibration=self.reranker.calibration)
         best = ranking[0]
         if best.grid is None:
             return Explanation(ranking, None)

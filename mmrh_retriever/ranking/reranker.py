@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
+from mmrh_retriever.ranking.calibration import Calibration, calibration_for
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
 from mmrh_retriever.ranking.hybrid import TextLayer
 from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, in_thread, with_progress
@@ -43,6 +45,9 @@ class Reranker:
         heads: ``"published"`` (the set shipped for this model), ``"all"``, a :class:`HeadSet`, or the path of
             a head set or of detected scores.
         settings: how pages are ranked.
+        calibration: what gives pages a probability (:mod:`~mmrh_retriever.ranking.calibration`): ``"auto"`` for the
+            file beside a local model's weights, if it holds for these heads and settings, a :class:`Calibration`, the
+            path of one, or ``None``.
         store: where encoded pages are kept for later calls; several rerankers may share one.
         vision_memory: bytes of vision features kept, so that a page seen again goes through the vision tower once.
         check: compare recorded attention with plain eager attention on a short input, once per model.
@@ -56,7 +61,7 @@ class Reranker:
     Raises:
         UnsupportedModelError: a family or attention backend that we can't drive.
         HeadSetError: heads that do not fit the model, or none published for it.
-        SettingsError: a setting that is out of its range.
+        SettingsError: a setting that is out of its range, or a given calibration that does not hold.
         ContextOverflowError: a token budget without room for a page.
         AttentionCaptureError: the check failed, or the weights hold NaN.
     """
@@ -68,6 +73,7 @@ class Reranker:
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         *,
         settings: RerankSettings | None = None,
+        calibration: Calibration | str | Path | None = "auto",
         store: PageStore | None = None,
         vision_memory: int = DEFAULT_VISION_MEMORY,
         check: bool = True,
@@ -82,6 +88,7 @@ class Reranker:
         self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
         self.settings = self._resolved(given)
         self.heads = resolve_heads(heads, self.backbone.facts)
+        self._calibrate(calibration)
         self.vision = Vision(self.backbone, vision_memory)
         self._keep_in(store)
         if check:
@@ -94,6 +101,7 @@ class Reranker:
         *,
         heads: str | Path | HeadSet | HeadScoresTable = "published",
         settings: RerankSettings | None = None,
+        calibration: Calibration | str | Path | None = "auto",
         store: PageStore | None = None,
         vision_memory: int = DEFAULT_VISION_MEMORY,
         check: bool = True,
@@ -115,12 +123,26 @@ class Reranker:
         given = RerankSettings.of_pretrained(model, settings, changes)
         path, _ = model_path(given.model)
         loaded, processors = load_model(path, **given.loading())
-        return cls(loaded, processors, heads, settings=given, store=store, vision_memory=vision_memory, check=check)
+        return cls(
+            loaded, processors, heads, settings=given, calibration=calibration, store=store,
+            vision_memory=vision_memory, check=check,
+        )  # fmt: skip
 
     def with_heads(self, heads: str | Path | HeadSet | HeadScoresTable) -> Reranker:
-        """A reranker on the same model with other heads; vision features and store are shared."""
+        """A reranker on the same model with other heads; vision features and store are shared.
+
+        Its calibration is the one beside the model, if that holds for them.
+        """
         other = copy.copy(self)
         other.heads = resolve_heads(heads, self.backbone.facts)
+        if other.heads != self.heads:
+            other._calibrate("auto")
+        return other
+
+    def with_calibration(self, calibration: Calibration | str | Path | None) -> Reranker:
+        """A reranker on the same model with another calibration, or none."""
+        other = copy.copy(self)
+        other._calibrate(calibration)
         return other
 
     def with_store(self, store: PageStore | None) -> Reranker:
@@ -211,7 +233,8 @@ class Reranker:
             final_round=self.settings.final_round,
             with_tokens=with_tokens,
         )
-        return scores.rankings(top_n, texts=self.text_layer([one.page for one in candidates]), asked=asked)
+        texts = self.text_layer([one.page for one in candidates])
+        return scores.rankings(top_n, texts=texts, asked=asked, calibration=self.calibration)
 
     def rank_regions(
         self,
@@ -337,6 +360,17 @@ class Reranker:
                 allowed=budget,
             )
         return given.model_copy(update={"independent": independent, "token_budget": budget, "hybrid": hybrid})
+
+    @property
+    def calibrated_settings(self) -> dict[str, Any]:
+        """The settings that a calibration holds for."""
+        named = self.settings.model_dump(include={"independent", "calibrate", "resize_first", "max_pixels"})
+        return {**named, **asdict(self.prompter.options)}
+
+    def _calibrate(self, given: Calibration | str | Path | None) -> None:
+        self.calibration, self.uncalibrated = calibration_for(
+            given, self.backbone.name, self.heads, self.calibrated_settings
+        )
 
     def _keep_in(self, store: PageStore | None) -> None:
         self.store = store

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmrh_retriever.encoding.scoring import descending, page_scores
 from mmrh_retriever.encoding.window import Attention, Window
 from mmrh_retriever.model.prompts import PromptSegment
+from mmrh_retriever.ranking.calibration import Calibration
 from mmrh_retriever.ranking.hybrid import TextLayer
 from mmrh_retriever.types import Candidate, FloatArray, ScoredPage
 
@@ -60,14 +61,20 @@ class Scores:
             start = stop
 
     def rankings(
-        self, top_n: int | None = None, *, texts: TextLayer | None = None, asked: Sequence[str] = ()
+        self,
+        top_n: int | None = None,
+        *,
+        texts: TextLayer | None = None,
+        asked: Sequence[str] = (),
+        calibration: Calibration | None = None,
     ) -> list[list[ScoredPage]]:
         """One ranking per question, best first; equals stay in the caller's order.
 
-        With ``texts``, which are ``asked`` the same questions, scores are hybrid.
+        With ``texts``, which are ``asked`` the same questions, scores are hybrid. With a ``calibration`` pages have a
+        probability.
         """
         found = [None] * len(self.questions) if texts is None else texts.index.scores(asked)
-        return [list(self._ranking(question, top_n, texts, own)) for question, own in enumerate(found)]
+        return [list(self._ranking(question, top_n, texts, own, calibration)) for question, own in enumerate(found)]
 
     def _add_tokens(self, question: int, window: Window, paid: Tensor) -> None:
         for page in window.pages:
@@ -76,10 +83,19 @@ class Scores:
             self._grids[index] = page.grid
 
     def _ranking(
-        self, question: int, top_n: int | None, texts: TextLayer | None, said: FloatArray | None
+        self,
+        question: int,
+        top_n: int | None,
+        texts: TextLayer | None,
+        said: FloatArray | None,
+        calibration: Calibration | None,
     ) -> Iterator[ScoredPage]:
         attention: list[float] = self.values[question].tolist()
         scores = attention
+        probable = None
+        if calibration is not None:
+            known = None if texts is None or said is None else np.where(texts.has_text, said, np.nan)
+            probable = calibration.probabilities(self.values[question].numpy(), known)
         if texts is None or said is None:
             finals: list[bool] = self.finals[question].tolist()
             order = descending(self.values[question])
@@ -99,6 +115,7 @@ class Scores:
                 grid=grid,
                 attention_score=attention[index],
                 text_score=float(said[index]) if said is not None and texts and texts.has_text[index] else None,
+                probability=None if probable is None or np.isnan(probable[index]) else float(probable[index]),
             )
 
     def _on_one_scale(self, question: int) -> FloatArray:

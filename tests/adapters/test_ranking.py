@@ -20,6 +20,7 @@ from mmrh_retriever import HeadSet, PageError, QuestionError, Reranker, Settings
 from mmrh_retriever.adapters import AdapterSettings, PageClues, RankedItem, check_top_n
 from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
+from mmrh_retriever.ranking.calibration import Calibration, Logistic
 from tests import factories
 from tests.ranking_stub import StubReranker, real, stub, tiny
 
@@ -358,3 +359,40 @@ def test_trust_settings_reach_the_pages(tmp_path: Path, reranker: StubReranker) 
 
 def test_the_stub_is_a_reranker() -> None:
     assert isinstance(stub(), Reranker)
+
+
+# Probabilities
+
+
+def test_improbable_documents_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    ranked = [
+        RankedItem(0, 0.1, probability=0.3),
+        RankedItem(1, 0.9, probability=0.6),
+        RankedItem(2, 0.5, probability=0.5),
+    ]
+    settings = AdapterSettings(reranker=stub(), min_probability=0.5, on_error="last")
+    chosen = settings.choose(ranked, {3: PageError("damaged")}, top_n=None, score_threshold=None)
+    assert [item.position for item in chosen] == [1, 2, 3]
+    assert not caplog.records
+    settings.min_probability = 0.7
+    assert settings.choose(ranked, {}, top_n=None, score_threshold=None) == []
+    assert "None of 3 pages is evidence with a probability of 0.7 or more" in caplog.text
+    with pytest.raises(SettingsError, match="min_probability"):
+        AdapterSettings(min_probability=1.5)
+
+
+def test_a_least_probability_takes_the_rerankers_calibration() -> None:
+    reranker = real(hybrid=False)
+    weights = Logistic(intercept=0.0, weights={"attention": 0.0, "attention_margin": 1000.0})
+    names = [str(head) for head in reranker.heads]
+    calibration = Calibration(
+        model=reranker.backbone.name, heads=names, settings=reranker.calibrated_settings, source="", attention=weights
+    )
+    items = [PageClues(text="water and salt"), PageClues(text="revenue changed")]
+    with pytest.raises(SettingsError, match="needs a calibration: no mmrh_calibration.json stands beside the model"):
+        rank(AdapterSettings(reranker=reranker, min_probability=0.5), items)
+    calibrated = AdapterSettings(reranker=reranker.with_calibration(calibration), min_probability=0.5)
+    (best,) = rank(calibrated, items)  # the one above the other
+    assert best.position == rank(AdapterSettings(reranker=reranker), items)[0].position
+    assert best.probability is not None
+    assert best.probability > 0.5

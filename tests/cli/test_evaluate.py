@@ -228,3 +228,22 @@ def test_named_baselines(run: Mmrh, mmrh: Mmrh, pdfs: list[object], folder: Path
         "is not one of images-only, all-heads, bm25, embedding, random, cross-encoder:NAME, embedding:NAME"
         in wrong.stderr
     )
+
+
+def test_labelled_pages(mmrh: Mmrh, folder: Path) -> None:
+    questions = folder / "questions.jsonl"
+    questions.write_text('{"document": "a.pdf", "question": "Which emissions?", "pages": [2]}\n')
+    arguments = ("evaluate", "pages", questions, "--documents", folder, "--out", folder / "out")
+    done = mmrh(*arguments, "--baseline", "bm25", "--baselines-only", "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["micro"]["recall@1"] == 1
+    more = mmrh(*arguments, "--baseline", "bm25", "--baseline", "random", "--baselines-only", "--resume")
+    assert more.code == 0, more.stderr
+    assert "Page level: 1 question about 1 document" in more.stdout
+    boxes = mmrh(*arguments, "--baseline", "bm25", "--baselines-only", "--level", "layout")
+    assert boxes.code == 2
+    assert "labelled questions name pages, no boxes" in boxes.stderr
+    questions.write_text('{"document": "a.pdf", "question": "Which emissions?", "pages": [3]}\n')
+    wrong = mmrh(*arguments, "--baseline", "bm25", "--baselines-only", "--resume")
+    assert wrong.code == 1
+    assert "line 1: got page 3 of a.pdf, expected numbers from 1 to 2" in wrong.stderr

@@ -113,7 +113,7 @@ class Library:
         if encoded is None:
             return Answer([], failed, lambda _: [])
         indices = shelf.indices()
-        ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in encoded.rank(question)]
+        ranked = [RankedItem.of(indices[id(it.page)], it) for it in encoded.rank(question)]
         return Answer(ranked, failed, lambda _: encoded.rank_regions(question))
 
     def ask_best(self, shelf: _Shelf, settings: AdapterSettings, question: str, candidates: int) -> Answer:
@@ -129,7 +129,7 @@ class Library:
             chosen, lambda pages: reranker.rank(question, pages, progress=True)
         )
         failed = shelf.failed | {indices[key]: error for key, error in errors.items()}
-        ranked = [RankedItem(indices[id(it.page)], float(it.score)) for it in ranking or []]
+        ranked = [RankedItem.of(indices[id(it.page)], it) for it in ranking or []]
         return Answer(ranked, failed, lambda pages: reranker.rank_regions(question, pages))
 
 

@@ -60,6 +60,12 @@ class MMDocIR:
     fingerprint: str
 
     @classmethod
+    def of(cls, documents: Iterable[Document], source: PageReader) -> MMDocIR:
+        """Documents with questions that were read already, and where their pages come from."""
+        listed = tuple(documents)
+        return cls(listed, source, _fingerprint(listed))
+
+    @classmethod
     def from_pdfs(
         cls,
         annotations: str | Path,
@@ -87,7 +93,7 @@ class MMDocIR:
                 f"{folder}: {len(missing)} of {len(listed)} PDFs are missing: {', '.join(missing)}. Put them there, or "
                 "allow missing documents; their questions then count as zero."
             )
-        return cls(tuple(listed), PdfFolder(folder, max_pixels), _fingerprint(listed))
+        return cls.of(listed, PdfFolder(folder, max_pixels))
 
     @classmethod
     def from_parquet(
@@ -111,7 +117,7 @@ class MMDocIR:
         listed = read_annotations(annotations)
         source = ParquetPages(Path(pages), None if layouts is None else Path(layouts), text, layout_images)
         source.check(listed, name=str(annotations))
-        return cls(tuple(listed), source, _fingerprint(listed))
+        return cls.of(listed, source)
 
     def first(self, count: int) -> MMDocIR:
         """The same data, cut to its first ``count`` documents."""
