@@ -7,16 +7,15 @@ from mmrh_retriever.adapters.clues import PageClues, clues_from_metadata, decode
 from mmrh_retriever.adapters.page_sources import DEFAULT_MAX_BYTES, PageSource
 from mmrh_retriever.adapters.ranking import (
     ERROR_KEY,
-    GRID_CELLS,
     REGIONS_KEY,
     RETRIEVAL_SCORE_KEY,
     AdapterSettings,
     RankedItem,
     page_key,
-    with_some_regions,
 )
 from mmrh_retriever.adapters.settings import DEFAULT_PAGE_MEMORY
 from mmrh_retriever.locks import Lock
+from mmrh_retriever.ranking.grid_regions import GRID_CELLS, with_some_regions
 from mmrh_retriever.settings import check_top_n
 
 __all__ = [

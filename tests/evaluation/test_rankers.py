@@ -14,8 +14,7 @@ from PIL import Image
 from mmrh_retriever import Page, Region, Reranker, RerankSettings
 from mmrh_retriever.bm25 import bm25_scores
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation import embeddings, rankers
-from mmrh_retriever.evaluation.embeddings import EmbeddingScorer
+from mmrh_retriever.evaluation import rankers
 from mmrh_retriever.evaluation.rankers import (
     HeadRanker,
     RandomRanker,
@@ -24,6 +23,8 @@ from mmrh_retriever.evaluation.rankers import (
     build_rankers,
     listed_regions,
 )
+from mmrh_retriever.model import text_embeddings as embeddings
+from mmrh_retriever.model.text_embeddings import EmbeddingScorer
 from tests.factories import tiny
 
 PAGES = [
