@@ -60,7 +60,9 @@ class EmbeddingScorer:
         """Unit vectors of each text's chunks, ``(chunks, width)``; no chunks where there are no words."""
         chunks = [_chunks(text) for text in texts]
         flat = [chunk for own in chunks for chunk in own]
-        embedded = self.embed(flat).astype(np.float32) if flat else np.zeros((0, 0), np.float32)
+        embedded = (
+            self.embed(flat).astype(np.float32) if flat else np.zeros((0, self.model.config.hidden_size), np.float32)
+        )
         return np.split(embedded, np.cumsum([len(own) for own in chunks])[:-1]) if chunks else []
 
     @torch.inference_mode()
