@@ -58,14 +58,15 @@ class LibraryAnswer:
 class Library:
     """PDF and image files, or folders of them, that questions are asked of.
 
-        library = Library("reports/", folder="reports/.mmrh")
+        library = Library("reports/", first_stage="bm25", folder="reports/.mmrh")
         for scored in library.rank("How did revenue change?", top_n=5):
             print(scored.page.doc_id, scored.page.number, scored.score)
 
     At each question the files are looked at: new, changed and removed ones are noticed by their content
-    (``library.watching``). A first stage picks ``candidates`` pages, which the model then ranks. Pages are encoded when
-    a question needs them, or before, by :meth:`encode`; where pages stand alone (``independent``, as with the bundled
-    model), they are kept for the next questions.
+    (``library.watching``). A first stage picks ``candidates`` pages, which the model then ranks; without one, with
+    ``first_stage="all"``, it ranks all of them. Pages are encoded when a question needs them, or before, by
+    :meth:`encode`. Where pages stand alone (``independent``, as with the bundled model), they are kept for the next
+    questions.
 
     Args:
         files: PDF and image files, and folders, whose files of these kinds are taken.
@@ -122,7 +123,7 @@ class Library:
                 made = shared_reranker() if self._given is None else self._given
                 whole, folder = self.settings.first_stage == "all", self.folder
                 if made.store is None and made.independent and not (whole and folder is None):
-                    memory = 0 if whole else self.settings.memory  # all pages' keys are held by EncodedPages
+                    memory = 0 if whole else self.settings.memory_budget  # all pages' keys are held by EncodedPages
                     pages = None if folder is None else folder / "pages"
                     made = made.with_store(PageStore(memory, pages, disk=self.settings.disk))
                 self._reranker = made
@@ -248,7 +249,7 @@ class Library:
 
     def _encode_all(self, shelf: Shelf, *, progress: bool) -> tuple[EncodedPages | None, dict[int, MMRHError]]:
         """All pages encoded, now if they were not yet, and errors by the ``id`` of their page."""
-        reranker, memory = self.reranker, self.settings.memory
+        reranker, memory = self.reranker, self.settings.memory_budget
         with self._lock:
             if self._encoded is None or self._encoded[0] is not shelf:
                 self._encoded = None  # two at once would take twice the memory

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
+from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET
 from mmrh_retriever.settings import settings_error
 
 FirstStage = Literal["bm25", "embedding", "hybrid", "all"]
@@ -18,7 +19,7 @@ DEFAULT_CANDIDATES = 20
 DEFAULT_TEXTLESS = 32
 """Pages without text that are looked at for every question beside the candidates."""
 DEFAULT_LIBRARY_MEMORY = 512 * 1024**2
-"""Bytes of encoded pages that a library holds in memory."""
+"""Bytes of encoded pages that a library with a first stage holds in memory."""
 
 
 class LibrarySettings(BaseModel):
@@ -26,7 +27,7 @@ class LibrarySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    first_stage: FirstStage = Field("bm25", description="How the pages are picked that the model sees.")
+    first_stage: FirstStage = Field("all", description="How the pages are picked that the model sees.")
     candidates: int = Field(DEFAULT_CANDIDATES, ge=1, description="How many pages the first stage picks.")
     textless: int = Field(
         DEFAULT_TEXTLESS,
@@ -39,8 +40,19 @@ class LibrarySettings(BaseModel):
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="What to do with a file or page that can't be read: raise, or go on without it."
     )
-    memory: int = Field(DEFAULT_LIBRARY_MEMORY, ge=0, description="Bytes of encoded pages held in memory.")
+    memory: int | None = Field(
+        None,
+        ge=0,
+        description="Bytes of encoded pages in memory; by default 512 MiB, or 4 GiB where all pages are looked at.",
+    )
     disk: int = Field(DEFAULT_STORE_DISK, ge=0, description="Bytes of encoded pages that the folder may hold.")
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes of encoded pages held in memory."""
+        if self.memory is not None:
+            return self.memory
+        return DEFAULT_MEMORY_BUDGET if self.first_stage == "all" else DEFAULT_LIBRARY_MEMORY
 
     @classmethod
     def of(cls, settings: LibrarySettings | None, changes: Mapping[str, Any]) -> LibrarySettings:

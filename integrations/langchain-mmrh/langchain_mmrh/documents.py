@@ -12,6 +12,7 @@ from mmrh_retriever.adapters import (
     REGIONS_KEY,
     RETRIEVAL_SCORE_KEY,
     AdapterSettings,
+    FilePage,
     PageClues,
     RankedItem,
     clues_from_metadata,
@@ -66,6 +67,15 @@ def clues_of(document: Document, settings: AdapterSettings) -> PageClues:
     return clues_from_metadata(
         metadata, text=text, doc_id=doc_id, page_base=settings.page_base, page_key=settings.page_key
     )
+
+
+def page_document(found: FilePage) -> Document:
+    """The document of a file's page, with the metadata that LangChain's own PDF loaders write."""
+    page, source = found.page, found.path
+    if page is None:
+        return Document("", metadata={"source": source})
+    metadata = {"source": source, "file_path": source, "page": page.index, **found.known}
+    return Document(page.text or "", metadata=metadata, id=f"{source}#{page.index}")
 
 
 def scored_copy(document: Document, item: RankedItem, settings: AdapterSettings) -> Document:
