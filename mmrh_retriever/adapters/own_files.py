@@ -15,10 +15,10 @@ from mmrh_retriever.adapters.ranking import AdapterSettings, RankedItem
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.images import IMAGE_ENDINGS
 from mmrh_retriever.library.library import Library
-from mmrh_retriever.library.settings import DEFAULT_CANDIDATES, DEFAULT_TEXTLESS, FirstStage, LibrarySettings
+from mmrh_retriever.library.settings import DEFAULT_CANDIDATES, DEFAULT_TEXTLESS, LibrarySettings
 from mmrh_retriever.locks import Lock
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET
-from mmrh_retriever.settings import TextOrNone
+from mmrh_retriever.settings import FirstStage, TextOrNone
 from mmrh_retriever.types import Page
 
 

@@ -16,9 +16,8 @@ from scipy.stats import rankdata
 
 from mmrh_retriever.bm25 import TextIndex
 from mmrh_retriever.errors import SettingsError
-from mmrh_retriever.library.settings import FirstStage
 from mmrh_retriever.model.text_embeddings import EmbeddingScorer
-from mmrh_retriever.settings import warn_caller
+from mmrh_retriever.settings import FirstStage, warn_caller
 from mmrh_retriever.types import FloatArray, Page
 
 RANK_CONSTANT = 60

@@ -10,10 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET
-from mmrh_retriever.settings import settings_error
+from mmrh_retriever.settings import FirstStage, settings_error
 
-FirstStage = Literal["bm25", "embedding", "hybrid", "all"]
-"""Which pages the model sees of all: those whose text fits by words, by meaning, or by both; or all of them."""
 DEFAULT_CANDIDATES = 20
 """Pages that a first stage picks for a question."""
 DEFAULT_TEXTLESS = 32
