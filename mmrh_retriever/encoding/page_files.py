@@ -29,7 +29,7 @@ from mmrh_retriever.types import PatchGrid, TokenSpan
 FORMAT = "mmrh-page-5"
 
 _FORMATS = "mmrh-page-"
-_HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+\.mmrh-page\.\d+\.\d+\.part")
+_HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+(-[0-9a-f]+)?\.mmrh-page\.\d+\.\d+\.part")
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Library:
                 if made.store is None and made.independent and not (whole and folder is None):
                     memory = 0 if whole else self.settings.memory_budget  # all pages' keys are held by EncodedPages
                     pages = None if folder is None else folder / "pages"
-                    made = made.with_store(PageStore(memory, pages, disk=self.settings.disk))
+                    made = made.with_store(PageStore(memory, pages, disk=self.settings.disk), vision_memory=0)
                 self._reranker = made
             return self._reranker
 
