@@ -16,7 +16,7 @@ DEFAULT_CANDIDATES = 20
 """Pages that a first stage picks for a question."""
 DEFAULT_TEXTLESS = 32
 """Pages without text that are looked at for every question beside the candidates."""
-DEFAULT_LIBRARY_MEMORY = 512 * 1024**2
+DEFAULT_LIBRARY_MEMORY = 256 * 1024**2
 """Bytes of encoded pages that a library with a first stage holds in memory."""
 
 
@@ -41,7 +41,7 @@ class LibrarySettings(BaseModel):
     memory: int | None = Field(
         None,
         ge=0,
-        description="Bytes of encoded pages in memory; by default 512 MiB, or 4 GiB where all pages are looked at.",
+        description="Bytes of encoded pages in memory; by default 256 MiB, or 4 GiB where all pages are looked at.",
     )
     disk: int = Field(DEFAULT_STORE_DISK, ge=0, description="Bytes of encoded pages that the folder may hold.")
 
