@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -58,9 +59,10 @@ def write_documents(sources: list[Path], count: int, folder: Path) -> None:
 def questions(library: Library, count: int, seed: int) -> Iterator[str]:
     """Questions in the words of pages drawn at random."""
     drawn = random.Random(seed)
-    pages = [words for page in library.pages if len(words := {*(page.text or "").split()}) >= 5]
+    words = [sorted({*re.findall(r"[^\W\d_]{3,20}", page.text or "")}) for page in library.pages]
+    pages = [own for own in words if len(own) >= 5]
     for _ in range(count):
-        yield f"What about {' '.join(drawn.sample(sorted(drawn.choice(pages)), 5))}?"
+        yield f"What about {' '.join(drawn.sample(drawn.choice(pages), 5))}?"
 
 
 Seconds = tuple[float, float]

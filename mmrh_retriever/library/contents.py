@@ -84,7 +84,8 @@ class Contents:
         search = None
         if self._embedder is not None:
             embedder = self._embedder()
-            vectors = [own for document in documents.values() for own in self._vectors_of(document, embedder)]
+            made_by = embedder.fingerprint  # takes a while: once for all
+            vectors = [own for document in documents.values() for own in self._vectors_of(document, embedder, made_by)]
             search = TextSearch(pages, self._settings.first_stage, vectors=vectors, embedder=embedder)
         elif self._settings.first_stage == "bm25":
             search = TextSearch(pages, "bm25")
@@ -105,10 +106,9 @@ class Contents:
         pages = pages_of(record, path, seen, doc_id=doc_id, page_pixels=self._settings.page_pixels)
         return _Document(seen, doc_id, tuple(pages))
 
-    def _vectors_of(self, document: _Document, embedder: EmbeddingScorer) -> list[FloatArray]:
+    def _vectors_of(self, document: _Document, embedder: EmbeddingScorer, made_by: str) -> list[FloatArray]:
         digest = document.seen.digest
         if digest not in self._vectors:
-            made_by = embedder.fingerprint
             vectors = self._records.vectors(digest, made_by)
             if vectors is None or len(vectors) != len(document.pages):
                 vectors = embedder.vectors([page.text or "" for page in document.pages])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ class EmbeddingScorer:
     @property
     def fingerprint(self) -> str:
         """A digest of everything that a text's vectors depend on."""
-        vocabulary = hashlib.blake2b(self.tokenizer.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
-        return f"{weights_fingerprint(self.model)[:16]}{vocabulary}{CHUNK_WORDS}"
+        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for name in ("padding", "truncation"):  # as the last call left them
+            described.pop(name, None)
+        tokenizer = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"{weights_fingerprint(self.model)[:16]}{tokenizer}{CHUNK_WORDS}"
 
     def __call__(self, questions: Sequence[str], texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Scores ``(questions, texts)``; a text without words scores -1, the least a cosine can be."""

