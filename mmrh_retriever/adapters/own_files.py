@@ -135,6 +135,9 @@ class FileSettings(AdapterSettings):
         if self.with_regions:
             readable = {item.position: pages[item.position] for item in chosen if item.score is not None}
             chosen = self.add_regions(chosen, readable, lambda own: list(answer.rank_regions(own)))
+        if self.neighbours is not None:
+            ids = {index: (str(page.metadata["path"]), page.index) for index, page in pages.items()}
+            chosen = self.add_neighbours(chosen, ids, ranked, failed)
         found = []
         for item in chosen:
             page = pages.get(item.position)

@@ -80,5 +80,9 @@ class MMRHRetriever(FileSettings, SerializableSettings, BaseRetriever):
             raise TypeError(f"Over files, a call takes k= and score_threshold= only; got {', '.join(sorted(more))}.")
 
     def _from_files(self, query: str, k: int | None, score_threshold: float | None) -> list[Document]:
-        found = self.rank_files(query, top_n=k or self.k, score_threshold=score_threshold)
-        return [scored_copy(page_document(of_page), of_page.item, self) for of_page in found]
+        found = []
+        for of_page in self.rank_files(query, top_n=k or self.k, score_threshold=score_threshold):
+            page, unread = of_page.page, {"source": of_page.path}
+            document = Document("", metadata=unread) if page is None else page_document(page)
+            found.append(scored_copy(document, of_page.item, self))
+        return found

@@ -105,6 +105,14 @@ def test_regions_on_request(pdf: Path) -> None:
         assert "mmrh_regions" not in it.node.get_content(metadata_mode=MetadataMode.LLM)
 
 
+def test_neighbours_stand_behind_their_hit(words: Path) -> None:
+    retriever = MMRHRetriever(words, first_stage="bm25", candidates=1, neighbours="next", reranker=real())
+    hit, beside = retriever.retrieve("Where is the lifeboat?")
+    assert (hit.node.metadata["page"], beside.node.metadata["page"]) == (2, 3)
+    assert (beside.score, beside.node.metadata["mmrh_neighbour_of"]) == (None, 1)
+    assert "mmrh_neighbour_of" not in beside.node.get_content(metadata_mode=MetadataMode.LLM)
+
+
 def test_settings_are_checked(pdf: Path, tmp_path: Path) -> None:
     for wrong in ({"first_stage": "dense"}, {"candidates": 0}, {"similarity_top_k": 0}, {"top_k": 3}, {"files": []}):
         with pytest.raises(SettingsError):

@@ -9,7 +9,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from mmrh_retriever import Library, SettingsError
-from mmrh_retriever.adapters import ERROR_KEY, REGIONS_KEY, FilePage, FileSettings, check_top_n
+from mmrh_retriever.adapters import ERROR_KEY, NEIGHBOUR_KEY, REGIONS_KEY, FilePage, FileSettings, check_top_n
 
 
 class MMRHRetriever(BaseRetriever):
@@ -76,6 +76,8 @@ class MMRHRetriever(BaseRetriever):
         notes: dict[str, Any] = {}
         if self.settings.with_regions:
             notes[REGIONS_KEY] = found.item.region_records()
+        if found.item.neighbour_of is not None:
+            notes[NEIGHBOUR_KEY] = found.item.neighbour_of
         if found.item.error is not None:
             notes[ERROR_KEY] = str(found.item.error)
         hidden = {"excluded_llm_metadata_keys": [*notes], "excluded_embed_metadata_keys": [*notes]}
