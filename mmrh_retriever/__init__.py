@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from mmrh_retriever.heads.sets import HeadId, HeadScores, HeadScoresTable, HeadSet
+    from mmrh_retriever.library.library import Library, LibraryAnswer
+    from mmrh_retriever.library.settings import LibrarySettings
     from mmrh_retriever.pdf.reader import iter_pdf, read_pdf
     from mmrh_retriever.ranking.encoded_pages import EncodedPages
     from mmrh_retriever.ranking.reranker import Reranker
@@ -47,6 +49,9 @@ __all__ = [
     "HeadScoresTable",
     "HeadSet",
     "HeadSetError",
+    "Library",
+    "LibraryAnswer",
+    "LibrarySettings",
     "MMRHError",
     "Page",
     "PageError",
@@ -82,6 +87,8 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "heads.sets": ("HeadId", "HeadScores", "HeadScoresTable", "HeadSet"),
+    "library.library": ("Library", "LibraryAnswer"),
+    "library.settings": ("LibrarySettings",),
     "pdf.reader": ("iter_pdf", "read_pdf"),
     "ranking.encoded_pages": ("EncodedPages",),
     "ranking.reranker": ("Reranker",),

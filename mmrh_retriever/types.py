@@ -74,7 +74,10 @@ def grid_boxes(area: Box, rows: int, columns: int) -> FloatArray:
 
 
 class ImageSource(Protocol):
-    """Something that draws a page's image when it is asked to, so that a list of a thousand pages holds no pixels."""
+    """Something that draws a page's image when it is asked to, so that a list of a thousand pages holds no pixels.
+
+    It may have a ``pixels_key``: bytes that only images of the same pixels share. A store then finds the page undrawn.
+    """
 
     def load(self) -> Image.Image:
         """Draw the image, or raise :class:`PageError`."""
@@ -163,6 +166,12 @@ class Page:
     def name(self) -> str:
         """How messages call this page."""
         return f"page {self.index + 1}" + (f" of {self.doc_id}" if self.doc_id else "")
+
+    @property
+    def pixels_key(self) -> bytes | None:
+        """Bytes that stand for the image's pixels, if its :class:`ImageSource` knows any."""
+        key: bytes | None = getattr(self.image, "pixels_key", None)
+        return key
 
     def pixels(self) -> Image.Image:
         """The page's image, decoded now, in RGB with transparency on white.

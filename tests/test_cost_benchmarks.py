@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pymupdf
 import pytest
 import torch
 
-from mmrh_retriever import Reranker
+from mmrh_retriever import Library, Reranker, read_pdf
 from mmrh_retriever.benchmark.pairs import sample_pages
 from tests.factories import tiny
 
@@ -117,3 +118,39 @@ def test_real_shapes_are_measured_beside_their_plan() -> None:
     assert all(0.9 < float(row[3].text) < 1.1 for row in planned.rows)
     ranked = reranker.rank("How did revenue change?", sample_pages(2, side=(96, 128)))
     assert len(ranked) == 2, "the model is as it was"
+
+
+def test_a_library_of_pages_with_text_is_added_and_opened_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source.pdf"
+    made = pymupdf.open()
+    for text in ("one two three four five six", "", "seven eight nine ten eleven twelve"):
+        made.new_page(width=200, height=300).insert_text((20, 40), text)
+    made.save(source)
+    benchmark = script("library")
+    benchmark["main"](
+        [
+            str(source),
+            "--pages",
+            "53",
+            "--steps",
+            "add",
+            "open",
+            "--page-pixels",
+            "9000",
+            "--folder",
+            str(tmp_path / "x"),
+        ]
+    )
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].split(",")[0].strip() for line in table[2:]] == ["add: read all files", "open again"]
+    documents = sorted((tmp_path / "x" / "documents").glob("*.pdf"))
+    assert [len(pages) for pages in map(read_pdf, documents)] == [50, 3]
+    assert all(page.text for page in read_pdf(documents[0]))
+    library = Library(documents)
+    asked = list(benchmark["questions"](library, 5, 1))
+    assert len({*asked}) == 5
+    parts = [(2.0, 1.0), (3.0, 2.0), (5.0, 4.0), (7.0, 6.0)]
+    rows = benchmark["rows"]("questions", parts, 600.0, 53)
+    assert [row.split("|")[2].strip() for row in rows] == ["2.00 (1.00)", "3.00 (2.00)", "6.00 (5.00)", "7.00 (6.00)"]

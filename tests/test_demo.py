@@ -56,3 +56,22 @@ def test_the_demo_ranks_and_draws(
     assert re.findall(r"^  1\. page (\d+)", shown, re.MULTILINE) == answers
     with Image.open(tmp_path / "heat_map.png") as picture:
         assert min(picture.size) > 500
+
+
+@pytest.mark.slow
+@needs_bundled
+def test_files_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("ask_files", DEMO.parent / "ask_files.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    (tmp_path / "broken.pdf").write_bytes(b"no PDF")
+    example.main(
+        [str(DEMO.parent / "sample_report.pdf"), str(tmp_path / "broken.pdf"), "--folder", str(tmp_path / "kept")]
+    )
+    shown = capsys.readouterr().out
+    sample = json.loads((DEMO.parent / "sample_questions.json").read_text(encoding="utf-8"))[:3]
+    first = re.findall(r"^  1\. sample_report\.pdf, page (\d+)", shown, re.MULTILINE)
+    assert [int(page) for page in first] == [one["page"] for one in sample]
+    assert "Left out: broken.pdf" in shown

@@ -28,10 +28,10 @@ ALIASES = {
 WITHOUT_TRANSFORMERS = {"errors", "types", "images", "files", "settings", "bm25", "heads", "pdf", "runs"}
 EXPORTED = [
     "AttentionCaptureError", "ContextOverflowError", "DataError", "EncodedPages", "HeadId", "HeadScores",
-    "HeadScoresTable", "HeadSet", "HeadSetError", "MMRHError", "Page", "PageError", "PageStore", "PatchGrid",
-    "PromptOptions", "QuestionError", "Region", "RerankSettings", "Reranker", "ScoredPage", "ScoredRegion",
-    "SettingsError", "TokenSpan", "UnsupportedModelError", "iter_pdf", "read_pdf", "release_shared_models",
-    "shared_reranker",
+    "HeadScoresTable", "HeadSet", "HeadSetError", "Library", "LibraryAnswer", "LibrarySettings", "MMRHError", "Page",
+    "PageError", "PageStore", "PatchGrid", "PromptOptions", "QuestionError", "Region", "RerankSettings", "Reranker",
+    "ScoredPage", "ScoredRegion", "SettingsError", "TokenSpan", "UnsupportedModelError", "iter_pdf", "read_pdf",
+    "release_shared_models", "shared_reranker",
 ]  # fmt: skip
 MOST_LINES = 400
 MOST_PARAMETERS = 12

@@ -23,6 +23,7 @@ FLOORS: tuple[dict[str, float], ...] = (
     {"model": 0.26},
     {"encoding": 0.26},
     {"ranking": 0.26},
+    {"library": 0.86},
     {"benchmark": 0.1, "explain": 0.3, "research": 0.5, "evaluation": 0.7, "adapters": 0.9},
     {"cli": 0.5},
 )

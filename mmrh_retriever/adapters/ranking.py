@@ -17,15 +17,16 @@ from mmrh_retriever.adapters.neighbours import page_beside, page_id
 from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
-from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
+from mmrh_retriever.errors import MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
 from mmrh_retriever.ranking.calibration import passing
+from mmrh_retriever.ranking.grid_regions import with_some_regions
 from mmrh_retriever.ranking.hybrid import joined_shares
-from mmrh_retriever.ranking.inputs import page_numbers
 from mmrh_retriever.ranking.neighbours import Neighbours, PageId, neighbours_of
+from mmrh_retriever.ranking.unreadable import without_unreadable
 from mmrh_retriever.settings import check_top_n
-from mmrh_retriever.types import Page, Region, ScoredPage, ScoredRegion, grid_boxes
+from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
 # Keys of metadata
 RETRIEVAL_SCORE_KEY = "retrieval_score"  # the score that the document came with
@@ -34,7 +35,6 @@ NEIGHBOUR_KEY = "mmrh_neighbour_of"  # of a page beside a hit: the hit's rank, f
 ERROR_KEY = "mmrh_error"  # why a document was put last without a score
 
 _BEYOND_SCORES = 1e100  # its square is finite
-GRID_CELLS = 24  # about how many serve as the regions of a page whose layout is unknown
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -253,16 +253,9 @@ class AdapterSettings(DocumentSettings):
 
         Unless ``on_error`` is ``"raise"``, it is run again without pages that can't be read.
         """
-        if not pages:
-            return None, {}
-        try:
-            return run(list(pages)), {}
-        except (PageError, ContextOverflowError) as error:
-            found = {} if self.on_error == "raise" else self._culprits(pages, error)
-            if not found:
-                raise
-        result, others = self.without_unreadable([page for page in pages if id(page) not in found], run)
-        return result, found | others
+        if self.on_error == "raise":
+            return (run(list(pages)) if pages else None), {}
+        return without_unreadable(self.reranker, pages, run)
 
     def _page_or_error(
         self, source: PageSource, clues_of: Callable[[Item], PageClues], item: Item, *, layout: bool = False
@@ -284,24 +277,6 @@ class AdapterSettings(DocumentSettings):
             return None
         warn_once(f"{problem} Its text is scored; on_missing_page= says what to do instead.")
         return page
-
-    def _culprits(self, pages: Sequence[Page], error: PageError | ContextOverflowError) -> dict[int, MMRHError]:
-        """The pages that can't be put into a prompt, or that are too long for a window."""
-        numbered = zip(pages, page_numbers(pages), strict=True)
-        lengths = {id(page): self._length_or_error(page, number) for page, number in numbered}
-        found: dict[int, MMRHError] = {key: value for key, value in lengths.items() if isinstance(value, PageError)}
-        if isinstance(error, PageError) and not found:  # it can be read again
-            found = {id(page): error for page in pages if _is_about(error, page)}
-        if isinstance(error, ContextOverflowError) and error.tokens in lengths.values():  # else it is the question
-            allowed = error.allowed
-            found |= {key: error for key, value in lengths.items() if isinstance(value, int) and value > allowed}
-        return found
-
-    def _length_or_error(self, page: Page, number: int) -> int | PageError:
-        try:
-            return len(self.reranker.prompter.page_segment(page, number))
-        except PageError as error:
-            return error
 
 
 def blended(ranked: list[RankedItem], came_with: Mapping[int, object], weight: float) -> list[RankedItem]:
@@ -326,22 +301,6 @@ def _finite(score: object) -> float:
     except OverflowError:
         return math.nan
     return number if abs(number) < _BEYOND_SCORES else math.nan
-
-
-def _is_about(error: PageError, page: Page) -> bool:
-    source = error.source
-    return source is not None and error.page == page.index and source in (page.doc_id, page.metadata.get("path"))
-
-
-def with_some_regions(page: Page) -> Page:
-    """A page that has an image but no layout (a scan, a photo) with a grid of about square cells for regions."""
-    if page.image is None or page.regions or page.size is None:
-        return page
-    width, height = page.size
-    columns = max(1, round(math.sqrt(GRID_CELLS * width / height)))
-    rows = max(1, round(GRID_CELLS / columns))
-    boxes = grid_boxes((0.0, 0.0, width, height), rows, columns).tolist()
-    return replace(page, regions=tuple(Region((x0, y0, x1, y1), kind="cell") for x0, y0, x1, y1 in boxes))
 
 
 def page_key(page: Page) -> Hashable:

@@ -19,11 +19,12 @@ from rich.text import Text
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
-from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, RerankSettings, read_prompt
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, FirstStage, RerankSettings, read_prompt
 
 if TYPE_CHECKING:
     from mmrh_retriever.encoding.page_store import PageStore
     from mmrh_retriever.ranking.reranker import Reranker
+    from mmrh_retriever.types import ScoredPage
 
 stderr = Console(stderr=True)
 
@@ -195,6 +196,35 @@ class WindowOptions(SettingOptions):
 
     def __post_init__(self) -> None:
         take_renamed(self, "final_heat", "final_round")
+
+
+@dataclass(frozen=True)
+class LibraryOptions:
+    """Where pages are kept for the next question, and which of them the model sees."""
+
+    store: Annotated[Path | None, typer.Option(help="Keep encoded pages in this folder for the next question.")] = None
+    first_stage: Annotated[
+        FirstStage | None,
+        typer.Option(help="Pick the pages that the model sees by their text; --store then keeps the texts, too."),
+    ] = None
+    candidates: Annotated[int | None, typer.Option(min=1, help="How many pages --first-stage picks.")] = None
+    textless: Annotated[
+        int | None, typer.Option(min=0, help="Pages without text that are looked at beside these; more are refused.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "textless"):
+            if getattr(self, name) is not None and self.first_stage in (None, "all"):
+                raise typer.BadParameter("goes with --first-stage bm25, embedding or hybrid", param_hint=f"--{name}")
+
+    def rank(self, files: Sequence[Path], question: str, reranker: Reranker, **options: Any) -> list[ScoredPage]:
+        """The pages of files as a library ranks them."""
+        from mmrh_retriever.library.library import Library
+        from mmrh_retriever.library.settings import LibrarySettings
+
+        named = {name: getattr(self, name) for name in ("first_stage", "candidates", "textless")}
+        settings = LibrarySettings.of(None, {name: value for name, value in named.items() if value is not None})
+        return Library(files, folder=self.store, reranker=reranker, settings=settings).rank(question, **options)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
+from mmrh_retriever.cli.options import (
+    LibraryOptions,
+    ModelOptions,
+    OutputOptions,
+    WindowOptions,
+    grouped,
+    load_reranker,
+    say,
+)
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.files import files_below, is_file, is_folder
 from mmrh_retriever.images import IMAGE_ENDINGS
@@ -51,6 +59,7 @@ def rank_command(
     ],
     model: ModelOptions,
     window: WindowOptions,
+    library: LibraryOptions,
     output: OutputOptions,
     pdf: PdfOptions,
     probability: ProbabilityOptions,
@@ -62,7 +71,6 @@ def rank_command(
     report: Annotated[
         Path | None, typer.Option(help="Write all pages with heat maps and boxes to this HTML file.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Keep encoded pages in this folder for the next question.")] = None,
     neighbours: Annotated[
         Neighbours | None, typer.Option(help="Also show the pages beside the best ones, not counted by --top-n.")
     ] = None,
@@ -75,7 +83,11 @@ def rank_command(
         raise typer.BadParameter("regions have no probability; rank pages", param_hint="--min-probability")
     files, question = _files_and_question(arguments)
     reading = {**vars(pdf), "layout": regions or report is not None}
-    listed = [page for file, name in _documents(files) for page in _read(file, name, **reading)]
+    if library.first_stage is not None and any(reading.values()):
+        alone = "goes with --top-n, --neighbours and --heatmap, not with --regions, --report, --pages or --password"
+        raise typer.BadParameter(alone, param_hint="--first-stage")
+    documents = [] if library.first_stage else _documents(files)
+    listed = [page for file, name in documents for page in _read(file, name, **reading)]
     if regions and not any(page.regions for page in listed):
         raise PageError(
             f"None of the {len(listed)} pages has regions to rank: they are found in PDF files, and these have none. "
@@ -83,13 +95,13 @@ def rank_command(
         )
     from mmrh_retriever.encoding.page_store import PageStore
 
-    reranker = load_reranker(
-        model, window, store=None if store is None else PageStore(folder=store), vision_memory=0,
-        calibration=probability.calibration or "auto",
-    )  # fmt: skip
+    store = PageStore(folder=library.store) if library.store and not library.first_stage else None
+    reranker = load_reranker(model, window, store=store, vision_memory=0, calibration=probability.calibration or "auto")
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
-    if report is not None or (regions and heatmap is not None):  # everything comes from one asking
+    if library.first_stage is not None:
+        ranking = library.rank(files, question, reranker, with_tokens=heatmap is not None, progress=True)
+    elif report is not None or (regions and heatmap is not None):  # everything comes from one asking
         explanation = reranker.encode(listed, progress=True).explain(question)
         ranking = explanation.ranking
         boxes = explanation.regions(top_n=top_n) if regions else []

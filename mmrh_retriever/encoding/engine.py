@@ -113,7 +113,7 @@ class Engine:
                 yield window
                 window, waiting, tokens = None, [], 0
             if window is None:
-                window = self.open_window(only_asked=self.kept is None)
+                window = self.open_window(only_asked=True)
             together = tokens + size
             cells = together * (len(window) + together)
             if waiting and (self.independent or together > PASS_TOKENS or cells > TAIL_CELLS):
@@ -139,7 +139,7 @@ class Engine:
                 "them again, together."
             )
         held = {page.candidate.index: (window, page) for window in windows for page in window.pages}
-        gathered = self.open_window(only_asked=self.kept is None)
+        gathered = self.open_window(only_asked=True)
         for index in indices:
             window, page = held[index]
             try:

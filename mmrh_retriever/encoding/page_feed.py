@@ -72,8 +72,9 @@ class PageFeed:
         page, number = candidate.page, candidate.number
         digest, stored, image = b"", None, None
         if self.kept is not None:
-            # an image file's bytes tell it from others; other images are drawn for that, and then not once more
-            image = None if isinstance(page.image, bytes) else self.prompter.image_shown(page)
+            # an image file's bytes tell it from others, or a key; other images are drawn for that, then not once more
+            known = isinstance(page.image, bytes) or page.pixels_key is not None
+            image = None if known else self.prompter.image_shown(page)
             digest = self.prompter.page_digest(page, number, image)
             stored = self.kept.get(digest) if self.ahead else None
         segment = self.prompter.page_segment(page, number, image) if stored is None else stored.segment

@@ -1,7 +1,7 @@
 """A file per encoded page: safetensors with a description, tied to its name, and known as ours by name and header.
 
-The digest covers tensors, description, fingerprint and name. It finds damage and files that were renamed; it is no
-signature.
+The digest covers description, fingerprint, name and the tensors' checksums. It finds damage and files that were
+renamed; it is no signature.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.model.fingerprints import tensors_digest
 from mmrh_retriever.model.prompts import PromptSegment
 from mmrh_retriever.types import PatchGrid, TokenSpan
 
-FORMAT = "mmrh-page-4"
+FORMAT = "mmrh-page-5"
 
 _FORMATS = "mmrh-page-"
-_HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+\.mmrh-page\.\d+\.\d+\.part")
+_HALF_WRITTEN = re.compile(r"\.[0-9a-f]+-\d+(-[0-9a-f]+)?\.mmrh-page\.\d+\.\d+\.part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,15 @@ def read_page(folder: Path, fingerprint: str, name: str) -> StoredPage:
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     described = {key: value for key, value in metadata.items() if key != "digest"}
-    plain = json.dumps(described, sort_keys=True).encode()
-    return hashlib.blake2b(plain + tensors_digest(tensors), digest_size=16).hexdigest()
+    held = [
+        [name, str(tensor.dtype), list(tensor.shape), _checksum(tensor)] for name, tensor in sorted(tensors.items())
+    ]
+    return hashlib.blake2b(json.dumps([described, held], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes: it is read at four times the speed of a cryptographic digest."""
+    return zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _tensors(page: StoredPage) -> dict[str, Tensor]:

@@ -168,13 +168,14 @@ class PageStore:
 class ModelPages:
     """One model's pages in a store: what an engine holds for one call.
 
-    ``fingerprint`` stands for model, processors and prompt (see ``model.fingerprints``); ``layers`` is how
-    many of the first layers' keys are kept. A call whose own pages do not fit in the store's memory says so once.
+    ``fingerprint`` stands for model, processors and prompt (see ``model.fingerprints``); ``extent`` for what is kept of
+    a page: how many of the first layers' keys, and of which heads in the last of these. A call whose own pages do not
+    fit in the store's memory says so once.
     """
 
     store: PageStore
     fingerprint: str
-    layers: int
+    extent: str
     pages: int = 0
     nbytes: int = 0
 
@@ -196,4 +197,4 @@ class ModelPages:
             )
 
     def _name(self, digest: bytes) -> str:
-        return f"{digest.hex()}-{self.layers}"
+        return f"{digest.hex()}-{self.extent}"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from mmrh_retriever.bm25 import bm25_scores as bm25_scores  # documented as a name of this module, too
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation.embeddings import EmbeddingScorer as EmbeddingScorer
 from mmrh_retriever.evaluation.trained_rerankers import RankerInput, TrainedRanker, load_trained
+from mmrh_retriever.model.text_embeddings import EmbeddingScorer as EmbeddingScorer
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
 from mmrh_retriever.ranking.reranker import Reranker

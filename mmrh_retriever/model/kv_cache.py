@@ -139,6 +139,20 @@ class RecordedLayer(PageLayer):
     def _make_room(self, tokens: int) -> None:
         self.keys = _grown(self.keys, self.length, tokens, self.key_heads)
 
+    def part(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """The recorded heads' keys of some tokens, ``(recorded key heads, tokens, width)``."""
+        return (self.keys[0, self.key_heads, start:stop],)
+
+    def append(self, parts: Iterator[Tensor]) -> None:
+        """Put keys behind those in use, as :meth:`part` gave them."""
+        recorded = next(parts)
+        new = slice(self.length, self.length + recorded.shape[1])
+        if new.stop > self.keys.shape[2]:
+            self._grow(new.stop)
+        self.length = new.stop
+        for head, keys in zip(self.key_heads, recorded, strict=True):
+            self.keys[0, head, new] = keys
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys that are written: on a CPU the others take no memory."""

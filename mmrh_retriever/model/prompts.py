@@ -152,13 +152,16 @@ class Prompter:
     def page_digest(self, page: Page, number: int, pixels: Image.Image | None = None) -> bytes:
         """A digest of everything that :meth:`page_segment` depends on beside model, processor and options.
 
-        The bytes of image files are taken as they are, undecoded; other images by their pixels.
+        The bytes of image files are taken as they are, undecoded, and the key of an image that has one (see
+        :class:`~mmrh_retriever.types.ImageSource`); other images by their pixels.
         """
         image, text = self._content(page)
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self._label(page, number)!r} {image} {text!r} ".encode("utf-8", "replace"))
         if image and isinstance(page.image, bytes):
             digest.update(b"file" + page.image)
+        elif image and page.pixels_key is not None:
+            digest.update(b"key" + page.pixels_key)
         elif image:
             pixels = page.pixels() if pixels is None else pixels
             digest.update(f"{pixels.size}".encode() + pixels.tobytes())

@@ -89,7 +89,7 @@ class PdfFile:
 # Open documents
 
 _LOCK = threading.RLock()
-_OPEN: OrderedDict[int, pymupdf.Document] = OrderedDict()  # id of a living PdfFile -> its document
+_OPEN: OrderedDict[int, tuple[weakref.ref[PdfFile], pymupdf.Document]] = OrderedDict()  # by the id of the PdfFile
 _ABANDONED: list[object] = []
 
 
@@ -163,7 +163,7 @@ def close_documents() -> None:
     """Close the few documents that are kept open. Pages stay usable: they open their file again."""
     with _LOCK:
         while _OPEN:
-            _OPEN.popitem()[1].close()
+            _OPEN.popitem()[1][1].close()
         pymupdf.TOOLS.store_shrink(100)
 
 
@@ -183,13 +183,16 @@ def stamp_of(file: PdfFile, page: int | None = None) -> tuple[int, int, int] | N
 def _document(file: PdfFile, page: int | None) -> pymupdf.Document:
     if stamp_of(file, page) != file.stamp:
         raise file.error("has changed on disk since its pages were read. Read it again.", page)
-    document = _OPEN.get(id(file))
+    known, document = _OPEN.get(id(file), (None, None))
+    if known is not None and known() is not file:  # of a file that is gone, and was not closed: ids are used again
+        _OPEN.pop(id(file))[1].close()
+        document = None
     if document is None:
         document = _opened(file)
-        _OPEN[id(file)] = document
+        _OPEN[id(file)] = weakref.ref(file), document
         weakref.finalize(file, _forget, id(file)).atexit = False
         while len(_OPEN) > MAX_OPEN_DOCUMENTS:
-            _OPEN.popitem(last=False)[1].close()
+            _OPEN.popitem(last=False)[1][1].close()
     _OPEN.move_to_end(id(file))
     return document
 
@@ -198,8 +201,8 @@ def _forget(key: int) -> None:
     """The last page of a file is gone: close the file, unless MuPDF is busy (then it is pushed out later)."""
     if _LOCK.acquire(blocking=False):
         try:
-            if (document := _OPEN.pop(key, None)) is not None:
-                document.close()
+            if (known := _OPEN.pop(key, None)) is not None:
+                known[1].close()
         finally:
             _LOCK.release()
 

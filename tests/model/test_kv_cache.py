@@ -7,6 +7,7 @@ import torch
 
 from mmrh_retriever import HeadSet, Page, PageStore, Reranker
 from mmrh_retriever.model import kv_cache
+from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.kv_cache import PageLayer, RecordedLayer
 from tests.factories import tiny
 
@@ -92,14 +93,21 @@ def test_a_recorded_layer_keeps_the_keys_of_its_heads_and_no_values() -> None:
     assert (layer.get_seq_length(), layer.nbytes, whole.nbytes) == (8, 8 * 2 * 4, 4 * 8 * 2 * 4)
 
 
-def test_windows_that_are_asked_keep_less_and_give_the_same_scores() -> None:
+def test_windows_that_are_asked_keep_less_and_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen3_vl")
     heads = HeadSet.parse("1-3,0-1,1-2")
     pages = [Page(text=f"Page {number}: revenue grew by {number} percent.", index=number) for number in range(6)]
-    kept = {}
-    for store in (None, PageStore()):
+
+    def kept(store: PageStore | None) -> tuple[int, list[float]]:
         reranker = Reranker(model.model, (model.tokenizer, model.image_processor), heads, store=store, independent=True)
         encoded = reranker.encode(pages)
-        kept[store is None] = encoded.nbytes, [scored.score for scored in encoded.rank("What grew?", with_tokens=True)]
-    assert kept[True][0] == kept[False][0] * 5 // 8, "a layer whole, and one of two heads' keys in the other"
-    assert kept[True][1] == kept[False][1]
+        return encoded.nbytes, [scored.score for scored in encoded.rank("What grew?", with_tokens=True)]
+
+    store = PageStore()
+    less = [kept(None), kept(store), kept(store)]
+    assert (store.hits, store.misses) == (6, 6)
+    monkeypatch.setattr(Backbone, "keeps_plain_keys", False)
+    everything = PageStore()
+    size, scores = kept(everything)
+    assert less == [(size * 5 // 8, scores)] * 3, "a layer whole, and one of two heads' keys in the other"
+    assert store.nbytes == everything.nbytes * 5 // 8

@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 import mmrh_retriever
 from mmrh_retriever.errors import MMRHError, SettingsError, UnsupportedModelError
-from mmrh_retriever.evaluation.embeddings import EmbeddingScorer
 from mmrh_retriever.model.loading import load_model
+from mmrh_retriever.model.text_embeddings import EmbeddingScorer
 from tests import factories
 
 

@@ -106,6 +106,35 @@ def test_few_files_stay_open(three: Path, tmp_path: Path) -> None:
     assert pages[0].pixels().width > 0
 
 
+def test_a_file_that_could_not_be_closed_is_not_taken_for_another(three: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pdf"
+    made = pymupdf.open()
+    made.new_page(width=50, height=60)
+    made.save(other)
+    mupdf.close_documents()
+    gone = mupdf.PdfFile("three.pdf", path=three, stamp=mupdf.stamp_of(mupdf.PdfFile("three.pdf", path=three)))
+    with mupdf.open_document(gone):
+        pass
+    key = id(gone)
+    held, done = threading.Event(), threading.Event()
+
+    def use_mupdf() -> None:
+        with mupdf.using_mupdf():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=use_mupdf)
+    thread.start()
+    held.wait()
+    del gone  # MuPDF is busy: the file stays open
+    done.set()
+    thread.join()
+    file = mupdf.PdfFile("other.pdf", path=other, stamp=mupdf.stamp_of(mupdf.PdfFile("other.pdf", path=other)))
+    mupdf._OPEN[id(file)] = mupdf._OPEN.pop(key)
+    with mupdf.open_document(file) as document:
+        assert document.page_count == 1
+
+
 def test_a_file_is_closed_with_its_last_page(three: Path) -> None:
     pages = read_pdf(three)
     pages[0].pixels()

@@ -87,7 +87,7 @@ def page_document(page: Page) -> Document:
         "source": source,
         "file_path": source,
         "page": page.index,
-        "total_pages": page.metadata["total_pages"],
+        "total_pages": page.metadata.get("total_pages"),
         "page_label": page.label,
         "title": page.metadata.get("title"),
     }

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import run_in_executor
-from mmrh_retriever.adapters import check_top_n
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from mmrh_retriever.adapters import FileSettings, check_top_n
+from pydantic import ConfigDict, Field, model_validator
 
-from langchain_mmrh.documents import reranked, scored_copy
-from langchain_mmrh.library import Library
+from langchain_mmrh.documents import page_document, reranked, scored_copy
 from langchain_mmrh.serializing import SerializableSettings
 
 
-class MMRHRetriever(SerializableSettings, BaseRetriever):
+class MMRHRetriever(FileSettings, SerializableSettings, BaseRetriever):
     """Retrieves pages by what a vision-language model's retrieval heads attend to on them.
 
-    It reranks the documents of any retriever (``base_retriever=``), or the pages of PDF files (``files=``). The pages
-    of files run through the model once and are kept, so that each question costs its own few tokens only. For
-    collections too large to keep, ``first_stage="bm25"`` picks ``candidates`` pages by their text layer for each
-    question; pages without text are always among them.
+    It reranks the documents of any retriever (``base_retriever=``), or the pages of PDF and image files, or folders of
+    them (``files=``), which are a :class:`mmrh_retriever.Library`: looked at again at each question. Their pages run
+    through the model once and are kept, so that each question costs its own few tokens only. For collections too large
+    to keep, ``first_stage="bm25"``, ``"embedding"`` or ``"hybrid"`` picks ``candidates`` pages by their text for each
+    question; pages without text are always among them, or refused where they are too many (``textless``).
 
         retriever = MMRHRetriever(files=["scans.pdf"], k=3)  # without model=: a small one, for scans
         retriever.invoke("How did revenue change?")
@@ -36,20 +35,7 @@ class MMRHRetriever(SerializableSettings, BaseRetriever):
     model_config = ConfigDict(extra="forbid")
 
     base_retriever: RetrieverLike | None = Field(None, description="Whose documents are reranked.")
-    files: tuple[str, ...] = Field((), description="PDF files, if there is no base retriever.")
     k: int = Field(4, ge=1, description="How many documents to return.")
-    first_stage: Literal["all", "bm25"] = Field("all", description="Which pages of the files the model sees.")
-    candidates: int = Field(50, ge=1, description="How many pages BM25 picks.")
-    memory_budget: int = Field(4 * 1024**3, ge=0, description="Bytes that the model keeps of the files' pages.")
-
-    _library: Library = PrivateAttr(default_factory=Library)
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _several_files(cls, value: object) -> object:
-        if isinstance(value, (str, Path)):
-            value = [value]
-        return tuple(str(file) for file in value) if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -57,20 +43,6 @@ class MMRHRetriever(SerializableSettings, BaseRetriever):
             got = "both" if self.files else "neither"
             raise ValueError(f"Give base_retriever=, or files= with PDF files; got {got}.")
         return self
-
-    def warm_up(self) -> None:
-        """Load the model and, over files, read them and run their pages through it, so that no question waits for it.
-
-        With ``first_stage="bm25"`` the pages run at each question. A bar shows the pages on a terminal's stderr.
-
-        Raises:
-            PageError, ContextOverflowError: a page that can't be read or is too long (``on_error="raise"``).
-        """
-        super().warm_up()
-        if self.base_retriever is None:
-            shelf = self._library.shelf(self.files, self)
-            if self.first_stage == "all":
-                self._library.encode(shelf, self, self.memory_budget)
 
     def _get_relevant_documents(
         self,
@@ -108,16 +80,9 @@ class MMRHRetriever(SerializableSettings, BaseRetriever):
             raise TypeError(f"Over files, a call takes k= and score_threshold= only; got {', '.join(sorted(more))}.")
 
     def _from_files(self, query: str, k: int | None, score_threshold: float | None) -> list[Document]:
-        library, shelf = self._library, self._library.shelf(self.files, self)
-        if self.first_stage == "all":
-            answer = library.ask_all(shelf, self, query, self.memory_budget)
-        else:
-            answer = library.ask_best(shelf, self, query, self.candidates)
-        chosen = self.choose(answer.ranked, answer.failed, top_n=k or self.k, score_threshold=score_threshold)
-        if self.with_regions:
-            pages = {item.position: shelf.pages[item.position] for item in chosen if item.score is not None}
-            chosen = self.add_regions(chosen, pages, answer.rank_regions)
-        if self.neighbours is not None:
-            ids = {index: (str(page.metadata["path"]), page.index) for index, page in shelf.pages.items()}
-            chosen = self.add_neighbours(chosen, ids, answer.ranked, answer.failed)
-        return [scored_copy(shelf.documents[item.position], item, self) for item in chosen]
+        found = []
+        for of_page in self.rank_files(query, top_n=k or self.k, score_threshold=score_threshold):
+            page, unread = of_page.page, {"source": of_page.path}
+            document = Document("", metadata=unread) if page is None else page_document(page)
+            found.append(scored_copy(document, of_page.item, self))
+        return found

@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
-from mmrh_retriever import ContextOverflowError, Page, PageError, read_pdf
+from mmrh_retriever import ContextOverflowError, PageError, read_pdf
 from tests.ranking_stub import StubReranker, real
 
 from langchain_mmrh import MMRHRerank, MMRHRetriever
-from langchain_mmrh.library import shortlist
-from tests import factories
 from tests.fixed_retriever import QUESTION, REPORT, doc, over
 
 
@@ -198,9 +196,6 @@ def test_words_shorten_the_list_and_pages_without_words_stay(pdf: Path, reranker
     retriever = MMRHRetriever(files=[pdf], first_stage="bm25", candidates=1, reranker=reranker)
     found = retriever.invoke("Where is the lifeboat?")
     assert [it.metadata["page"] for it in found] == [1, 2]
-    pages = [Page(text="no such thing"), Page(text="the lifeboat"), Page(image=factories.page_image(0))]
-    assert shortlist("lifeboat", pages, 1) == pages[1:]
-    assert shortlist("lifeboat", pages, 9) == pages
 
 
 @pytest.mark.parametrize("stage", ["all", "bm25"])

