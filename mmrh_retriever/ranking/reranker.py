@@ -23,6 +23,7 @@ from mmrh_retriever.model.fingerprints import prompt_fingerprint, unreadable_wei
 from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.model.token_weights import frequency_weights
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
 from mmrh_retriever.ranking.hybrid import TextLayer
@@ -48,7 +49,7 @@ class Reranker:
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
             ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first``,
-            ``hybrid``, ``text_weight`` and ``options``.
+            ``hybrid``, ``text_weight``, ``question_weights`` and ``options``.
 
     Weights and peft adapters may change between calls: pages and vision features kept before are then not used.
     :class:`EncodedPages` hold for the weights that they were encoded with.
@@ -79,7 +80,14 @@ class Reranker:
         image_processor = processors.image_processor
         if given.resize_first:
             image_processor = with_first_resize(image_processor)
-        self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
+        weighted = _question_weights(given, self.backbone) == "frequency"
+        self.prompter = Prompter(
+            self.backbone,
+            processors.tokenizer,
+            image_processor,
+            given.options,
+            token_weights=frequency_weights(self.backbone.name) if weighted else None,
+        )
         self.settings = self._resolved(given)
         self.heads = resolve_heads(heads, self.backbone.facts)
         self.vision = Vision(self.backbone, vision_memory)
@@ -336,7 +344,9 @@ class Reranker:
                 tokens=least,
                 allowed=budget,
             )
-        return given.model_copy(update={"independent": independent, "token_budget": budget, "hybrid": hybrid})
+        weights = _question_weights(given, self.backbone)
+        found = {"independent": independent, "token_budget": budget, "hybrid": hybrid, "question_weights": weights}
+        return given.model_copy(update=found)
 
     def _keep_in(self, store: PageStore | None) -> None:
         self.store = store
@@ -349,3 +359,10 @@ class Reranker:
                     "and can't be read, so that pages can't be told from those of other weights. Expected weights in "
                     "memory or offloaded by accelerate: load the whole model, or leave store out."
                 )
+
+
+def _question_weights(given: RerankSettings, backbone: Backbone) -> str:
+    """How question tokens are weighted, where the model's config decides too."""
+    if given.question_weights != "auto":
+        return given.question_weights
+    return str(getattr(backbone.config, "mmrh_question_weights", "uniform"))
