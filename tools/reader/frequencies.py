@@ -29,6 +29,11 @@ def token_frequencies(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Te
     return TokenFrequencies(source=source, counts=[counts[token] for token in range(len(tokenizer))])
 
 
+def write_frequencies(tokenizer: PreTrainedTokenizerFast, documents: Sequence[TextDocument], folder: Path) -> None:
+    """Write the file beside a model's weights."""
+    (folder / FREQUENCIES_FILE).write_text(token_frequencies(tokenizer, documents).model_dump_json() + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file beside a reader's tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, required=True, help="the corpus as train.py keeps it (corpus.jsonl)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     chosen = parser.parse_args(arguments)
-    found = token_frequencies(load_tokenizer(chosen.out), load_documents(chosen.documents, chosen.cache))
-    (chosen.out / FREQUENCIES_FILE).write_text(found.model_dump_json() + "\n")
+    write_frequencies(load_tokenizer(chosen.out), load_documents(chosen.documents, chosen.cache), chosen.out)
 
 
 if __name__ == "__main__":
