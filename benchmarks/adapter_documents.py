@@ -3,8 +3,9 @@
     python benchmarks/adapter_documents.py --annotations ANNOTATIONS --documents PDFS --name report.pdf --name scan.pdf
 
 Each PDF is turned into documents of several forms. BM25 over their text picks candidates for each question, and the
-adapters' ranking puts them in order. A page counts by its best document; an evidence page that is not among the
-candidates is not found. Run it on two versions of the package (through PYTHONPATH) for a table before and after.
+adapters' ranking puts them in order, alone and blended with BM25's scores (``fuse="blend"``). A page counts by its best
+document; an evidence page that is not among the candidates is not found. Run it on two versions of the package (through
+PYTHONPATH) for a table before and after.
 """
 
 from __future__ import annotations
@@ -63,8 +64,12 @@ def made_from(form: str, file: Path, pages: Sequence[Page], length: int) -> list
     ]
 
 
-def clues(made: Made) -> PageClues:
-    return clues_from_metadata(made.metadata, text=made.text)
+def clues(found: tuple[Made, float]) -> PageClues:
+    return clues_from_metadata(found[0].metadata, text=found[0].text)
+
+
+def score(found: tuple[Made, float]) -> float:
+    return found[1]
 
 
 def rank_of_gold(order: Sequence[int], gold: Sequence[int]) -> int:
@@ -74,20 +79,23 @@ def rank_of_gold(order: Sequence[int], gold: Sequence[int]) -> int:
 
 
 def measure(data: MMDocIR, folder: Path, settings: AdapterSettings, args: argparse.Namespace) -> list[list[str]]:
-    """A row per form: its documents, and of the questions the first and among three before and after reranking."""
+    """A row per form: its documents, and of the questions the first and among three by BM25, by us, and by both."""
     rows = []
+    blend = settings.model_copy(update={"fuse": "blend"})
     for form in [*CHUNKED, IMAGES]:
-        count, before, after = 0, [], []
+        count, before, after, both = 0, [], [], []
         for document in data.documents:
             made = made_from(form, folder / document.name, data.pages(document), args.chunk)
             count += len(made)
             asked = [question.text for question in document.questions]
             for question, scores in zip(document.questions, bm25_scores(asked, [it.words for it in made]), strict=True):
-                best = [made[index] for index in np.argsort(-scores, kind="stable")[: args.candidates]]
-                before.append(rank_of_gold([it.page for it in best], question.pages))
-                ranked = settings.rank_items(question.text, best, clues) if best else []
-                after.append(rank_of_gold([best[it.position].page for it in ranked], question.pages))
-        found = [str(sum(rank <= most for rank in ranks)) for ranks in (before, after) for most in (1, 3)]
+                order = np.argsort(-scores, kind="stable")[: args.candidates]
+                best = [(made[index], scores[index]) for index in order]
+                before.append(rank_of_gold([it.page for it, _ in best], question.pages))
+                for ranker, ranks in ((settings, after), (blend, both)):
+                    ranked = ranker.rank_items(question.text, best, clues, retrieval_score_of=score) if best else []
+                    ranks.append(rank_of_gold([best[it.position][0].page for it in ranked], question.pages))
+        found = [str(sum(rank <= most for rank in ranks)) for ranks in (before, after, both) for most in (1, 3)]
         rows.append([form, str(count), *found])
         print(*rows[-1], f"of {len(before)} questions", file=sys.stderr, flush=True)
     return rows
@@ -102,12 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk", type=int, default=800, help="characters of a chunk at most")
     parser.add_argument("--model", help="hub id or folder; the bundled model if left out")
     parser.add_argument("--heads", default="published")
+    parser.add_argument("--images-only", action="store_true", help="without the text layer in the model's own score")
     args = parser.parse_args(arguments)
     data = MMDocIR.from_pdfs(args.annotations, args.documents, allow_missing=True)
     kept = tuple(it for it in data.documents if not args.name or it.name in args.name)
     data = MMDocIR(kept, data.source, data.fingerprint)
-    settings = AdapterSettings(model=args.model, heads=args.heads, page_memory=4 * 1024**3)
-    columns = ["form", "documents", "BM25: first", "BM25: among 3", "reranked: first", "reranked: among 3"]
+    hybrid = False if args.images_only else "auto"
+    settings = AdapterSettings(model=args.model, heads=args.heads, hybrid=hybrid, page_memory=4 * 1024**3)
+    kinds = ("BM25", "reranked", "blended")
+    columns = ["form", "documents", *(f"{kind}: {most}" for kind in kinds for most in ("first", "among 3"))]
     questions = sum(len(it.questions) for it in kept)
     title = f"{len(kept)} PDFs, {questions} questions"
     print(Table.of(title, columns, measure(data, args.documents, settings, args), text_columns=1).markdown())

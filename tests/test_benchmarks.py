@@ -100,6 +100,7 @@ def test_adapter_documents(model: Path, documents: Path, capsys: pytest.CaptureF
         "text chunks", "PyMuPDF's chunks", "Unstructured's chunks", "Docling's chunks", "image nodes",
     ]  # fmt: skip
     assert {tuple(row[1:4]) for row in rows} == {("2", "1", "1")}  # two pages; BM25 finds the one question's
+    assert {len(row) for row in rows} == {8}
     assert len({tuple(row[4:]) for row in rows[1:4]}) == 1  # every loader's chunks lead to the same page images
 
 

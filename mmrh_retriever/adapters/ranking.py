@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
+from mmrh_retriever.adapters.neighbours import page_beside, page_id
 from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
+from mmrh_retriever.ranking.hybrid import joined_shares
 from mmrh_retriever.ranking.inputs import page_numbers
+from mmrh_retriever.ranking.neighbours import Neighbours, PageId, neighbours_of
 from mmrh_retriever.settings import check_top_n
 from mmrh_retriever.types import Page, Region, ScoredRegion, grid_boxes
 
 # Keys of metadata
 RETRIEVAL_SCORE_KEY = "retrieval_score"  # the score that the document came with
 REGIONS_KEY = "mmrh_regions"  # the page's best regions, as RankedItem.region_records gives them
+NEIGHBOUR_KEY = "mmrh_neighbour_of"  # of a page beside a hit: the hit's rank, from 1
 ERROR_KEY = "mmrh_error"  # why a document was put last without a score
 
+_BEYOND_SCORES = 1e100  # its square is finite
 GRID_CELLS = 24  # about how many serve as the regions of a page whose layout is unknown
 
 Item = TypeVar("Item")
@@ -38,12 +44,17 @@ class RankedItem:
 
     ``score`` is ``None`` for a document that can't be read and was put last; ``error`` then says why. ``regions``
     holds the page's best regions, best first, where they were asked for.
+
+    A neighbour stands behind the hit whose rank, from 1, is its ``neighbour_of``. Its score is its own, ``None`` if it
+    was not ranked. If no document holds it, ``page`` is the page of the hit's PDF, and ``position`` is the hit's.
     """
 
     position: int
     score: float | None
     error: MMRHError | None = None
     regions: tuple[ScoredRegion, ...] = ()
+    neighbour_of: int | None = None
+    page: Page | None = None
 
     def region_records(self) -> list[dict[str, Any]]:
         """The regions as plain data: ``box`` and ``page_size`` in the page's units, ``kind``, ``score``, ``text``.
@@ -72,12 +83,19 @@ class AdapterSettings(DocumentSettings):
     given a ``reranker=`` instead. Its model, heads and settings for ranking then count; the settings for loading don't.
     """
 
+    fuse: Literal["replace", "blend"] = Field(
+        "replace", description="Score a document by its page alone, or blend that with the score that it came with."
+    )
+    retrieval_weight: float = Field(0.5, ge=0.0, le=1.0, description="The part of that score, if scores are blended.")
     score_threshold: Finite | None = Field(None, description="Documents that score lower are left out.")
     on_error: Literal["raise", "last", "drop"] = Field(
         "raise", description="What to do with a document that can't be read: raise, put it last, leave it out."
     )
     with_regions: bool = Field(False, description="Put the best regions of each page into its document's metadata.")
     regions_per_page: int = Field(3, ge=1, description="How many regions of a page are kept.")
+    neighbours: Neighbours | None = Field(
+        None, description="Pages given along with each hit, not counted by top_n: the next, the previous, or both."
+    )
 
     def rank_items(
         self,
@@ -85,14 +103,16 @@ class AdapterSettings(DocumentSettings):
         items: Sequence[Item],
         clues_of: Callable[[Item], PageClues],
         *,
+        retrieval_score_of: Callable[[Item], object] = lambda item: None,
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> list[RankedItem]:
         """Rank documents for a question, best first; equals keep the caller's order.
 
         ``clues_of`` gives what a document says of its page. Documents that lead to the same page are scored once.
-        ``score_threshold`` counts instead of the setting. A document that names a page which is not found is treated as
-        ``on_missing_page`` says.
+        ``retrieval_score_of`` gives the score that a document came with, higher is better, for ``fuse="blend"``;
+        anything but a finite number is none. ``score_threshold`` counts instead of the setting. A document that names a
+        page which is not found is treated as ``on_missing_page`` says.
 
         Raises:
             QuestionError: an empty question.
@@ -114,13 +134,20 @@ class AdapterSettings(DocumentSettings):
         scores = {id(scored.page): float(scored.score) for scored in ranking or []}
         failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
         ranked = [RankedItem(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
+        if self.fuse == "blend":
+            ranked = blended(ranked, {i: retrieval_score_of(items[i]) for i in pages}, self.retrieval_weight)
         chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
-        if not self.with_regions:
+        if self.with_regions:
+            readable = [item.position for item in chosen if item.score is not None]
+            layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
+            with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
+            chosen = self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
+        if self.neighbours is None:
             return chosen
-        readable = [item.position for item in chosen if item.score is not None]
-        layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
-        with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
-        return self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
+        ids = {i: page_id(source, clues_of(items[i]), page) for i, page in pages.items()}
+        return self.add_neighbours(
+            chosen, ids, ranked, failed, lambda i, index: page_beside(source, clues_of(items[i]), pages[i], index)
+        )
 
     def warn_of_bundled(self, pages: Collection[Page]) -> None:
         """Warn, once per process, if the bundled model is to rank pages by images alone, and most have a text layer."""
@@ -167,6 +194,37 @@ class AdapterSettings(DocumentSettings):
             found.setdefault(page_key(region.page), []).append(region)
         best = {position: tuple(found.get(key, ())[: self.regions_per_page]) for position, key in keys.items()}
         return [replace(item, regions=best.get(item.position, ())) for item in items]
+
+    def add_neighbours(
+        self,
+        items: list[RankedItem],
+        ids: Mapping[int, PageId | None],
+        ranked: Collection[RankedItem],
+        failed: Collection[int] = (),
+        open_page: Callable[[int, int], Page | None] = lambda position, index: None,
+    ) -> list[RankedItem]:
+        """Put the pages beside each hit behind it, as ``neighbours`` says; none twice, and no hit.
+
+        ``ids`` has the documents' files and pages by position. Of several documents of a page the first is given, and
+        none that ``failed``. ``open_page`` makes the page beside a hit that no document holds, of the hit's position
+        and the page's index. Documents that could not be read stay last.
+        """
+        hits = [item for item in items if item.error is None]
+        holders: dict[PageId | None, int] = {}
+        for position, page in ids.items():
+            holders.setdefault(page, position)
+        scores = {item.position: item.score for item in ranked}
+        found: list[RankedItem] = []
+        beside = neighbours_of([ids.get(hit.position) for hit in hits], self.neighbours)
+        for rank, (hit, pages) in enumerate(zip(hits, beside, strict=True), start=1):
+            found.append(hit)
+            for page in pages:
+                holder = holders.get(page)
+                if holder is None and (opened := open_page(hit.position, page[1])) is not None:
+                    found.append(RankedItem(hit.position, None, neighbour_of=rank, page=opened))
+                elif holder is not None and holder not in failed:
+                    found.append(RankedItem(holder, scores.get(holder), neighbour_of=rank))
+        return found + items[len(hits) :]
 
     def without_unreadable(
         self, pages: Sequence[Page], run: Callable[[list[Page]], Result]
@@ -224,6 +282,30 @@ class AdapterSettings(DocumentSettings):
             return len(self.reranker.prompter.page_segment(page, number))
         except PageError as error:
             return error
+
+
+def blended(ranked: list[RankedItem], came_with: Mapping[int, object], weight: float) -> list[RankedItem]:
+    """Ranked items with shares among them: of their scores, and of those that they came with, as in hybrid scores.
+
+    An item that came without a finite number keeps its share; if all did, scores stay as they are.
+    """
+    theirs = np.array([_finite(came_with.get(item.position)) for item in ranked])
+    known = np.isfinite(theirs)
+    if not known.any():
+        return ranked
+    joined = joined_shares(np.array([item.score for item in ranked]), theirs, known, weight)
+    return [replace(item, score=float(share)) for item, share in zip(ranked, joined, strict=True)]
+
+
+def _finite(score: object) -> float:
+    """A score as a float; NaN for anything that is no number, or is beyond all scores, as infinity is."""
+    if isinstance(score, bool) or not isinstance(score, int | float | np.floating | np.integer):
+        return math.nan
+    try:
+        number = float(score)
+    except OverflowError:
+        return math.nan
+    return number if abs(number) < _BEYOND_SCORES else math.nan
 
 
 def _is_about(error: PageError, page: Page) -> bool:

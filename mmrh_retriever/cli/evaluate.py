@@ -15,7 +15,6 @@ from mmrh_retriever.cli.options import (
     OutputOptions,
     WindowOptions,
     grouped,
-    repeatable,
     say,
     say_bundled,
     settings_from,
@@ -28,6 +27,7 @@ from mmrh_retriever.evaluation.rankers import RankerSpec
 from mmrh_retriever.evaluation.rows import Level
 from mmrh_retriever.evaluation.run_settings import settings_of
 from mmrh_retriever.evaluation.tables import markdown_tables, plot_comparison, result_tables
+from mmrh_retriever.evaluation.trained_rerankers import RankerInput, TrainedKind
 from mmrh_retriever.files import write_atomically
 from mmrh_retriever.heads.published import published_head_set
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
@@ -42,6 +42,8 @@ SELECTED = "selected"
 """How results call the model with the heads that were asked for."""
 BASELINES = ("images-only", "all-heads", "bm25", "embedding", "random")
 """What the model is compared with, in the order of the tables."""
+TRAINED: dict[str, TrainedKind] = {"cross-encoder": "cross-encoder", "embedding": "sentence-transformer"}
+"""Baselines that take a model's name behind a colon, which sentence-transformers loads."""
 ExecutorName = Literal["local", "ray"]
 Preset = Literal["paper"]
 
@@ -84,6 +86,14 @@ class DataOptions:
         return data if self.limit is None else data.first(self.limit)
 
 
+def _baseline(value: str) -> str:
+    kind, _, name = value.partition(":")
+    if value in BASELINES or (kind in TRAINED and name):
+        return value
+    known = ", ".join((*BASELINES, *(f"{kind}:NAME" for kind in TRAINED)))
+    raise typer.BadParameter(f"{value!r} is not one of {known}")
+
+
 @dataclass(frozen=True)
 class RankerOptions:
     """What is ranked, and what the model is compared with."""
@@ -102,7 +112,20 @@ class RankerOptions:
             help="Layout level: from the page pass, or each box as an image (the paper).",
         ),
     ] = None
-    baseline: Annotated[list[str] | None, repeatable(BASELINES, "Run beside the model; repeatable.")] = None
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=_baseline,
+            metavar=f"<{'|'.join(BASELINES)}|cross-encoder:NAME|embedding:NAME>",
+            help="Run beside the model; repeatable. NAME: a model of sentence-transformers, hub id or folder.",
+        ),
+    ] = None
+    baseline_input: Annotated[
+        RankerInput, typer.Option(help="What named baselines read of a page: its text layer or its image.")
+    ] = "text"
+    baseline_own_code: Annotated[
+        bool, typer.Option("--baseline-own-code", help="Run Python code that named baselines bring. Read it before.")
+    ] = False
     baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Leave the model itself out.")] = False
     embedding_model: Annotated[str | None, typer.Option(help="Sentence encoder of the embedding baseline.")] = None
     seed: Annotated[int, typer.Option(help="Seed of the random baseline.")] = 0
@@ -135,10 +158,19 @@ class RankerOptions:
             "all-heads": RankerSpec("heads", heads="all", settings=settings, **boxes),
             "bm25": RankerSpec("bm25"),
             "embedding": RankerSpec("embedding", model=self.embedding_model, device=settings.device),
+            **self._trained(settings),
             "random": RankerSpec("random", seed=self.seed),
         }
-        wanted = {*(self.baseline or ()), *(() if self.baselines_only else (SELECTED,))}
+        wanted = {*(self.baseline or ()), *self._trained(settings), *(() if self.baselines_only else (SELECTED,))}
         return {name: ranker for name, ranker in made.items() if name in wanted}
+
+    def _trained(self, settings: RerankSettings) -> dict[str, RankerSpec]:
+        """The baselines that have a model's name, by what tables call them."""
+        common: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+        common |= {"reads": self.baseline_input, "own_code": self.baseline_own_code}
+        named = [(value, *value.split(":", 1)) for value in self.baseline or () if ":" in value]
+        images = " (images)" if self.baseline_input == "image" else ""
+        return {f"{value}{images}": RankerSpec(TRAINED[kind], model=name, **common) for value, kind, name in named}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOption
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.files import files_below, is_file, is_folder
 from mmrh_retriever.images import IMAGE_ENDINGS
+from mmrh_retriever.ranking.neighbours import Neighbours, neighbours_of
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
 
@@ -37,10 +38,15 @@ def rank_command(
         Path | None, typer.Option(help="Write all pages with heat maps and boxes to this HTML file.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Keep encoded pages in this folder for the next question.")] = None,
+    neighbours: Annotated[
+        Neighbours | None, typer.Option(help="Also show the pages beside the best ones, not counted by --top-n.")
+    ] = None,
     pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None,
     password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None,
 ) -> None:
     """Rank the pages of files for a question, best first."""
+    if regions and neighbours is not None:
+        raise typer.BadParameter("goes with pages, not with --regions", param_hint="--neighbours")
     files, question = _files_and_question(arguments)
     reading = {"pages": pages, "password": password, "layout": regions or report is not None}
     listed = [page for file, name in _documents(files) for page in _read(file, name, **reading)]
@@ -61,8 +67,8 @@ def rank_command(
     elif regions:
         boxes = reranker.rank_regions(question, listed, top_n=top_n, progress=True)
     else:
-        ranking = reranker.rank(question, listed, top_n=top_n, with_tokens=heatmap is not None, progress=True)
-    rows = [_row(scored) for scored in (boxes if regions else ranking[:top_n])]
+        ranking = reranker.rank(question, listed, with_tokens=heatmap is not None, progress=True)
+    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(ranking, top_n, neighbours)
     output.show(rows, lambda: [_table(rows, question)])
     if heatmap is not None:
         _draw_pages(ranking if regions else ranking[:top_n], boxes, heatmap)
@@ -105,13 +111,32 @@ def _read(file: Path, name: str, **options: Any) -> list[Page]:
     return read_pdf(file, doc_id=name, **options)
 
 
+def _page_rows(ranking: Sequence[ScoredPage], top_n: int, which: Neighbours | None) -> list[dict[str, Any]]:
+    """The best pages, their neighbours behind each; with both parts of their scores, if these are hybrid."""
+    parts = ("attention_score", "text_score") if any(one.text_score is not None for one in ranking) else ()
+    ids = [(scored.page.doc_id, scored.page.index) for scored in ranking]
+    known = dict(zip(ids, ranking, strict=True))
+    rows = []
+    for hit, beside in zip(ranking[:top_n], neighbours_of(ids[:top_n], which), strict=True):
+        for scored in (hit, *(known[page] for page in beside if page in known)):
+            scores = {name: _nine_digits(getattr(scored, name)) for name in ("score", *parts)}
+            mark = {} if which is None else {"neighbour_of": None if scored is hit else hit.rank}
+            rows.append({**_row(scored), **scores, **mark})
+    return rows
+
+
+def _region_row(scored: ScoredRegion) -> dict[str, Any]:
+    size = None if scored.page.size is None else _rounded(scored.page.size)
+    box = {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
+    return _row(scored) | box | {"score": _nine_digits(scored.score)}
+
+
 def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
-    page = scored.page
-    row: dict[str, Any] = {"rank": scored.rank, "document": page.doc_id, "page": page.number}
-    if isinstance(scored, ScoredRegion):
-        size = None if page.size is None else _rounded(page.size)
-        row |= {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
-    return row | {"score": float(f"{scored.score:.9g}")}
+    return {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+
+
+def _nine_digits(score: float | None) -> float | None:
+    return None if score is None else float(f"{score:.9g}")
 
 
 def _rounded(lengths: Sequence[float]) -> list[float]:
@@ -125,7 +150,7 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name == "score":
+    if isinstance(value, float):
         return f"{value:.6f}"
     text = " ".join(str("" if value is None else value).split())
     return text if name != "text" or len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mmrh_retriever.bm25 import bm25_scores as bm25_scores  # documented as a name of this module, too
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.embeddings import EmbeddingScorer as EmbeddingScorer
+from mmrh_retriever.evaluation.trained_rerankers import RankerInput, TrainedRanker, load_trained
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import RegionMethod
 from mmrh_retriever.ranking.reranker import Reranker
@@ -26,7 +27,7 @@ Scores = npt.NDArray[np.float64]
 """``(questions, candidates)``, higher is better, ``NaN`` for a candidate that was not ranked."""
 TextScorer = Callable[[Sequence[str], Sequence[str]], Scores]
 """Questions and candidates' texts to scores. A candidate without text comes as an empty text."""
-Kind = Literal["heads", "bm25", "random", "embedding"]
+Kind = Literal["heads", "bm25", "random", "embedding", "cross-encoder", "sentence-transformer"]
 
 
 class PageRanker(Protocol):
@@ -121,7 +122,10 @@ class RankerSpec:
 
     ``settings`` are, for ``heads``, the model and how it ranks, and for ``embedding`` its ``model`` and ``device``;
     ``changes`` are fields of theirs in place of what they hold. ``heads`` is as for :class:`~mmrh_retriever.Reranker`,
-    ``aggregate`` and ``region_method`` are as for :class:`HeadRanker`. ``seed`` is that of ``random``.
+    ``aggregate`` and ``region_method`` are as for :class:`HeadRanker`. ``seed`` is that of ``random``. A
+    ``cross-encoder`` or ``sentence-transformer`` has a ``model``, ``device`` and ``dtype``, ``reads`` text or images,
+    and runs the Python code that it brings with ``own_code`` only
+    (:mod:`~mmrh_retriever.evaluation.trained_rerankers`).
 
     Raises:
         DataError: an unknown kind.
@@ -134,6 +138,8 @@ class RankerSpec:
     aggregate: Aggregate
     region_method: RegionMethod
     seed: int
+    reads: RankerInput
+    own_code: bool
 
     def __init__(
         self,
@@ -144,12 +150,14 @@ class RankerSpec:
         aggregate: Aggregate = DEFAULT_AGGREGATE,
         region_method: RegionMethod = "page",
         seed: int = 0,
+        reads: RankerInput = "text",
+        own_code: bool = False,
         **changes: Any,
     ) -> None:
         if kind not in get_args(Kind):
             raise DataError(f"No ranker is called {kind!r}. Expected one of {', '.join(get_args(Kind))}.")
         given = RerankSettings.of(settings, changes)
-        values = (kind, str(heads), given, aggregate, region_method, seed)
+        values = (kind, str(heads), given, aggregate, region_method, seed, reads, own_code)
         vars(self).update(zip(self.__dataclass_fields__, values, strict=True))  # the object itself is frozen
 
     @property
@@ -177,6 +185,10 @@ def _build(spec: AnyRanker, loaded: list[tuple[RerankSettings, Reranker]]) -> Pa
         return RandomRanker(spec.seed)
     if spec.kind == "embedding":
         return TextRanker(EmbeddingScorer(spec.settings.model, device=spec.settings.device))
+    if spec.kind != "heads":
+        given = spec.settings
+        model = load_trained(spec.kind, given.model, device=given.device, dtype=given.dtype, own_code=spec.own_code)
+        return TrainedRanker(spec.kind, model, spec.reads)
     alike = RerankSettings.of(spec.settings, {"hybrid": "auto", "text_weight": DEFAULT_TEXT_WEIGHT})
     reranker = next((reranker for settings, reranker in loaded if settings == alike), None)
     if reranker is None:

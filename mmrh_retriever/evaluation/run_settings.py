@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ from mmrh_retriever.evaluation.rankers import AnyRanker, RankerSpec
 from mmrh_retriever.evaluation.rows import FORMAT, Level
 from mmrh_retriever.model.loading import HEADS_FILE, cpu_dtype, default_device, model_path
 
-_MATTERS = {"bm25": ("kind",), "random": ("kind", "seed"), "embedding": ("kind", "model")}
+_TRAINED_ALONE = ("reads", "own_code")
+_TRAINED = ("kind", "model", "dtype", *_TRAINED_ALONE)
+_MATTERS: dict[str, Sequence[str]] = {
+    "bm25": ("kind",),
+    "random": ("kind", "seed"),
+    "embedding": ("kind", "model"),
+    "cross-encoder": _TRAINED,
+    "sentence-transformer": _TRAINED,
+}
 """What the settings of a ranker hold, where it is not everything."""
 _INDIFFERENT = {"cache_dir", "local_files_only"}
 """Settings that change no score."""
@@ -54,7 +62,8 @@ def _described(ranker: AnyRanker) -> dict[str, Any]:
         return {"class": type(ranker).__qualname__}
     given = {**vars(ranker), **ranker.settings.model_dump(exclude=_INDIFFERENT)}
     del given["settings"]
-    content = {key: value for key, value in given.items() if key in _MATTERS.get(ranker.kind, (key,))}
+    matters = _MATTERS.get(ranker.kind, [key for key in given if key not in _TRAINED_ALONE])
+    content = {key: value for key, value in given.items() if key in matters}
     if ranker.kind == "heads":
         name, bundled = model_path(ranker.settings.model)
         folder = Path(name)

@@ -259,17 +259,18 @@ def _processor_template(model: str, where: Mapping[str, Any]) -> str | None:
     return None if found is None else str(found["chat_template"])
 
 
-def refuse_own_code(model: str, where: Mapping[str, Any] | None = None) -> None:
+def refuse_own_code(model: str, where: Mapping[str, Any] | None = None, *, unless: str = "") -> None:
     """Raise an :class:`UnsupportedModelError` if a model's configuration names Python code of its own (``auto_map``).
 
-    ``where`` holds the keyword arguments that say where transformers looks for files.
+    ``where`` holds the keyword arguments that say where transformers looks for files; ``unless`` ends the message.
     """
     for name in _CONFIGS:
         if _holds_auto_map(_json_file(model, name, where or {})):
-            raise UnsupportedModelError(
-                f"{name} of {model} names Python code of its own (auto_map), which is never run. Give a model that "
-                "transformers knows by itself, or remove auto_map if transformers has the same classes."
+            problem = f"{name} of {model} names Python code of its own (auto_map), which is not run"
+            advice = (
+                "Give a model that transformers knows by itself, or remove auto_map if transformers has its classes."
             )
+            raise UnsupportedModelError(f"{problem}. {advice} {unless}".strip())
 
 
 def _holds_auto_map(content: Any) -> bool:

@@ -40,12 +40,19 @@ class TextLayer:
 
         Where no page has a word of the question, attention alone decides.
         """
-        shares = softmax_of_z(attention)
-        own = self.has_text
-        if text[own].max() > 0:
-            among = shares[own].sum()
-            shares[own] = (1 - self.weight) * shares[own] + self.weight * among * softmax_of_z(text[own])
-        return shares
+        known = text[self.has_text].max() > 0
+        return joined_shares(attention, text, self.has_text, self.weight) if known else softmax_of_z(attention)
+
+
+def joined_shares(ours: FloatArray, theirs: FloatArray, has_theirs: npt.NDArray[np.bool_], weight: float) -> FloatArray:
+    """Shares of two kinds of scores, ``(scores,)`` each, the second with a ``weight`` from 0 to 1; they sum to 1.
+
+    The second moves only what the first gives the candidates of ``has_theirs`` among themselves.
+    """
+    shares = softmax_of_z(ours)
+    among = shares[has_theirs].sum()
+    shares[has_theirs] = (1 - weight) * shares[has_theirs] + weight * among * softmax_of_z(theirs[has_theirs])
+    return shares
 
 
 def softmax_of_z(scores: FloatArray) -> FloatArray:

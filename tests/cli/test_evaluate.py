@@ -12,6 +12,7 @@ from mmrh_retriever import Reranker, RerankSettings
 from mmrh_retriever.evaluation import run_settings
 from tests import factories
 from tests.cli.conftest import Mmrh
+from tests.tiny_rerankers import save_cross_encoder, save_image_embedder
 
 
 @pytest.fixture
@@ -195,3 +196,35 @@ def test_failures_exit_with_1_and_a_message(run: Mmrh, pdfs: list[object], folde
     other = run(*pdfs, "--baseline", "random", "--baselines-only", "--allow-missing", "--resume", "--seed", 9)
     assert other.code == 1
     assert "rankers.random.seed: was 0, now 9" in other.stderr
+
+
+def test_named_baselines(run: Mmrh, mmrh: Mmrh, pdfs: list[object], folder: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="pip install 'mmrh-retriever[rerankers]'")
+    words, images = folder / "words", folder / "images"
+    save_cross_encoder(words)
+    save_image_embedder(images)
+    given = (*pdfs, "--baselines-only", "--device", "cpu", "--json")
+    named = ("--baseline", f"cross-encoder:{words}", "--baseline", f"embedding:{words}")
+    done = run(*given, *named, "--baseline", "random")
+    assert done.code == 0, done.stderr
+    names = [f"cross-encoder:{words}", f"embedding:{words}", "random"]
+    assert [json.loads(line)["ranker"] for line in done.stdout.splitlines()] == names
+    shown = run(*given, "--baseline", f"embedding:{images}", "--baseline-input", "image", "--resume")
+    assert shown.code == 0, shown.stderr
+    assert [json.loads(line)["ranker"] for line in shown.stdout.splitlines()] == [
+        f"embedding:{images} (images)",
+        *names,
+    ]
+    settings = json.loads((folder / "out" / "settings.json").read_text())["settings"]["rankers"]
+    assert settings[names[0]] == {
+        "kind": "cross-encoder", "model": str(words), "dtype": None, "reads": "text", "own_code": False,
+    }  # fmt: skip
+    refused = run(*given, "--baseline", f"cross-encoder:{words}", "--baseline-input", "image", "--resume")
+    assert refused.code == 1
+    assert "reads text, no images" in refused.stderr
+    wrong = run(*given, "--baseline", "cross-encoder:")
+    assert wrong.code == 2
+    assert (
+        "is not one of images-only, all-heads, bm25, embedding, random, cross-encoder:NAME, embedding:NAME"
+        in wrong.stderr
+    )

@@ -121,3 +121,44 @@ def test_messages_speak_of_the_commands_own_options(mmrh: Mmrh, model: Path, fol
 )
 def test_arguments_become_options(message: str, expected: str) -> None:
     assert _in_options(message, ["pages", "max_pixels", "token_budget"]) == expected
+
+
+def test_hybrid_rows_have_both_parts_of_the_score(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    given = ("rank", folder, "How did revenue grow?", "--model", model, "--top-n", 9)
+    found = rows(mmrh(*given, "--hybrid", "--json").stdout)
+    plain = {row["document"]: row["score"] for row in rows(mmrh(*given, "--json").stdout)}
+    assert [list(row) for row in found] == 3 * [["rank", "document", "page", "score", "attention_score", "text_score"]]
+    for row in found:
+        assert row["attention_score"] == pytest.approx(plain[row["document"]], rel=1e-6)
+        assert (row["text_score"] is None) == (row["document"] == "scan.png")
+        best = rows(mmrh(*given, "--hybrid", "--json", "--top-n", row["rank"]).stdout)
+        assert best == found[: len(best)], "a row does not depend on which others are shown"
+    shown = mmrh(*given, "--hybrid", "--markdown").stdout
+    assert "| rank | document | page | score | attention_score | text_score |" in shown
+    single = mmrh("rank", folder / "b" / "scan.png", "revenue", "--model", model, "--hybrid", "--json").stdout
+    assert [list(row) for row in rows(single)] == [["rank", "document", "page", "score"]], "no page has text"
+
+
+def test_neighbours_stand_behind_their_hit(mmrh: Mmrh, model: Path, tmp_path: Path) -> None:
+    first, *others = [page_image(seed) for seed in range(5)]
+    first.save(tmp_path / "scan.pdf", save_all=True, append_images=others)
+    page_image(9).save(tmp_path / "alone.png")
+    given = ("rank", tmp_path, QUESTION, "--model", model, "--json")
+    ranked = {(row["document"], row["page"]): row for row in rows(mmrh(*given, "--top-n", 9).stdout)}
+    best = list(ranked)[:2]
+    found = rows(mmrh(*given, "--top-n", 2, "--neighbours", "both").stdout)
+    hits = [row for row in found if row["neighbour_of"] is None]
+    assert [(row["document"], row["page"]) for row in hits] == best
+    beside = {(name, page + step) for name, page in best for step in (-1, 1)} & set(ranked) - set(best)
+    shown = [(row["document"], row["page"]) for row in found if row not in hits]
+    assert sorted(shown) == sorted(beside)
+    for row in found:
+        page = row["document"], row["page"]
+        assert {**ranked[page], "neighbour_of": row["neighbour_of"]} == row, "rank and score are its own"
+        if row not in hits:
+            (hit,) = (other for other in hits if other["rank"] == row["neighbour_of"])
+            assert (hit["document"], abs(hit["page"] - row["page"])) == (row["document"], 1)
+            assert found.index(hit) < found.index(row)
+    refused = mmrh(*given, "--neighbours", "next", "--regions")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "goes with pages, not with --regions" in refused.stderr

@@ -11,6 +11,8 @@ from mmrh_retriever import EncodedPages, MMRHError, Page, PageError, ScoredRegio
 from mmrh_retriever.adapters import AdapterSettings, Lock, PageSource, RankedItem, with_some_regions
 from mmrh_retriever.bm25 import bm25_scores
 
+from langchain_mmrh.documents import page_document
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -36,7 +38,7 @@ class _Shelf:
         index = len(self.documents)
         if isinstance(page, Page):
             self.pages[index] = page
-            self.documents.append(_document(page))
+            self.documents.append(page_document(page))
         else:
             self.failed[index] = page
             self.documents.append(Document("", metadata={"source": file}))
@@ -162,18 +164,3 @@ def _pages_of(file: str, settings: AdapterSettings) -> list[Page] | list[PageErr
             raise
         return [error]
     return [with_some_regions(page) for page in pages] if settings.with_regions else pages
-
-
-def _document(page: Page) -> Document:
-    """The document of a PDF page, with the metadata that LangChain's own PDF loaders write."""
-    source = str(page.metadata["path"])
-    known = {
-        "source": source,
-        "file_path": source,
-        "page": page.index,
-        "total_pages": page.metadata["total_pages"],
-        "page_label": page.label,
-        "title": page.metadata.get("title"),
-    }
-    metadata = {name: value for name, value in known.items() if value is not None}
-    return Document(page.text or "", metadata=metadata, id=f"{source}#{page.index}")

@@ -117,4 +117,7 @@ class MMRHRetriever(SerializableSettings, BaseRetriever):
         if self.with_regions:
             pages = {item.position: shelf.pages[item.position] for item in chosen if item.score is not None}
             chosen = self.add_regions(chosen, pages, answer.rank_regions)
+        if self.neighbours is not None:
+            ids = {index: (str(page.metadata["path"]), page.index) for index, page in shelf.pages.items()}
+            chosen = self.add_neighbours(chosen, ids, answer.ranked, answer.failed)
         return [scored_copy(shelf.documents[item.position], item, self) for item in chosen]

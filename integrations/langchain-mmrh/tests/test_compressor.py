@@ -205,3 +205,15 @@ def test_a_blob_that_cannot_be_encoded_costs_itself_alone(reranker: StubReranker
     bad = Document("", metadata={"blob": Blob.from_data("\ud800")})
     found = MMRHRerank(reranker=reranker, on_error="drop").compress_documents([bad, Document("score=0.7")], QUESTION)
     assert [document.page_content for document in found] == ["score=0.7"]
+
+
+@pytest.mark.parametrize("key", ["relevance_score", "score"])
+def test_scores_are_blended_with_those_of_the_retriever(reranker: StubReranker, key: str) -> None:
+    documents = [doc(0.3, metadata={key: 0.9}), doc(0.6, metadata={key: 0.1}), doc(0.5, metadata={key: 0.8})]
+    blend = MMRHRerank(reranker=reranker, fuse="blend", retrieval_weight=1.0)
+    found = blend.compress_documents(documents, QUESTION)
+    assert [it.page_content for it in found] == [documents[index].page_content for index in (0, 2, 1)]
+    assert [it.metadata["retrieval_score"] for it in found] == [0.9, 0.8, 0.1]
+    assert sum(it.metadata["relevance_score"] for it in found) == pytest.approx(1)
+    plain = MMRHRerank(reranker=reranker).compress_documents(documents, QUESTION)
+    assert [it.metadata["relevance_score"] for it in plain] == pytest.approx([0.6, 0.5, 0.3])

@@ -278,3 +278,16 @@ def test_a_resource_that_is_no_text_costs_itself_alone(reranker: StubReranker) -
     nodes = [NodeWithScore(node=bad), NodeWithScore(node=TextNode(text="score=0.7"))]
     found = MMRHRerank(reranker=reranker, on_error="drop").postprocess_nodes(nodes, query_str=QUESTION)
     assert [scored.score for scored in found] == [0.7]
+
+
+def test_scores_are_blended_with_those_of_the_retriever(reranker: StubReranker) -> None:
+    nodes = [node(0.3), node(0.6), node(0.5)]
+    for given, score in zip(nodes, (0.9, 0.1, 0.8), strict=True):
+        given.score = score
+    blend = MMRHRerank(reranker=reranker, fuse="blend", retrieval_weight=1.0)
+    found = blend.postprocess_nodes(nodes, query_str=QUESTION)
+    assert [it.node.node_id for it in found] == [nodes[index].node.node_id for index in (0, 2, 1)]
+    assert [it.node.metadata["retrieval_score"] for it in found] == [0.9, 0.8, 0.1]
+    assert sum(it.score for it in found) == pytest.approx(1)
+    plain = MMRHRerank(reranker=reranker).postprocess_nodes(nodes, query_str=QUESTION)
+    assert [it.score for it in plain] == pytest.approx([0.6, 0.5, 0.3])

@@ -13,9 +13,11 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
+from mmrh_retriever import Page
 from mmrh_retriever.adapters import (
     ERROR_KEY,
+    NEIGHBOUR_KEY,
     REGIONS_KEY,
     RETRIEVAL_SCORE_KEY,
     AdapterSettings,
@@ -100,7 +102,14 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
                 if nodes:
-                    ranked = self.rank_items(question, nodes, self.clues, top_n=top_n, score_threshold=score_threshold)
+                    ranked = self.rank_items(
+                        question,
+                        nodes,
+                        self.clues,
+                        retrieval_score_of=lambda scored: scored.score,
+                        top_n=top_n,
+                        score_threshold=score_threshold,
+                    )
                     found = [self._scored_copy(nodes[item.position], item) for item in ranked]
                 event.on_end(payload={EventPayload.NODES: found})
         except Exception as error:
@@ -146,21 +155,35 @@ class MMRHRerank(AdapterSettings, BaseNodePostprocessor):
         )
 
     def _scored_copy(self, scored: NodeWithScore, item: RankedItem) -> NodeWithScore:
+        if item.page is not None:
+            scored = NodeWithScore(node=self._page_node(item.page))
         notes: dict[str, Any] = {}
         if self.keep_retrieval_score:
             notes[RETRIEVAL_SCORE_KEY] = scored.score
         if self.with_regions:
             notes[REGIONS_KEY] = item.region_records()
+        if item.neighbour_of is not None:
+            notes[NEIGHBOUR_KEY] = item.neighbour_of
         if item.error is not None:
             notes[ERROR_KEY] = str(item.error)
         old = scored.node
-        stale = {RETRIEVAL_SCORE_KEY, REGIONS_KEY, ERROR_KEY}
+        stale = {RETRIEVAL_SCORE_KEY, REGIONS_KEY, NEIGHBOUR_KEY, ERROR_KEY}
         metadata = {key: value for key, value in old.metadata.items() if key not in stale} | notes
         update: dict[str, Any] = {"metadata": metadata}
         for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):
             excluded = getattr(old, name)
             update[name] = [*excluded, *(key for key in notes if key not in excluded)]
         return NodeWithScore(node=old.model_copy(update=update), score=item.score)
+
+    def _page_node(self, page: Page) -> TextNode:
+        """A node of a PDF's page, for a neighbour that no node holds; its metadata lead to the page again."""
+        source = str(page.metadata.get("path", page.metadata.get("url")))
+        metadata = {
+            "file_path": source,
+            self.page_key or "page": page.index + self.page_base,
+            "total_pages": page.metadata["total_pages"],
+        }
+        return TextNode(id_=f"{source}#{page.index}", text=page.text or "", metadata=metadata)
 
 
 def _own_picture(node: BaseNode) -> tuple[bytes | str | None, str | None, str | None]:
