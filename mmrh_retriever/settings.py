@@ -47,6 +47,10 @@ PageContent = Literal["auto", "image", "text", "both"]
 """What of a page the model sees. ``auto``: its image if it has one and the model takes images, else its text."""
 
 
+QuestionWeights = Literal["auto", "uniform", "frequency"]
+"""How much each token of a question counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
     """How the prompt is worded, and which of its tokens count.
@@ -191,6 +195,12 @@ class RerankSettings(BaseModel):
     text_weight: float = Field(
         DEFAULT_TEXT_WEIGHT, ge=0, le=1, description="The text layer's part of a hybrid score; attention has the rest."
     )
+    question_weights: QuestionWeights = Field(
+        "auto",
+        description="How much each token of a question counts: all alike ('uniform', as in the paper), or frequent "
+        "ones less ('frequency'), by a file of token frequencies in the model's folder. 'auto': as the model's config "
+        "says in mmrh_question_weights, else alike.",
+    )
     options: PromptOptions = Field(default_factory=PromptOptions, description="Wording of the prompt.")
 
     @field_validator("final_round")
@@ -225,6 +235,7 @@ class RerankSettings(BaseModel):
             final_round=0,
             resize_first=True,
             hybrid=False,
+            question_weights="uniform",
             options=PromptOptions(
                 instruction=f"Find the {level}s that hold the evidence for the question",
                 separator="",

@@ -140,6 +140,22 @@ def test_questions_keep_content_words() -> None:
     assert {"revenue", "second", "quarter"} & set(asked.split())
 
 
+def test_tokens_are_counted_in_what_is_not_held_out(tokenizer) -> None:
+    corpus = pytest.importorskip("tools.reader.corpus")
+    frequencies = pytest.importorskip("tools.reader.frequencies")
+    names = [f"{number}.pdf" for number in range(40)]
+    kept = next(name for name in names if not corpus.is_held_out(name))
+    held_out = next(name for name in names if corpus.is_held_out(name))
+    said, unheard = "the revenue of the year", "emissions"
+    documents = [corpus.TextDocument(kept, (said,)), corpus.TextDocument(held_out, (unheard,))]
+    found = frequencies.token_frequencies(tokenizer, documents)
+    ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+    assert sum(found.counts) == len(ids)
+    assert len(found.counts) == len(tokenizer)
+    assert all(found.counts[token] == ids.count(token) for token in ids)
+    assert found.counts[ids[0]] >= 2
+
+
 def test_words_take_other_known_forms() -> None:
     known = frozenset({"report", "reports", "reported", "increase", "increasing", "option", "of"})
     rng = random.Random(1)

@@ -19,7 +19,7 @@ from rich.text import Text
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.runs.plain_text import json_line, plain_text
 from mmrh_retriever.runs.tables import Table, print_tables
-from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, FirstStage, RerankSettings, read_prompt
+from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, FirstStage, QuestionWeights, RerankSettings, read_prompt
 
 if TYPE_CHECKING:
     from mmrh_retriever.encoding.page_store import PageStore
@@ -189,6 +189,10 @@ class WindowOptions(SettingOptions):
     ] = None
     text_weight: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="The text layer's part of a hybrid score; half by default.")
+    ] = None
+    question_weights: Annotated[
+        QuestionWeights | None,
+        typer.Option(help="Let a question's tokens count alike, or frequent ones less; the model says by default."),
     ] = None
     calibrate: Annotated[
         bool, typer.Option(" /--no-calibration", show_default=False, help="Without the null question.")

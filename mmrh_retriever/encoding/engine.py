@@ -163,7 +163,8 @@ class Engine:
                 for path, asked in zip(tree.paths, group, strict=True)
                 for span in asked.scored
             ]
-            recording = Recording(self.heads, rows, window.owners(), window.spans, tokens=tokens)
+            weights = [part for asked in group for part in asked.looking()]
+            recording = Recording(self.heads, rows, window.owners(), window.spans, weights=weights, tokens=tokens)
             self.passes.run_tree(window, tree, stop_at=self.heads.deepest, recording=recording)
             masses.append(recording.mass)
             if recording.token_mass is not None:

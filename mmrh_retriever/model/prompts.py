@@ -34,7 +34,8 @@ class PromptSegment:
     ``positions`` are rotary positions relative to the segment's start: ``(axes, tokens)``, with three axes for M-RoPE
     families and one for the others. The next segment starts ``extent`` further on. ``scored`` are the spans whose
     attention counts for the page or, in a question, the spans that look. ``visual[i]`` is the offset of the visual
-    token that sees ``grid.boxes[i]``. ``inputs`` is what the vision tower is given.
+    token that sees ``grid.boxes[i]``. ``inputs`` is what the vision tower is given. ``weights`` say how much each token
+    counts among those that look; all alike if ``None``.
     """
 
     axes: int
@@ -46,6 +47,7 @@ class PromptSegment:
     grid: PatchGrid | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     bidirectional: tuple[TokenSpan, ...] = ()
+    weights: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,21 +80,35 @@ class PromptSegment:
         """``(axes, tokens)`` relative positions."""
         return torch.cat(self.positions, dim=1) if self.positions else torch.zeros(self.axes, 0, dtype=torch.long)
 
+    def looking(self) -> list[Tensor]:
+        """The weights of the tokens of each ``scored`` span, ``(tokens,)`` each."""
+        weights = torch.ones(len(self)) if self.weights is None else torch.tensor(self.weights)
+        return [weights[span.start : span.stop] for span in self.scored]
+
 
 class Prompter:
     """Writes pages and questions as prompt segments, for one model.
 
     ``answer_ids`` are what the chat template puts behind the question, where the model's answer begins.
+    ``token_weights`` is ``(tokens of the vocabulary,)``: how much each counts in a question; all alike if ``None``, and
+    in prompters with other options.
     """
 
     def __init__(
-        self, backbone: Backbone, tokenizer: Any, image_processor: Any = None, options: PromptOptions | None = None
+        self,
+        backbone: Backbone,
+        tokenizer: Any,
+        image_processor: Any = None,
+        options: PromptOptions | None = None,
+        *,
+        token_weights: Tensor | None = None,
     ) -> None:
         self.backbone = backbone
         self.text = TextTokenizer(backbone, tokenizer)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.options = options or PromptOptions()
+        self.token_weights = token_weights
         self._before, self._opening, self.answer_ids = self.text.chat_template()
 
     def with_options(self, options: PromptOptions) -> Prompter:
@@ -195,6 +211,8 @@ class Prompter:
                     f"The question {asked[:60]!r}... has {len(segment):,} tokens; at most {MAX_QUESTION_TOKENS:,} are "
                     "taken (MAX_QUESTION_TOKENS). Ask for what the pages should hold, not with whole documents."
                 )
+            if self.token_weights is not None:
+                segment.weights = tuple(self.token_weights[segment.ids].tolist())
             found.append(segment)
         return found
 

@@ -1,8 +1,9 @@
 """Recording: post-softmax attention of a few heads from a few rows, added up per span at once.
 
 The retrieval score of a head for a span is the mean over the question's tokens of the head's post-softmax attention
-summed over the span's tokens (S_h of Li et al. 2026, arXiv 2605.27243). It lies in [0, 1]. Logits and softmax are
-formed in float32 whatever the model's dtype: probabilities formed in bfloat16 can sum to more. Plain tensor maths.
+summed over the span's tokens (S_h of Li et al. 2026, arXiv 2605.27243). It lies in [0, 1], also where
+tokens have weights. Logits and softmax are formed in float32 whatever the model's dtype: probabilities formed in
+bfloat16 can sum to more. Plain tensor maths.
 """
 
 from __future__ import annotations
@@ -52,12 +53,19 @@ class Recording:
     ``rows`` are each question's query rows, as token offsets in the pass; questions may share rows. ``owner`` is
     ``(keys,)`` long: the span that each key belongs to, -1 for none; keys beyond it belong to none. After the pass
     ``mass`` is ``(questions, heads, spans)`` float32: the mean over a question's rows of a head's attention summed over
-    a span, the retrieval score. With ``tokens``, ``token_mass`` is ``(questions, keys)``: the same per key, averaged
-    over the heads.
+    a span, the retrieval score; with ``weights``, ``(rows,)`` per question, the weighted mean. With ``tokens``,
+    ``token_mass`` is ``(questions, keys)``: the same per key, averaged over the heads.
     """
 
     def __init__(
-        self, heads: HeadsByLayer, rows: Sequence[Sequence[int]], owner: Tensor, spans: int, *, tokens: bool = False
+        self,
+        heads: HeadsByLayer,
+        rows: Sequence[Sequence[int]],
+        owner: Tensor,
+        spans: int,
+        *,
+        weights: Sequence[Tensor] | None = None,
+        tokens: bool = False,
     ) -> None:
         if not rows or any(len(looking) == 0 for looking in rows):
             raise AttentionCaptureError(
@@ -66,6 +74,7 @@ class Recording:
             )
         self.heads = heads
         self.rows = tuple(rows)
+        self.weights = [torch.ones(len(looking)) for looking in rows] if weights is None else list(weights)
         self.owner = owner
         self.spans = spans
         self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
@@ -107,8 +116,9 @@ class _Tables:
     """A recording's tables on one device.
 
     ``rows`` is ``(rows,)``: the offsets of the recorded rows, ascending, each once. ``first`` and ``last`` bound the
-    questions that each row belongs to. ``average`` is ``(questions, rows)``; its rows sum to one. ``bins`` is
-    ``(keys,)``: the span that a key's attention is added to, or one more than there are for none.
+    questions that each row belongs to. ``average`` is ``(questions, rows)``: its weights sum to one
+    per question. ``bins`` is ``(keys,)``: the span that a key's attention is added to, or one more than there are for
+    none.
     """
 
     rows: Tensor
@@ -124,7 +134,7 @@ class _Tables:
         questions = torch.repeat_interleave(each)
         rows, column = looking.unique(return_inverse=True)
         average = torch.zeros(len(each), rows.numel(), dtype=torch.float32)
-        average[questions, column] = 1 / each[questions].float()
+        average[questions, column] = torch.cat([weights / weights.sum() for weights in recording.weights])
         first = torch.full((rows.numel(),), len(each)).scatter_reduce(0, column, questions, "amin")
         last = torch.zeros(rows.numel(), dtype=torch.long).scatter_reduce(0, column, questions, "amax")
         bins = torch.where(recording.owner >= 0, recording.owner, recording.spans)

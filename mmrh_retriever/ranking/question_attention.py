@@ -18,9 +18,9 @@ class QuestionAttention:
     """The attention that single tokens of a question pay the visual tokens of one page.
 
     ``scores`` is ``(question tokens, visual tokens)`` float32: the mean over the selected heads of one question
-    token's attention, minus the null question's (the same for all). Its mean over the question's tokens is the page's
-    :attr:`ScoredPage.token_scores`. ``tokens`` are the tokens' texts, with the question's label if that counts. A
-    character that several tokens share reads as a replacement character.
+    token's attention, minus the null question's (the same for all). Its mean over the question's tokens, by their
+    weights, is the page's :attr:`ScoredPage.token_scores`. ``tokens`` are the tokens' texts, with the question's label
+    if that counts. A character that several tokens share reads as a replacement character.
     """
 
     scored: ScoredPage

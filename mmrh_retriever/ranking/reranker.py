@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from mmrh_retriever.encoding.engine import TAIL_ROOM, Engine
+from mmrh_retriever.encoding.engine import Engine
 from mmrh_retriever.encoding.page_store import ModelPages, PageStore
 from mmrh_retriever.encoding.window import Window
-from mmrh_retriever.errors import ContextOverflowError, SettingsError
+from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.heads.published import resolve_heads
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import HeadSet
@@ -25,11 +25,13 @@ from mmrh_retriever.model.fingerprints import prompt_fingerprint, unreadable_wei
 from mmrh_retriever.model.first_resize import with_first_resize
 from mmrh_retriever.model.loading import Processors, load_model, model_path
 from mmrh_retriever.model.prompts import Prompter, PromptSegment
+from mmrh_retriever.model.token_weights import frequency_weights
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.calibration import Calibration, calibration_for
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
 from mmrh_retriever.ranking.hybrid import TextLayer
 from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, in_thread, with_progress
+from mmrh_retriever.ranking.model_defaults import check_room, with_model_defaults
 from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import Crops, RegionMethod, check_regions, ranked_regions
@@ -54,7 +56,7 @@ class Reranker:
         check: compare recorded attention with plain eager attention on a short input, once per model.
         changes: fields of :class:`~mmrh_retriever.RerankSettings`, in place of those of ``settings``:
             ``token_budget``, ``window_pages``, ``independent``, ``calibrate``, ``final_round``, ``resize_first``,
-            ``hybrid``, ``text_weight`` and ``options``.
+            ``hybrid``, ``text_weight``, ``question_weights`` and ``options``.
 
     Weights and peft adapters may change between calls: pages and vision features kept before are then not used.
     :class:`EncodedPages` hold for the weights that they were encoded with.
@@ -80,14 +82,20 @@ class Reranker:
         check: bool = True,
         **changes: Any,
     ) -> None:
-        given = RerankSettings.of(settings, changes)
         processors = Processors.of(processor)
         self.backbone = Backbone.of(model)
+        self.settings = given = with_model_defaults(RerankSettings.of(settings, changes), self.backbone)
         image_processor = processors.image_processor
         if given.resize_first:
             image_processor = with_first_resize(image_processor)
-        self.prompter = Prompter(self.backbone, processors.tokenizer, image_processor, given.options)
-        self.settings = self._resolved(given)
+        self.prompter = Prompter(
+            self.backbone,
+            processors.tokenizer,
+            image_processor,
+            given.options,
+            token_weights=frequency_weights(self.backbone.name) if given.question_weights == "frequency" else None,
+        )
+        check_room(given, self.prompter.prefix_segment())
         self.heads = resolve_heads(heads, self.backbone.facts)
         self._calibrate(calibration)
         self.vision = Vision(self.backbone, vision_memory)
@@ -160,9 +168,8 @@ class Reranker:
     def with_hybrid(self, hybrid: bool | Literal["auto"], text_weight: float = DEFAULT_TEXT_WEIGHT) -> Reranker:
         """A reranker on the same model whose scores join the text layer's, or don't; see :class:`RerankSettings`."""
         other = copy.copy(self)
-        other.settings = self._resolved(
-            RerankSettings.of(self.settings, {"hybrid": hybrid, "text_weight": text_weight})
-        )
+        changed = RerankSettings.of(self.settings, {"hybrid": hybrid, "text_weight": text_weight})
+        other.settings = with_model_defaults(changed, self.backbone)
         return other
 
     @property
@@ -347,30 +354,12 @@ class Reranker:
         """The pages with the numbers on their labels: their own for independent pages in a store, to be found again."""
         return as_candidates(pages, own_numbers=self.independent and self.store is not None)
 
-    def _resolved(self, given: RerankSettings) -> RerankSettings:
-        """The settings, with what the model's config decides."""
-        config = self.backbone.config
-        independent, budget, hybrid = given.independent, given.token_budget, given.hybrid
-        if hybrid == "auto":
-            hybrid = bool(getattr(config, "mmrh_hybrid", False))
-        if independent is None:
-            independent = bool(getattr(config, "mmrh_independent", False))
-        if budget is None:
-            budget = int(getattr(config, "mmrh_token_budget", DEFAULT_TOKEN_BUDGET))
-        least = len(self.prompter.prefix_segment()) + TAIL_ROOM
-        if budget <= least:
-            raise ContextOverflowError(
-                f"token_budget={budget} leaves no room for a page: the prompt prefix and the room kept for questions "
-                f"take {least} tokens. Raise it.",
-                tokens=least,
-                allowed=budget,
-            )
-        return given.model_copy(update={"independent": independent, "token_budget": budget, "hybrid": hybrid})
-
     @property
     def calibrated_settings(self) -> dict[str, Any]:
         """The settings that a calibration holds for."""
-        named = self.settings.model_dump(include={"independent", "calibrate", "resize_first", "max_pixels"})
+        named = self.settings.model_dump(
+            include={"independent", "calibrate", "resize_first", "max_pixels", "question_weights"}
+        )
         return {**named, **asdict(self.prompter.options)}
 
     def _calibrate(self, given: Calibration | str | Path | None) -> None:

@@ -20,10 +20,10 @@ from mmrh_retriever.types import Candidate, FloatArray, ScoredPage
 class Scores:
     """Collects what questions pay the pages of several windows.
 
-    A question has one row of attention per ``scored`` span; its score is their mean. ``values`` is ``(questions,
-    pages)`` float64, NaN until a page was seen; ``finals`` marks the pages that a final round decided on, and ``first``
-    keeps what their own windows gave. With tokens,
-    ``rows`` has per question and page index what each row pays the page's visual tokens, ``(rows, visual tokens)``.
+    A question has one row of attention per ``scored`` span; its score is their mean, by their tokens' weights.
+    ``values`` is ``(questions, pages)`` float64, NaN until a page was seen; ``finals`` marks the pages that a final
+    round decided on, and ``first`` keeps what their own windows gave. With tokens, ``rows`` has per question and page
+    index what each row pays the page's visual tokens, ``(rows, visual tokens)``.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Scores:
         self.questions = questions
         self.candidates = candidates
         self.with_tokens = with_tokens
+        self._shares = [_shares(question) for question in questions]
         shape = (len(questions), len(candidates))
         self.values = torch.full(shape, float("nan"), dtype=torch.float64)
         self.first = self.values.clone()
@@ -50,7 +51,7 @@ class Scores:
         start = 0
         for question in asked:
             stop = start + len(self.questions[question].scored)
-            mass = attention.mass[start:stop].double().mean(dim=0)  # (heads, pages)
+            mass = torch.tensordot(self._shares[question], attention.mass[start:stop].double(), 1)  # (heads, pages)
             self.values[question, window.indices] = page_scores(mass, None if null is None else null.mass[0])
             self.finals[question, window.indices] = finalists_of is not None
             if finalists_of is None:
@@ -111,7 +112,7 @@ class Scores:
                 score=scores[index],
                 rank=rank,
                 position=index,
-                token_scores=None if rows is None or grid is None else rows.mean(dim=0).numpy(),
+                token_scores=None if rows is None or grid is None else (self._shares[question].float() @ rows).numpy(),
                 grid=grid,
                 attention_score=attention[index],
                 text_score=float(said[index]) if said is not None and texts and texts.has_text[index] else None,
@@ -127,3 +128,9 @@ class Scores:
         dealt[order] = np.sort(scores[finals])
         scores[finals] = dealt
         return scores
+
+
+def _shares(question: PromptSegment) -> Tensor:
+    """``(rows,)`` float64: how much each row of a question counts; they sum to 1."""
+    sums = torch.stack([weights.double().sum() for weights in question.looking()])
+    return sums / sums.sum()

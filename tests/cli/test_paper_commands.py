@@ -124,11 +124,13 @@ def evaluated(mmrh: Mmrh, *more: object) -> Done:
 def test_options_beside_the_preset_take_precedence(mmrh: Mmrh, official: Path) -> None:
     (official / "prompt.json").write_text('{"instruction": "Look.", "page_label": "P{number}"}')
     done = evaluated(mmrh, "--preset", "paper", "--level", "layout", "--region-method", "page", "--window-pages", 7,
-                     "--final-round", 3, "--prompt", "prompt.json", "--model", MODEL, "--dry-run")  # fmt: skip
+                     "--final-round", 3, "--question-weights", "frequency", "--prompt", "prompt.json", "--model", MODEL,
+                     "--dry-run")  # fmt: skip
     assert done.code == 0, done.stderr
     plan = json.loads(done.stdout)
     ranker = plan["rankers"]["selected"]
     assert (ranker["window_pages"], ranker["final_round"], ranker["region_method"]) == (7, 3, "page")
+    assert ranker["question_weights"] == "frequency"
     assert ranker["options"] | {"instruction": "Look.", "page_label": "P{number}"} == ranker["options"]
     assert ranker["options"]["question_label"] == "\n\nQuestion: "
     assert plan["dataset"]["layout_images"] is False
@@ -139,6 +141,7 @@ def test_without_the_preset_nothing_changes(mmrh: Mmrh, official: Path) -> None:
     ranker = plan["rankers"]["selected"]
     assert (ranker["window_pages"], ranker["token_budget"], ranker["final_round"]) == (None, None, 10)
     assert (ranker["region_method"], ranker["resize_first"]) == ("page", False)
+    assert ranker["question_weights"] == "auto"
 
 
 def test_another_prompt_is_another_run(mmrh: Mmrh, official: Path, tiny_model: Path) -> None:

@@ -64,8 +64,11 @@ def expected_mass(
     attention = eager_attentions(model, [*segments, question])  # (layers, heads, tokens, tokens)
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
     keys = owner.numel()
-    rows = slice(keys + question.scored[0].start, keys + question.scored[0].stop)
-    paid = attention[:, :, rows, :keys].mean(dim=2).flatten(0, 1)  # (heads, keys)
+    span = question.scored[0]
+    rows = slice(keys + span.start, keys + span.stop)
+    weights = torch.tensor(question.weights or [1.0] * len(question))[span.start : span.stop]
+    shares = weights / weights.sum()
+    paid = torch.einsum("lhqk,q->lhk", attention[:, :, rows, :keys], shares).flatten(0, 1)  # (heads, keys)
     pages = int(owner.max()) + 1
     return torch.stack([paid[:, owner == page].sum(-1) for page in range(pages)], dim=-1)
 
@@ -104,6 +107,31 @@ def test_tails_on_kept_pages_equal_the_full_eager_pass(name: str, kind: str, rec
     assert together.tokens is not None
     sums = torch.stack([together.tokens[:, window.owners() == page].sum(-1) for page in range(len(pages))], dim=-1)
     torch.testing.assert_close(sums, together.mass.mean(dim=1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_weighted_tokens_equal_the_weighted_rows_of_the_full_eager_pass(name: str) -> None:
+    model = tiny(name)
+    plain = prompter_for(model)
+    weights = 0.05 + torch.rand(len(model.tokenizer), generator=torch.Generator().manual_seed(3))
+    prompter = Prompter(plain.backbone, model.tokenizer, model.image_processor, token_weights=weights)
+    pages = some_pages(name, "several")
+    engine = Engine(prompter, every_head(prompter.backbone), 4000)
+    (window,) = engine.windows(as_candidates(pages))
+    questions = [prompter.question_segment(question) for question in QUESTIONS]
+    asked, null = engine.ask_with_null(window, questions, prompter.null_segment(), tokens=True)
+    assert null is not None
+    assert asked.tokens is not None
+    segments = whole_prompt(prompter, pages)
+    for question, mass in zip([*questions, prompter.null_segment()], [*asked.mass, null.mass[0]], strict=True):
+        assert question.weights == tuple(weights[question.ids].tolist())
+        torch.testing.assert_close(
+            mass, expected_mass(model, segments, question, window.owners()), atol=TOLERANCE, rtol=0
+        )
+    unweighted = engine.ask(window, [plain.question_segment(question) for question in QUESTIONS]).mass
+    assert float((asked.mass - unweighted).abs().max()) > 1e-4, "weights change nothing: the test could not fail"
+    sums = torch.stack([asked.tokens[:, window.owners() == page].sum(-1) for page in range(len(pages))], dim=-1)
+    torch.testing.assert_close(sums, asked.mass.mean(dim=1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

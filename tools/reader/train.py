@@ -18,6 +18,7 @@ from tools.reader.corpus import TextDocument, find_pdfs, is_held_out, load_docum
 from tools.reader.examples import ExampleMaker
 from tools.reader.export import export
 from tools.reader.first_heads import directions, scale_embedding, scale_visual, start_heads
+from tools.reader.frequencies import write_frequencies
 from tools.reader.language_stage import LanguageSettings, train_language
 from tools.reader.model import new_reader
 from tools.reader.shelf import Shelf
@@ -142,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
     model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
     size = export(model, material.tokenizer, chosen.out)
+    write_frequencies(material.tokenizer, material.documents, chosen.out)
     heads = choose_heads(chosen.out, material.held_out_pdfs, common, SEED)
     logger.info("done: %.1f MB in %s; heads %s", size / 1e6, chosen.out, ", ".join(map(str, heads)))
 
