@@ -36,11 +36,10 @@ class Plan:
     """What ranking some pages takes.
 
     ``tokens`` are the pages' and the prompt prefixes' over all ``windows``; ``page_tokens`` are the first page's.
-    ``kept_bytes`` are the keys and values of all of them in the layers 0 to ``deepest``, without the spare room of
-    buffers, and ``page_bytes`` the first page's (without a store, less is kept of the layer ``deepest``). A
-    ``page_memory`` of so many bytes holds ``page_memory_pages`` such pages. Operations count a multiplication and an
-    addition as two: of encoding the pages, of a further question on them, and of the paper's procedure, two full
-    passes per question.
+    ``kept_bytes`` are the keys and values of all of them in the layers before ``deepest``, and there the keys that the
+    heads read, without the spare room of buffers; ``page_bytes`` are the first page's. A ``page_memory`` of so many
+    bytes holds ``page_memory_pages`` such pages. Operations count a multiplication and an addition as two: of encoding
+    the pages, of a further question on them, and of the paper's procedure, two full passes per question.
     """
 
     model: str
@@ -230,10 +229,14 @@ def _check_projections(backbone: Backbone) -> None:
 
 
 def _bytes_per_token(reranker: Reranker, deepest: int) -> int:
-    """Bytes of keys and values that are kept of a token."""
-    modules: list[Any] = [module for layer, module in reranker.backbone.seam.modules.items() if layer <= deepest]
-    width = sum(module.k_proj.weight.shape[0] + module.v_proj.weight.shape[0] for module in modules)
-    return int(width * reranker.backbone.model.dtype.itemsize)
+    """Bytes that are kept of a token: keys and values, and of the deepest layer the recorded heads' keys alone."""
+    modules: dict[int, Any] = reranker.backbone.seam.modules
+    before = [module for layer, module in modules.items() if layer < deepest]
+    width = sum(module.k_proj.weight.shape[0] + module.v_proj.weight.shape[0] for module in before)
+    last, facts = modules[deepest], reranker.backbone.facts
+    key_heads = last.k_proj.weight.shape[0] // last.head_dim
+    recorded = {head.head * key_heads // facts.n_heads for head in reranker.heads if head.layer == deepest}
+    return int((width + len(recorded) * last.head_dim) * reranker.backbone.model.dtype.itemsize)
 
 
 def _size(count: float) -> str:

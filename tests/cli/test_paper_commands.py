@@ -60,7 +60,7 @@ def commands_of(file: str) -> list[list[str]]:
     blocks = re.findall(r"```(?:bash|console)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if line.startswith("mmrh evaluate mmdocir")]
-    return [arguments[1:] for arguments in found if MODEL in arguments]
+    return [arguments[1:] for arguments in found if MODEL in arguments and "--preset" in arguments]
 
 
 def option(arguments: list[str], name: str) -> str:
