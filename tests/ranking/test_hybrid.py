@@ -7,7 +7,7 @@ import pytest
 
 from mmrh_retriever import Page, Reranker, SettingsError
 from mmrh_retriever.bm25 import TextIndex, bm25_scores
-from mmrh_retriever.ranking.hybrid import TextLayer, softmax_of_z
+from mmrh_retriever.ranking.hybrid import TextLayer, joined_shares, softmax_of_z
 from tests.factories import page_image, tiny
 
 TEXTS = ["Revenue grew by nine percent.", "Staff numbers and water use.", "The report shows emissions of revenue."]
@@ -44,6 +44,29 @@ def test_a_page_without_text_keeps_its_share_and_the_others_theirs_together() ->
     np.testing.assert_allclose(joined[[1, 2]], shares[[1, 2]])
     assert joined[[0, 3]].sum() == pytest.approx(shares[[0, 3]].sum())
     assert joined[0] > joined[3]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_which_kind_of_page_comes_first_is_up_to_attention(weight: float) -> None:
+    lots = np.random.default_rng(3)
+    for _ in range(50):
+        attention, text = lots.normal(size=12), lots.exponential(size=12)
+        has_text = lots.random(12) < 0.6
+        has_text[:2] = True, False
+        own, shares = has_text, softmax_of_z(attention)
+        joined = joined_shares(attention, text, has_text, weight)
+        assert joined.sum() == pytest.approx(1)
+        assert joined[own].max() == pytest.approx(shares[own].max(), rel=1e-9)
+        assert has_text[joined.argmax()] == has_text[shares.argmax()]
+        among = (1 - weight) * shares[own] / shares[own].sum() + weight * softmax_of_z(text[own])
+        assert joined[own].argsort().tolist() == among.argsort().tolist()
+
+
+def test_equal_shares_stay_equal() -> None:
+    found = joined_shares(np.array([0.5, 0.1, 0.1]), np.array([0.0, 1.0, 1.0]), np.array([False, True, True]), 0.5)
+    np.testing.assert_allclose(found, softmax_of_z(np.array([0.5, 0.1, 0.1])))
+    one = joined_shares(np.array([0.5, 0.1]), np.array([0.0, 1.0]), np.array([False, True]), 0.5)
+    np.testing.assert_allclose(one, softmax_of_z(np.array([0.5, 0.1])))
 
 
 def test_a_question_without_known_words_is_left_to_attention() -> None:
