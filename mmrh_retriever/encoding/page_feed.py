@@ -15,6 +15,8 @@ from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.vision import Features, Vision, pixels_of
 from mmrh_retriever.types import Candidate
 
+_GIVE_BACK_PIXELS = 1_000_000
+
 
 @dataclass(slots=True)
 class PreparedPage:
@@ -47,7 +49,7 @@ class PageFeed:
     def pages(self, candidates: Iterable[Candidate]) -> Iterator[PreparedPage]:
         """The pages, prepared; errors as for :meth:`Engine.windows`."""
         batch: list[PreparedPage] = []
-        pixels = 0
+        pixels, since = 0, 0
         for candidate in candidates:
             prepared = self._prepared(candidate)
             # a page kept behind other pages is found once its window is known, and then needs no features
@@ -64,8 +66,10 @@ class PageFeed:
             if pixels >= self.vision.pixel_budget:  # no other page's pixels are drawn beside these
                 yield from self._seen(batch)
                 batch, pixels = [], 0
-                if self.vision.backbone.device.type == "cpu":
-                    give_back_memory()
+            since += size
+            if since >= _GIVE_BACK_PIXELS and self.vision.backbone.device.type == "cpu":
+                give_back_memory()
+                since = 0
         yield from self._seen(batch)
 
     def _prepared(self, candidate: Candidate) -> PreparedPage:
