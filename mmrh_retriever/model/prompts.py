@@ -82,7 +82,7 @@ class PromptSegment:
 
     def looking(self) -> list[Tensor]:
         """The weights of the tokens of each ``scored`` span, ``(tokens,)`` each."""
-        weights = torch.ones(len(self)) if self.weights is None else torch.tensor(self.weights)
+        weights = torch.tensor(self.weights or [1.0] * len(self), dtype=torch.float32)
         return [weights[span.start : span.stop] for span in self.scored]
 
 

@@ -32,7 +32,7 @@ def test_plan_says_what_pages_take(mmrh: Mmrh, tmp_path: Path) -> None:
     row = json.loads(done.stdout)
     assert (row["model"], row["pages"], row["heads"], row["deepest"], row["layers"]) == (str(folder), 300, 8, 1, 3)
     assert row["windows"] > 1, "300 pages are more than the context of 4,096 tokens holds"
-    assert row["page_bytes"] == row["page_tokens"] * 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    assert row["page_bytes"] == row["page_tokens"] * 3 * 2 * 8 * 4  # two keys, a value; heads, width, bytes
     assert row["page_memory_pages"] == 10_000_000 // row["page_bytes"]
     smaller = mmrh(
         "plan", folder, "--page-size", "96x128", "--json", "--max-pixels", 32 * 32 * 4, "--dtype", "bfloat16"
@@ -54,7 +54,8 @@ def test_plan_finds_published_heads_by_shape(mmrh: Mmrh, tmp_path: Path, caplog:
     assert (row["heads"], row["heads_of"]) == (len(heads), "Qwen/Qwen3-VL-8B-Instruct")
     assert row["deepest"] == max(head.layer for head in heads)
     assert "same family and size" in caplog.text
-    assert row["page_bytes"] == 1500 * (row["deepest"] + 1) * 2 * 8 * 128 * 2
+    recorded = {head.head * 8 // 32 for head in heads if head.layer == row["deepest"]}  # key heads of the deepest layer
+    assert row["page_bytes"] == 1500 * (row["deepest"] * 2 * 8 + len(recorded)) * 128 * 2
 
 
 def test_plan_goes_on_where_no_heads_are_published(mmrh: Mmrh, tmp_path: Path) -> None:
