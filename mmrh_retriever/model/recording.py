@@ -74,7 +74,9 @@ class Recording:
             )
         self.heads = heads
         self.rows = tuple(rows)
-        self.weights = [torch.ones(len(looking)) for looking in rows] if weights is None else list(weights)
+        self.weights = (
+            [torch.ones(len(looking), dtype=torch.float32) for looking in rows] if weights is None else list(weights)
+        )
         self.owner = owner
         self.spans = spans
         self.mass = torch.zeros(len(rows), heads.count, spans, dtype=torch.float32)
