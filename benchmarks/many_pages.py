@@ -34,7 +34,7 @@ def write_pages(sources: list[Path], count: int, path: Path) -> None:
 
 
 def measure(path: Path, options: list[str]) -> tuple[float, float]:
-    """Seconds of CPU and megabytes at the peak of one ``mmrh rank``."""
+    """Seconds of CPU and MiB at the peak of one ``mmrh rank``."""
     command = [sys.executable, "-m", "mmrh_retriever.cli.main", "rank", str(path), "How did revenue change?", "--json"]
     command += options
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("sources", type=Path, nargs="*", default=[SAMPLE])
     parser.add_argument("--max-pixels", help="As for mmrh rank.")
     given = parser.parse_args()
-    print("| pages | CPU s | CPU s per page | peak MB |\n|---|---|---|---|")
+    print("| pages | CPU s | CPU s per page | peak MiB |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for count in given.pages:
             path = Path(folder) / f"{count}.pdf"
