@@ -25,6 +25,7 @@ FLOORS: tuple[dict[str, float], ...] = (
     {"ranking": 0.26},
     {"library": 0.86},
     {"benchmark": 0.1, "explain": 0.3, "research": 0.5, "evaluation": 0.7, "adapters": 0.9},
+    {"serving": 0.86},
     {"cli": 0.5},
 )
 """Each floor's rooms, from the ground up, and where their middles are across the picture."""

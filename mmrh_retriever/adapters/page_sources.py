@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cachetools import LRUCache
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri, is_web_address
 from mmrh_retriever.adapters.fetching import fetch
@@ -278,5 +278,8 @@ def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PageError(f"{name}: {error}. Scale it down.", source=name) from error
     except Exception as error:  # Pillow's readers raise what they happen to run into
-        problem = f"{name} is not an image that can be read ({error}). Expected {', '.join(IMAGE_FORMATS)} or a PDF."
+        described = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        problem = (
+            f"{name} is not an image that can be read ({described}). Expected {', '.join(IMAGE_FORMATS)} or a PDF."
+        )
         raise PageError(problem, source=name) from error

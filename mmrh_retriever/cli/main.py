@@ -32,6 +32,8 @@ COMMANDS = {
     "evaluate": "Measure rankers on annotated documents.",
     "calibrate": "Learn the probability that a page is evidence, from questions whose pages are there and taken away.",
     "bench": "Measure our speed against the paper's procedure on plain transformers, both in one run.",
+    "serve": "Serve reranking over HTTP: documents in Cohere's and Jina's shape, and files that are asked "
+    "many questions.",
     "plan": "Say what ranking pages takes: tokens, windows, memory, operations. No weights are loaded or downloaded.",
 }
 """The commands in the order of the help, with the first line of each one's own help."""

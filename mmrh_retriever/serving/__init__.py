@@ -1,0 +1,1 @@
+"""The HTTP server: rerank endpoints, files that are asked many questions, metrics."""

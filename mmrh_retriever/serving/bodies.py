@@ -1,0 +1,133 @@
+"""Bodies of rerank requests: Cohere's, Jina's and vLLM's, which agree on most, and TEI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic_core import CoreSchema
+
+from mmrh_retriever.types import MAX_INDEX
+
+NO_NUL = r"^[^\x00]*$"
+"""The pattern of text without NUL characters."""
+NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
+"""The pattern of text with something to read in it, and no NUL characters."""
+
+Text = Annotated[str, Field(pattern=NO_NUL)]
+SaidText = Annotated[str, Field(pattern=NOT_BLANK, min_length=1)]
+Picture = Annotated[
+    str,
+    Field(
+        min_length=1, pattern=NO_NUL, description="An image as base64 or a data: URI; a URL where these are allowed."
+    ),
+]
+
+
+class Body(BaseModel):
+    """A body of ours or a part of one: nothing is converted, nothing unknown is taken."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class OpenBody(Body):
+    """A body that others shape: what it holds beside the fields here has no effect."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextDocument(OpenBody):
+    """A document that is read as text."""
+
+    text: SaidText
+
+
+class ImageDocument(OpenBody):
+    """A page's image, and its text where it is known."""
+
+    image: Picture
+    text: Text | None = None
+
+
+class PdfDocument(OpenBody):
+    """A page of a PDF file, counted from 1."""
+
+    pdf: Annotated[str, Field(min_length=1, pattern=NO_NUL, description="The file as base64 or a data: URI.")]
+    page: int = Field(1, ge=1, le=MAX_INDEX)
+
+
+class TextPart(OpenBody):
+    """A text among the parts of a document."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageAddress(OpenBody):
+    """Where an image is."""
+
+    url: Picture
+
+
+class ImagePart(OpenBody):
+    """An image among the parts of a document."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class ContentDocument(OpenBody):
+    """A document in parts, as vLLM takes it: texts, and one image at most."""
+
+    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(min_length=1, max_length=64)
+
+
+class _AnyOf:
+    """Shapes that overlap: their JSON schema is ``anyOf``, where a tagged union's is ``oneOf``."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(schema)
+        found["anyOf"] = found.pop("oneOf")
+        return found
+
+
+def _kind_of_document(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return getattr(value, "kind", "string")
+    return next((kind for kind in ("pdf", "content", "image") if kind in value), "text")
+
+
+Document = Annotated[
+    Annotated[SaidText, Tag("string")]
+    | Annotated[TextDocument, Tag("text")]
+    | Annotated[ImageDocument, Tag("image")]
+    | Annotated[ContentDocument, Tag("content")]
+    | Annotated[PdfDocument, Tag("pdf")],
+    Discriminator(_kind_of_document),
+    _AnyOf(),
+]
+"""A text, or an object with ``text``, ``image``, ``content`` or ``pdf``."""
+
+
+class RerankBody(OpenBody):
+    """What Cohere's, Jina's and vLLM's rerank endpoints take. Other fields of theirs have no effect."""
+
+    model: Text | None = Field(None, description="Not read: the server has one model, which the answer names.")
+    query: SaidText
+    documents: list[Document] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1, description="How many results; all by default.")
+    return_documents: bool | None = Field(False, description="Give each result the text of its document.")
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="Cut texts to so many of the model's tokens.")
+    regions: int = Field(0, ge=0, le=100, description="How many of its best regions to give each page. Our own.")
+
+
+class TeiBody(Body):
+    """What the rerank endpoint of Text Embeddings Inference takes."""
+
+    query: SaidText
+    texts: list[SaidText] = Field(min_length=1)
+    raw_scores: bool = Field(False, description="Not read: scores are as they are in either case.")
+    return_text: bool = False
+    truncate: bool | None = Field(False, description="Cut texts that are too long for the model, instead of refusing.")
+    truncation_direction: Literal["Left", "left", "Right", "right"] = Field("Right", description="Only the right end.")

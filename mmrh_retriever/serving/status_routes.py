@@ -1,0 +1,59 @@
+"""How the server is: ``/healthz``, ``/readyz``, ``/v1/models`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from mmrh_retriever.serving.answers import Answer
+from mmrh_retriever.serving.errors import ErrorAnswer
+from mmrh_retriever.serving.service import ServiceOf
+
+router = APIRouter(tags=["status"])
+
+
+class StatusAnswer(Answer):
+    """Whether the server lives, or is ready."""
+
+    status: str
+
+
+class ModelAnswer(Answer):
+    """A model, as OpenAI's clients read it."""
+
+    id: str
+    object: str = "model"
+    owned_by: str = "mmrh-retriever"
+
+
+class ModelsAnswer(Answer):
+    """The models: one."""
+
+    object: str = "list"
+    data: list[ModelAnswer]
+
+
+@router.get("/healthz")
+async def healthz() -> StatusAnswer:
+    """The process answers."""
+    return StatusAnswer(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "The model is not loaded yet."}})
+async def readyz(service: ServiceOf) -> StatusAnswer:
+    """The model is loaded, and has been checked against plain attention."""
+    _ = service.reranker
+    return StatusAnswer(status="ready")
+
+
+@router.get("/v1/models")
+async def models(service: ServiceOf) -> ModelsAnswer:
+    """The model that ranks."""
+    return ModelsAnswer(data=[ModelAnswer(id=service.model_label)])
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceOf) -> Response:
+    """Counts of requests, passes and pages, in Prometheus' text form."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
