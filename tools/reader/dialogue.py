@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +19,14 @@ _OPENINGS = (
     "who", "when was", "when did", "where is", "where can", "why does", "why is", "what does", "is it true that",
     "according to the document what is", "what percentage of", "can you tell me about", "describe", "list the",
     "what happens if", "in which", "does the", "what kind of", "explain", "tell me", "find", "what do you know about",
+)  # fmt: skip
+_FRAMES = (
+    "what is {}", "what does the page say about {}", "how many {} are there", "where can i find the {}",
+    "how many {} does {} have", "what is the {} of the {}", "which of the {} is used for the {}",
+    "what was the {} in {}", "how much did the {} change from {}", "who is the {} of {} and what do they do",
+    "what percentage of {} has a {} that is in the {}", "how do i get the {} to do {} with the {}",
+    "is there any {} that has been {} by the {}", "what are the {} of {} when there is no {}",
+    "in the table of {} what is the value for the {}", "according to the {} what is the {} in the {}",
 )  # fmt: skip
 _LINKS = ("of", "the", "in", "for", "and", "with", "to", "on", "about", "from", "used", "mentioned", "shown", "given")
 
@@ -59,6 +68,21 @@ class PromptWriter:
     def plain(self, text: str) -> list[int]:
         """Ids of plain text."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prompt's beginning."""
+        return len(self._prefix)
+
+    @property
+    def page_side(self) -> list[int]:
+        """Every id that can stand on the pages' side of a prompt: its beginning, the labels, special tokens."""
+        label_ids = {number for label in self._labels for number in label}
+        return sorted({*self._prefix, *label_ids, *self._tokenizer.all_special_ids})
+
+    def asked(self, question: str) -> list[int]:
+        """Ids of a question behind its label."""
+        return self._question + self.plain(question)
 
     def write(
         self,
@@ -152,6 +176,14 @@ def as_question(words: Sequence[str], rng: random.Random, common: frozenset[str]
         if rng.random() < 0.25:
             asked.append(rng.choice(_LINKS))
     return " ".join(asked) + (" ?" if rng.random() < 0.8 else "")
+
+
+def framed(words: Sequence[str], rng: random.Random) -> str:
+    """Words inside a question as people write it: most of its tokens are function words."""
+    frame = rng.choice([frame for frame in _FRAMES if frame.count("{}") <= len(words)])
+    parts = frame.count("{}")
+    cuts = [0, *sorted(rng.sample(range(1, len(words)), parts - 1)), len(words)]
+    return frame.format(*(" ".join(words[start:stop]) for start, stop in pairwise(cuts))) + rng.choice(("?", " ?", ""))
 
 
 def telling_words(question: str, common: frozenset[str]) -> int:

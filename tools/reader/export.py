@@ -20,7 +20,7 @@ def export(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedToken
     model.config.mmrh_images_only = True  # it never learnt to look at text
     model.config.mmrh_independent = True  # pages are encoded one by one, as in stage 2
     model.config.mmrh_question_weights = "frequency"  # measured: docs/evaluation.md
-    model.config.mmrh_token_budget = 131_072  # so that some 60 pages share one softmax, as in stage 2
+    model.config.mmrh_token_budget = 98_304  # so that some 50 full pages share one softmax
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor().save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,75 @@ def _block(layer: nn.Module, hidden: torch.Tensor, mixed: torch.Tensor) -> torch
     return hidden + mlp.down_proj(functional.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
 
 
+def pages_alone(
+    layers: Sequence[nn.Module], pages: torch.Tensor, turn: Sequence[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each layer's keys and values, (pages, heads, tokens, size), of pages that each see themselves alone.
+
+    pages: (pages, tokens, width), embedded; turn: rotary cosines and sines, (pages, 1, tokens, size).
+    """
+    found = []
+    for number, layer in enumerate(layers, start=1):
+        attention = layer.self_attn
+        size, groups = attention.head_dim, attention.num_key_value_groups
+        normed = _norm(pages, layer.input_layernorm.weight)
+        key = _rotate(_heads(attention.k_proj(normed), size), *turn)
+        value = _heads(attention.v_proj(normed), size)
+        found.append((key, value))
+        if number < len(layers):  # nobody sees what the last one would give
+            query = _rotate(_heads(attention.q_proj(normed), size), *turn)
+            mixed = functional.scaled_dot_product_attention(
+                query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), is_causal=True
+            )
+            pages = _block(layer, pages, mixed)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Where questions look in one layer."""
+
+    on_pages: torch.Tensor  # (heads, questions, tokens, keys) float32
+    on_own: torch.Tensor  # (heads, questions, tokens, tokens) float32
+    own_values: torch.Tensor  # (heads, questions, tokens, size)
+
+    @classmethod
+    def of(cls, layer: nn.Module, questions: torch.Tensor, turn: Sequence[torch.Tensor], keys: torch.Tensor) -> Look:
+        """Of questions, (questions, tokens, width), at the keys that they all see, (key heads, keys, size)."""
+        attention = layer.self_attn
+        size, groups = attention.head_dim, attention.num_key_value_groups
+        asked = _norm(questions, layer.input_layernorm.weight)
+        length = questions.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        query = (_rotate(_heads(attention.q_proj(asked), size), *turn) * size**-0.5).transpose(0, 1)
+        own_key, own_value = (
+            states.repeat_interleave(groups, 1).transpose(0, 1)
+            for states in (_rotate(_heads(attention.k_proj(asked), size), *turn), _heads(attention.v_proj(asked), size))
+        )  # (heads, questions, tokens, size); all questions are rows of one product with the keys that they share
+        seen = keys.repeat_interleave(groups, 0).transpose(1, 2)
+        on_seen = (query.flatten(1, 2) @ seen).float().unflatten(1, query.shape[1:3])
+        own = (query @ own_key.transpose(2, 3)).float().masked_fill(later, float("-inf"))
+        weights = torch.cat([on_seen, own], dim=-1).softmax(-1)
+        return cls(*weights.split([keys.shape[1], length], dim=-1), own_value)
+
+    def mass(self, words: torch.Tensor, page_of: torch.Tensor) -> torch.Tensor:
+        """What questions pay each page, (questions, heads, pages), their tokens counting as `words` say."""
+        with torch.autocast("cpu", enabled=False):
+            return torch.einsum("hqlk,ql->qhk", self.on_pages, words) @ page_of
+
+    def move(self, layer: nn.Module, questions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What becomes of the questions in this layer; values: (key heads, keys, size)."""
+        seen = values.repeat_interleave(layer.self_attn.num_key_value_groups, 0)
+        on_pages, on_own = self.on_pages.to(seen.dtype), self.on_own.to(seen.dtype)
+        found = (on_pages.flatten(1, 2) @ seen).unflatten(1, on_pages.shape[1:3])
+        return _block(layer, questions, (found + on_own @ self.own_values).transpose(0, 1))
+
+
+def turns(text: nn.Module, embedded: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Rotary cosines and sines, (rows, 1, tokens, size), of positions, (3, rows, tokens)."""
+    return [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions)]
+
+
 def independent_states(
     text: nn.Module, embedded: torch.Tensor, positions: torch.Tensor, indices: TokenIndices
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -85,44 +155,15 @@ def independent_states(
     """
     dtype = torch.get_autocast_dtype("cpu")
     pages, questions = embedded[indices.pages].to(dtype), embedded[indices.questions].to(dtype)
-    turn = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, indices.pages])]
-    turn_asked = [part[:, None].to(dtype) for part in text.rotary_emb(embedded, positions[:, indices.questions])]
-    length = questions.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    kept = pages_alone(text.layers, pages, turns(text, embedded, positions[:, indices.pages], dtype))
+    turn = turns(text, embedded, positions[:, indices.questions], dtype)
     words = indices.asking / indices.asking.sum(1, keepdim=True)
     masses = []
-    for layer in text.layers:
-        attention = layer.self_attn
-        size, groups = attention.head_dim, attention.num_key_value_groups
-        normed, asked = (_norm(hidden, layer.input_layernorm.weight) for hidden in (pages, questions))
-        query = _rotate(_heads(attention.q_proj(normed), size), *turn)
-        key = _rotate(_heads(attention.k_proj(normed), size), *turn)
-        value = _heads(attention.v_proj(normed), size)
-        mixed = functional.scaled_dot_product_attention(
-            query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), is_causal=True
-        )
-        seen_keys, seen_values = (
-            states.transpose(0, 1).flatten(1, 2)[:, indices.seen].repeat_interleave(groups, 0)
-            for states in (key, value)
-        )  # (heads, keys, size)
-        query = (_rotate(_heads(attention.q_proj(asked), size), *turn_asked) * size**-0.5).transpose(0, 1)
-        own_key, own_value = (
-            states.repeat_interleave(groups, 1).transpose(0, 1)
-            for states in (
-                _rotate(_heads(attention.k_proj(asked), size), *turn_asked),
-                _heads(attention.v_proj(asked), size),
-            )
-        )  # (heads, questions, tokens, size); all questions are rows of one product with the keys that they share
-        on_seen = (query.flatten(1, 2) @ seen_keys.transpose(1, 2)).float().unflatten(1, query.shape[1:3])
-        own = (query @ own_key.transpose(2, 3)).float().masked_fill(later, float("-inf"))
-        weights = torch.cat([on_seen, own], dim=-1).softmax(-1)
-        on_pages, on_own = weights.split([len(indices.seen), length], dim=-1)
-        with torch.autocast("cpu", enabled=False):
-            masses.append(torch.einsum("hqlk,ql->qhk", on_pages, words) @ indices.page_of)
-        found = (on_pages.to(dtype).flatten(1, 2) @ seen_values).unflatten(1, query.shape[1:3])
-        found = (found + on_own.to(dtype) @ own_value).transpose(0, 1)
-        pages = _block(layer, pages, mixed)
-        questions = _block(layer, questions, found)
+    for layer, states in zip(text.layers, kept, strict=True):
+        keys, values = (part.transpose(0, 1).flatten(1, 2)[:, indices.seen] for part in states)
+        look = Look.of(layer, questions, turn, keys)
+        masses.append(look.mass(words, indices.page_of))
+        questions = look.move(layer, questions, values)
     return _norm(questions, text.norm.weight), masses
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pymupdf
@@ -25,6 +26,8 @@ from tools.reader.vision_stage import spoil
 logger = logging.getLogger(__name__)
 
 FEWEST_WORDS = 40
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,20 @@ def visual_tokens(tower: nn.Module, image: Image.Image) -> tuple[torch.Tensor, i
         tokens = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
     _, height, width = inputs["image_grid_thw"][0].tolist()
     return tokens.to(torch.bfloat16), width // MERGE, height // MERGE
+
+
+def draw_pages(documents: Sequence[Sequence[Kept]], count: int, rng: random.Random) -> list[Kept]:
+    """Different pages, mostly all of one document as far as it goes: what stands on all of them must not tell."""
+    found: list[Kept] = []
+    one_document = rng.random() < 0.75
+    while len(found) < count:
+        document = rng.choice(documents)
+        wanted = count - len(found) if one_document else 1
+        for page in rng.sample(document, min(wanted, len(document))):
+            if all(page is not other for other in found):
+                found.append(page)
+    rng.shuffle(found)
+    return found
 
 
 @dataclass
@@ -150,17 +167,8 @@ class Shelf:
         ]
 
     def pages(self, count: int) -> list[KeptPage]:
-        """Different pages, mostly all of one document as far as it goes: what stands on all of them must not tell."""
-        found: list[KeptPage] = []
-        one_document = self.rng.random() < 0.75
-        while len(found) < count:
-            document = self.rng.choice(self.documents)
-            wanted = count - len(found) if one_document else 1
-            for page in self.rng.sample(document, min(wanted, len(document))):
-                if all(page is not other for other in found):
-                    found.append(page)
-        self.rng.shuffle(found)
-        return found
+        """Different pages, mostly all of one document."""
+        return draw_pages(self.documents, count, self.rng)
 
     def view(self, page: KeptPage, columns: int, rows: int) -> View:
         """A part of the page with some of its words in it."""

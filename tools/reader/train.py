@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import pymupdf
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from mmrh_retriever import HeadSet
+from mmrh_retriever.model.loading import HEADS_FILE
+from mmrh_retriever.model.token_weights import frequency_weights
 from tools.reader.choose_heads import choose_heads, groups
 from tools.reader.corpus import TextDocument, find_pdfs, is_held_out, load_documents
 from tools.reader.examples import ExampleMaker
@@ -21,6 +25,9 @@ from tools.reader.first_heads import directions, scale_embedding, scale_visual, 
 from tools.reader.frequencies import write_frequencies
 from tools.reader.language_stage import LanguageSettings, train_language
 from tools.reader.model import new_reader
+from tools.reader.page_questions import QuestionMaker
+from tools.reader.page_scores import EncodedPage, PageScores, encode_documents
+from tools.reader.question_stage import HeldOut, QuestionSettings, QuestionTrainer, improve
 from tools.reader.shelf import Shelf
 from tools.reader.tokenizer import load_tokenizer, train_tokenizer
 from tools.reader.vision_stage import PageSource, VisionReader, VisionSettings, train_vision
@@ -33,6 +40,10 @@ PARAGRAPHS_PER_DOCUMENT = 1500  # of the longest documents, so that no dictionar
 LARGEST_PDF = 2_500_000  # bytes; larger ones take too long to open
 SAMPLE_DOCUMENTS = 12  # whose visual tokens say how the text tower's heads start
 CONTENT_RANK = 96
+QUESTION_DOCUMENTS = 30  # of at most 16 pages, which stage 3 keeps
+HELD_OUT_DOCUMENTS = 14
+HELD_OUT_LISTS = 28
+HELD_OUT_QUESTIONS = 30  # about each list
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,7 @@ class Material:
 
     tokenizer: PreTrainedTokenizerFast
     documents: list[TextDocument]
+    held_out_documents: list[TextDocument]
     pdfs: list[Path]
     held_out_pdfs: list[Path]
     words: list[str]
@@ -53,7 +65,8 @@ class Material:
 
 def gather(folders: Sequence[Path], work: Path) -> Material:
     """Corpus, words and tokenizer; kept in `work` after the first time."""
-    documents = [one for one in load_documents(folders, work / "corpus.jsonl") if not is_held_out(one.name)]
+    every = load_documents(folders, work / "corpus.jsonl")
+    documents = [one for one in every if not is_held_out(one.name)]
     pdfs = [path for path in find_pdfs(folders) if path.stat().st_size < LARGEST_PDF]
     texts = [paragraph for document in documents for paragraph in document.paragraphs[:PARAGRAPHS_PER_DOCUMENT]]
     random.Random(SEED).shuffle(texts)
@@ -62,6 +75,7 @@ def gather(folders: Sequence[Path], work: Path) -> Material:
     return Material(
         load_tokenizer(work / "tokenizer"),
         documents,
+        [one for one in every if is_held_out(one.name)],
         [path for path in pdfs if not is_held_out(path.name)],
         [path for path in pdfs if is_held_out(path.name)],
         common_words(texts),
@@ -110,6 +124,44 @@ def run_language(
     return model
 
 
+def run_first_stages(material: Material, work: Path, chosen: argparse.Namespace) -> None:
+    """Stages 1 and 2, and the heads: a finished model in the folder that was asked for."""
+    common = frozenset(material.words[:150])
+    for _ in groups(material.held_out_pdfs, common, SEED):
+        pass  # too few held-out pages to choose heads on should end the run now, not after hours of training
+    run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
+    model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
+    size = export(model, material.tokenizer, chosen.out)
+    write_frequencies(material.tokenizer, material.documents, chosen.out)
+    heads = choose_heads(chosen.out, material.held_out_pdfs, common, SEED)
+    logger.info("%.1f MB in %s; heads %s", size / 1e6, chosen.out, ", ".join(map(str, heads)))
+
+
+def run_questions(material: Material, folder: Path, work: Path, seconds: float) -> bool:
+    """Stage 3: the question's side of a finished model, which is written again if it finds more held-out pages."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = material.tokenizer
+    scores = PageScores(model, tokenizer, HeadSet.load(folder / HEADS_FILE), frequency_weights(str(folder)))
+
+    settings = QuestionSettings(seconds)
+
+    def encoded(
+        texts: list[TextDocument], pdfs: list[Path], count: int, seed: int
+    ) -> tuple[list[list[EncodedPage]], QuestionMaker]:
+        shelf = Shelf(model.model.visual, tokenizer, texts, material.words, pdfs, random.Random(seed))
+        documents = encode_documents(scores, shelf, count)
+        logger.info("questions: %d pages encoded", sum(map(len, documents)))
+        return documents, QuestionMaker(ExampleMaker(shelf))
+
+    unseen, maker = encoded(material.held_out_documents, material.held_out_pdfs, HELD_OUT_DOCUMENTS, SEED + 1)
+    held_out = HeldOut.of(unseen, maker, HELD_OUT_LISTS, settings.pages, HELD_OUT_QUESTIONS)
+    documents, maker = encoded(material.documents, material.pdfs, QUESTION_DOCUMENTS, SEED)
+    better = improve(QuestionTrainer(scores, documents, maker, settings), held_out, work)
+    if better:
+        export(model, tokenizer, folder)
+    return better
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all stages, the finished ones being skipped by their checkpoints, validate and export."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -124,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--looking-weight", type=float, default=2.0, help="of the helper loss on attention; 0 is without"
     )
+    parser.add_argument("--question-seconds", type=float, default=1200)
+    parser.add_argument(
+        "--start", type=Path, help="folder of a finished model: stage 3 alone is run, with a copy of it in --out"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile the tower; needs a C++ compiler")
     chosen = parser.parse_args(arguments)
@@ -132,20 +188,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(SEED)
     work = chosen.work or chosen.out.parent / "reader-work"
-    if (work / "vision.pt").exists() and not chosen.resume:
+    if any((work / name).exists() for name in ("vision.pt", "questions.pt")) and not chosen.resume:
         parser.error(f"got a work folder with checkpoints, {work}; expected none: pass --resume, or another --work")
     work.mkdir(parents=True, exist_ok=True)
 
-    material = gather(chosen.documents, work)
-    common = frozenset(material.words[:150])
-    for _ in groups(material.held_out_pdfs, common, SEED):
-        pass  # too few held-out pages to choose heads on should end the run now, not after hours of training
-    run_vision(material, work, chosen.vision_seconds, compiled=chosen.compile)
-    model = run_language(material, work, chosen.language_seconds, chosen.looking_weight)
-    size = export(model, material.tokenizer, chosen.out)
-    write_frequencies(material.tokenizer, material.documents, chosen.out)
-    heads = choose_heads(chosen.out, material.held_out_pdfs, common, SEED)
-    logger.info("done: %.1f MB in %s; heads %s", size / 1e6, chosen.out, ", ".join(map(str, heads)))
+    if chosen.start is None:
+        material = gather(chosen.documents, work)
+        run_first_stages(material, work, chosen)
+    else:
+        if not chosen.resume:
+            shutil.copytree(chosen.start, chosen.out, dirs_exist_ok=True)
+        (work / "tokenizer").mkdir(exist_ok=True)
+        shutil.copy(chosen.start / "tokenizer.json", work / "tokenizer")
+        material = gather(chosen.documents, work)
+    better = run_questions(material, chosen.out, work, chosen.question_seconds)
+    logger.info("done: %s; stage 3 %s", chosen.out, "kept" if better else "found no more pages and was left out")
 
 
 if __name__ == "__main__":
