@@ -18,12 +18,12 @@ lowest = $(shell echo "$(ALLOWED)" | sed 's/>=\([0-9.]*\).*/==\1.*/')
 newest = $(ALLOWED)
 FAST_TESTS = tests/model tests/encoding tests/ranking/test_reranker.py
 
-.PHONY: demo test lint types unit hostile processors adapters versions clean
+.PHONY: demo test lint types unit hostile processors adapters docs versions clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
 
-test: lint types unit processors adapters
+test: lint types unit processors adapters docs
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -49,6 +49,10 @@ processors: $(PROCESSORS)/.installed
 adapters: $(VENV)/.dev
 	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
 	cd integrations/langchain-mmrh && $(abspath $(VENV))/bin/pytest
+
+# The documentation site, in site/. Warnings are errors.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 versions: version-lowest version-newest
 

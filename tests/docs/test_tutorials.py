@@ -1,0 +1,40 @@
+"""The tutorials' Python runs as it stands there, offline, on the sample report."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mmrh_retriever
+
+ROOT = Path(__file__).parents[2]
+TUTORIALS = {
+    "plain_python": (),
+    "own_heads": (),
+    "langchain": ("langchain_mmrh",),
+    "llama_index": ("llama_index.postprocessor.mmrh_rerank", "llama_index.readers.file"),
+}
+"""What each needs."""
+mktestdocs = pytest.importorskip("mktestdocs", reason="mktestdocs is not installed: pip install 'mmrh-retriever[dev]'")
+
+
+def test_every_tutorial_is_run() -> None:
+    assert {path.stem for path in (ROOT / "docs" / "tutorials").glob("*.md")} == set(TUTORIALS)
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in TUTORIALS[name]:
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            pytest.skip(f"{module} is not installed")
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    sample = ROOT / "examples" / "sample_report.pdf"
+    shutil.copy(sample, tmp_path / "report.pdf")
+    (tmp_path / "reports").mkdir()
+    shutil.copy(sample, tmp_path / "reports" / "report.pdf")
+    monkeypatch.chdir(tmp_path)
+    mktestdocs.check_md_file(ROOT / "docs" / "tutorials" / f"{name}.md", memory=True)
+    mmrh_retriever.release_shared_models()
