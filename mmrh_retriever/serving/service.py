@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
+from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.pdf.mupdf import WorkerLimits
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving.errors import RequestError
@@ -118,8 +119,9 @@ class Service:
 
 def _on(reranker: Reranker, named: DocumentSettings) -> DocumentSettings:
     """The settings of documents with a reranker that is loaded already, which keeps pages as they say."""
-    given = {name: getattr(named, name) for name in ("page_memory", "store", "store_disk")}
-    return DocumentSettings(reranker=reranker, **given)
+    if reranker.store is None and (named.store is not None or (reranker.independent and named.page_memory)):
+        reranker = reranker.with_store(PageStore(named.page_memory, named.store, disk=named.store_disk))
+    return DocumentSettings(reranker=reranker)
 
 
 def service_of(request: Request) -> Service:

@@ -23,7 +23,7 @@ def test_documents_are_ranked_as_the_library_ranks_them(client: TestClient, bund
     for result, scored in zip(body["results"], expected, strict=True):
         assert result["relevance_score"] == pytest.approx(scored.score, abs=1e-6)
         assert result["document"] == {"text": TEXTS[scored.position]}
-    assert (body["model"], body["usage"]) == ("bundled", {"documents": 3, "questions": 1})
+    assert (body["model"], body["usage"]) == ("reader", {"documents": 3, "questions": 1})
     assert body["meta"]["api_version"]["version"] == ("1" if path == "/v1/rerank" else "2")
 
 
