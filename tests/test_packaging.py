@@ -43,4 +43,4 @@ def test_a_package_index_gets_no_link_into_the_repository() -> None:
     assert "![" not in text
     assert "colours show" not in text
     assert [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith("https://")] == []
-    assert "a tour (`docs/architecture.md`)" in text
+    assert "a tour of the code (`docs/architecture.md`)" in text

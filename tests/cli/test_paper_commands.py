@@ -19,7 +19,7 @@ pytest.importorskip("pyarrow", reason="pip install pyarrow to read parquet files
 
 ROOT = Path(__file__).parents[2]
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
-DOCUMENTED = [("README.md", ["page", "layout"]), ("docs/evaluation.md", ["page", "layout"])]
+DOCUMENTED = [("docs/evaluation.md", ["page", "layout"])]
 
 
 @pytest.fixture
