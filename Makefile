@@ -49,6 +49,7 @@ processors: $(PROCESSORS)/.installed
 adapters: $(VENV)/.dev
 	cd integrations/llama-index-postprocessor-mmrh-rerank && $(abspath $(VENV))/bin/pytest
 	cd integrations/langchain-mmrh && $(abspath $(VENV))/bin/pytest
+	cd integrations/mmrh-haystack && $(abspath $(VENV))/bin/pytest
 
 # The documentation site, in site/. Warnings are errors.
 docs: $(VENV)/.dev
@@ -69,7 +70,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(PIP) install -q $(CONSTRAIN) -e ".[dev]" \
-		-e integrations/llama-index-postprocessor-mmrh-rerank -e integrations/langchain-mmrh
+		-e integrations/llama-index-postprocessor-mmrh-rerank -e integrations/langchain-mmrh -e integrations/mmrh-haystack
 	touch $@
 
 # torch 2.13 goes with torchvision 0.28, 2.12 with 0.27 and so on.

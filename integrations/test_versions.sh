@@ -23,7 +23,7 @@ run() { # name, package folder, requirements ...
         touch "$venv/installed"
     fi
     echo "== $name: $("$venv/bin/python" -m pip list --format=freeze 2>/dev/null |
-        grep -iE '^(llama-index-core|langchain-core|langchain-classic|langchain-tests|langgraph)==' | tr '\n' ' ')"
+        grep -iE '^(llama-index-core|langchain-core|langchain-classic|langchain-tests|langgraph|haystack-ai)==' | tr '\n' ' ')"
     (cd "$here/$package" && "$venv/bin/python" -m pytest -q -p no:cacheprovider) || failed="$failed $name"
 }
 
@@ -31,6 +31,8 @@ run llama-index-lowest llama-index-postprocessor-mmrh-rerank "llama-index-core==
 run llama-index-newest llama-index-postprocessor-mmrh-rerank "llama-index-core<0.15" --upgrade
 run langchain-lowest langchain-mmrh "langchain-core==1.0.0" "langchain-classic==1.0.0" "langchain-tests==1.0.0" "langgraph==1.0.1"
 run langchain-newest langchain-mmrh "langchain-core<2" "langchain-classic<2" "langchain-tests<2" "langgraph<2" --upgrade
+run haystack-lowest mmrh-haystack "haystack-ai==2.10.0"
+run haystack-newest mmrh-haystack "haystack-ai<4" --upgrade
 
 if [ -n "$failed" ]; then
     echo "failed:$failed" >&2

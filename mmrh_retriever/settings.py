@@ -122,7 +122,7 @@ TextOrNone = Annotated[str | None, BeforeValidator(_as_text)]
 def warn_caller(message: str, category: type[Warning] = DeprecationWarning) -> None:
     """A warning at the line that called this package, whatever lies between."""
     frame, level = inspect.currentframe(), 1
-    between = ("mmrh_retriever", "pydantic", "langchain_core", "langchain_mmrh")
+    between = ("mmrh_retriever", "pydantic", "langchain_core", "langchain_mmrh", "haystack", "haystack_integrations")
     while frame is not None and (name := frame.f_globals.get("__name__", "").partition(".")[0]):
         if name not in between and not name.startswith("llama_index"):  # its instrumentation is a package of its own
             break

@@ -30,8 +30,11 @@ NEEDS = {
     "langchain_rag": ("langchain_core", "bm25s"),
     "llama_index_page_images": ("llama_index.core", "llama_index.llms.openai_like"),
     "langchain_page_images": ("langchain_core", "langchain_openai"),
+    "haystack_rag": ("haystack",),
 }  # fmt: skip
-ADAPTER = {"llama": "llama-index-postprocessor-mmrh-rerank", "langchain": "langchain-mmrh"}
+ADAPTER = {
+    "llama": "llama-index-postprocessor-mmrh-rerank", "langchain": "langchain-mmrh", "haystack": "mmrh-haystack/src",
+}  # fmt: skip
 BEST = re.compile(r"^  1\. sample_report\.pdf, page (\d+): ", re.MULTILINE)
 
 
@@ -48,6 +51,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     name = request.param
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
     for module in NEEDS[name]:
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'mmrh-retriever[examples]'")
     monkeypatch.syspath_prepend(str(ROOT / "integrations" / ADAPTER[name.partition("_")[0]]))
@@ -61,7 +65,7 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     mmrh_retriever.release_shared_models()
 
 
-both = pytest.mark.parametrize("example", ["langchain_rag", "llama_index_query_engine"], indirect=True)
+both = pytest.mark.parametrize("example", ["langchain_rag", "llama_index_query_engine", "haystack_rag"], indirect=True)
 with_images = pytest.mark.parametrize("example", ["langchain_page_images", "llama_index_page_images"], indirect=True)
 
 

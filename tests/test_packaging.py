@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_three_packages_say_the_same_of_python() -> None:
+def test_the_four_packages_say_the_same_of_python() -> None:
     adapters = [tomllib.loads(path.read_text(encoding="utf-8")) for path in ROOT.glob("integrations/*/pyproject.toml")]
-    assert len(adapters) == 2
+    assert len(adapters) == 3
     named = "Programming Language :: Python :: 3."
     versions = [name.removeprefix(named) for name in CORE["project"]["classifiers"] if name.startswith(named)]
     lowest = f"3.{versions[0]}"
