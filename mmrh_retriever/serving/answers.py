@@ -1,4 +1,4 @@
-"""Answers of the rerank endpoints."""
+"""Answers of the endpoints that rank."""
 
 from __future__ import annotations
 
@@ -101,6 +101,44 @@ class TeiResult(Answer):
     index: int
     score: float
     text: str | None = None
+
+
+class PageResult(Answer):
+    """A page with its rank (from 1), its file, and its number there (from 1).
+
+    ``score`` is not normalised; it compares pages of one ranking. Where the model's scores are hybrid it is the page's
+    share among all pages (they sum to 1), joined from ``attention_score``, the attention mass, and ``text_score``, BM25
+    over the text layer; else it is the attention mass. ``probability`` is that of the page being evidence for the
+    question, where a calibration holds.
+    """
+
+    rank: int
+    file: str
+    name: str
+    page: int
+    label: str | None = Field(None, description="The page's printed label.")
+    score: float
+    attention_score: float | None = None
+    text_score: float | None = None
+    probability: float | None = None
+    page_size: tuple[float, float] | None = Field(None, description="Width and height in the units of the boxes.")
+    regions: list[RegionAnswer] | None = None
+
+
+class PageRanking(Answer):
+    """The pages for one question, best first."""
+
+    query: str
+    results: list[PageResult]
+
+
+class RankAnswer(Answer):
+    """One ranking per question, in their order."""
+
+    id: str
+    model: str
+    rankings: list[PageRanking]
+    usage: Usage
 
 
 def best_regions(scored: ScoredPage, page: Page, count: int) -> list[RegionAnswer]:

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 import mmrh_retriever
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.serving import rerank_routes, status_routes
+from mmrh_retriever.serving import file_routes, rank_routes, rerank_routes, status_routes
 from mmrh_retriever.serving.access_log import AccessLog
 from mmrh_retriever.serving.errors import add_error_handlers
 from mmrh_retriever.serving.gate import PAGE_PATH, Gate
@@ -64,8 +64,8 @@ def create_app(
     add_error_handlers(app)
     app.add_middleware(Gate, settings=settings, keys=keys)
     app.add_middleware(AccessLog, count=service.metrics.count_request)
-    app.include_router(status_routes.router)
-    app.include_router(rerank_routes.router)
+    for routes in (status_routes, rerank_routes, rank_routes, file_routes):
+        app.include_router(routes.router)
     if PAGE.is_dir():
         app.mount(PAGE_PATH, StaticFiles(directory=PAGE), name="page")
         app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)

@@ -1,11 +1,12 @@
-"""Bodies of rerank requests: Cohere's, Jina's and vLLM's, which agree on most, and TEI's."""
+"""Bodies of requests: Cohere's, Jina's and vLLM's, which agree on most, TEI's, and our own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema
 
 from mmrh_retriever.types import MAX_INDEX
@@ -131,3 +132,36 @@ class TeiBody(Body):
     return_text: bool = False
     truncate: bool | None = Field(False, description="Cut texts that are too long for the model, instead of refusing.")
     truncation_direction: Literal["Left", "left", "Right", "right"] = Field("Right", description="Only the right end.")
+
+
+FileId = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="A file's id: the SHA-256 of its content.")]
+
+
+class RankBody(Body):
+    """What ``/v1/rank`` takes: one ``query`` or several ``queries``, and the files whose pages are ranked for them."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]})
+
+    query: SaidText | SkipJsonSchema[None] = None
+    queries: list[SaidText] | SkipJsonSchema[None] = Field(None, min_length=1)
+    files: list[FileId] = Field(min_length=1, description="Each file counts once.")
+    top_n: int | None = Field(None, ge=1, description="How many pages per question; all by default.")
+    regions: int = Field(0, ge=0, le=100, description="How many of its best regions to give each page.")
+    pages: str | None = Field(
+        None,
+        pattern=r"^ *[0-9]{1,9} *(- *([0-9]{1,9})? *)?(, *[0-9]{1,9} *(- *([0-9]{1,9})? *)?)*$",
+        max_length=1000,
+        description="Which pages of each file, counted from 1, such as '1-3,7' or '12-'; all by default.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RankBody:
+        given = self.model_fields_set & {"query", "queries"}
+        if len(given) != 1 or getattr(self, next(iter(given))) is None:
+            raise ValueError("expected either query or queries")
+        return self
+
+    @property
+    def questions(self) -> list[str]:
+        """All questions."""
+        return [*(self.queries or ()), *([self.query] if self.query is not None else ())]

@@ -7,7 +7,6 @@ allow it, as for adapters. PDFs are read in a process of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +26,21 @@ class ReadDocument:
     key: bytes
 
 
-def read_documents(documents: Sequence[Document], source: PageSource) -> list[ReadDocument]:
-    """The pages of a request's documents, each with its index in the request.
+def read_document(document: Document, index: int, source: PageSource) -> ReadDocument:
+    """The page of the document at ``index`` of a request.
 
     Raises:
-        PageError: a document that is refused or can't be read; it names which.
+        PageError: the document is refused or can't be read; the message names it.
     """
-    return [_read(document, index, source) for index, document in enumerate(documents)]
+    page = source.page(clues_of(document, f"documents[{index}]", allow_urls=source.allow_urls))
+    said = hashlib.sha256((page.text or "").encode())
+    if isinstance(page.image, PdfPageImage):
+        size = b"%dx%d" % (page.image.width, page.image.height)
+        said.update(b"pdf %d " % page.index + size + hashlib.sha256(page.image.file.data or b"").digest())
+        page = replace(page, image=replace(page.image, pixels_key=b"served " + said.digest()))
+    elif isinstance(page.image, bytes):
+        said.update(b"image " + hashlib.sha256(page.image).digest())
+    return ReadDocument(page, said.digest())
 
 
 def clues_of(document: Document, name: str, *, allow_urls: bool = False) -> PageClues:
@@ -69,18 +76,6 @@ def _with_picture(clues: PageClues, picture: str, *, allow_urls: bool) -> PageCl
         f"{clues.doc_id} names an address, which this server does not read. Expected base64 or a data: URI.",
         source=clues.doc_id,
     )
-
-
-def _read(document: Document, index: int, source: PageSource) -> ReadDocument:
-    page = source.page(clues_of(document, f"documents[{index}]", allow_urls=source.allow_urls))
-    said = hashlib.sha256((page.text or "").encode())
-    if isinstance(page.image, PdfPageImage):
-        size = b"%dx%d" % (page.image.width, page.image.height)
-        said.update(b"pdf %d " % page.index + size + hashlib.sha256(page.image.file.data or b"").digest())
-        page = replace(page, image=replace(page.image, pixels_key=b"served " + said.digest()))
-    elif isinstance(page.image, bytes):
-        said.update(b"image " + hashlib.sha256(page.image).digest())
-    return ReadDocument(page, said.digest())
 
 
 def with_layout(page: Page, source: PageSource) -> Page:

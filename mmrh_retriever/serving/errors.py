@@ -34,7 +34,9 @@ _TYPES = {
 _REFUSALS = {
     400: "The body can't be read.",
     401: "No key, or none that is known.",
-    413: "The body is longer than the server takes.",
+    403: "Without API keys: the caller is not a program on this machine.",
+    404: "There is no such file, or no such page.",
+    413: "The body is longer than the server takes, or asks for more.",
     422: "The body, or a document in it, is not one that can be ranked.",
     429: "Too many requests wait, or the key's requests of this minute are used up. See Retry-After.",
     500: "The server failed.",
@@ -117,12 +119,14 @@ def error_response(
     return JSONResponse(content, status, dict(headers or {}))
 
 
-def refusals(form: Any = ErrorAnswer, *, without: tuple[int, ...] = ()) -> dict[int | str, dict[str, Any]]:
-    """The refusals that an endpoint's description lists, in one form."""
+def refusals(
+    form: Any = ErrorAnswer, *, missing: bool = False, without: tuple[int, ...] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """The refusals that an endpoint's description lists, in one form; with ``missing`` also 404."""
     return {
         status: {"model": form, "description": described}
         for status, described in _REFUSALS.items()
-        if status not in without
+        if status not in without and (missing or status != 404)
     }
 
 
@@ -146,7 +150,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MMRHError)
     async def _ours(request: Request, error: MMRHError) -> JSONResponse:
         if isinstance(error, _ASKED_WRONG):
-            return error_response(request, 422, str(error))
+            return error_response(request, 422, request.app.state.service.files.without_paths(str(error)))
         return failure_response(request, error)
 
 

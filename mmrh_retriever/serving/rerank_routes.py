@@ -21,7 +21,7 @@ from mmrh_retriever.serving.answers import (
     text_of,
 )
 from mmrh_retriever.serving.bodies import Document, RerankBody, TeiBody
-from mmrh_retriever.serving.documents import cut_text, read_documents, with_layout
+from mmrh_retriever.serving.documents import cut_text, read_document, with_layout
 from mmrh_retriever.serving.errors import CohereError, RequestError, RerankError, TeiError, is_tei, refusals
 from mmrh_retriever.serving.service import Service, ServiceOf
 from mmrh_retriever.types import ScoredPage
@@ -99,10 +99,11 @@ async def _ranked(
 ) -> list[ScoredPage]:
     """The ranking of documents that are read and put into the queue."""
     reranker = service.reranker
-    service.check_question(question)
+    service.check_questions([question])
     if len(documents) > service.settings.max_documents:
-        raise RequestError(422, f"There are {len(documents)} documents; {service.settings.max_documents} are taken.")
-    read = await service.read(read_documents, documents, service.source)
+        raise RequestError(413, f"There are {len(documents)} documents; {service.settings.max_documents} are taken.")
+    numbered = enumerate(documents)
+    read = [await service.read(read_document, document, index, service.source) for index, document in numbered]
     tokenizer = reranker.prompter.tokenizer
     pages = [cut_text(one.page, tokenizer, tokens) for one in read]
     key = ("documents", tokens, *(one.key for one in read))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ParamSpec, TypeVar, cast
@@ -18,6 +18,7 @@ from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.pdf.mupdf import WorkerLimits
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving.errors import RequestError
+from mmrh_retriever.serving.file_store import FileStore
 from mmrh_retriever.serving.joining import Joining
 from mmrh_retriever.serving.metrics import Metrics
 from mmrh_retriever.serving.settings import ServerSettings
@@ -47,6 +48,7 @@ class Service:
     joining: Joining = field(init=False)
     source: PageSource = field(init=False)
     limits: WorkerLimits = field(init=False)
+    files: FileStore = field(init=False)
     _documents: DocumentSettings = field(init=False)
     _readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "mmrh-reader"))
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Service:
         self._documents = named if self.given is None else _on(self.given, named)
         self.limits = WorkerLimits(seconds=self.settings.pdf_seconds)
         self.source = replace(named.page_source(), max_bytes=self.settings.max_body, isolate=self.limits)
+        self.files = FileStore(self.settings.files, self.settings.files_disk)
         self.joining = Joining(self.settings.join_ms / 1000, self.settings.join_questions, self.metrics.count_pass)
         self.metrics.watch("queue", "Requests that wait for the model.", lambda: len(self.joining))
         self.metrics.watch("ready", "Whether the model is loaded.", lambda: self.ready)
@@ -73,11 +76,18 @@ class Service:
         """What to call the model."""
         return self._documents.model_label
 
-    def check_question(self, question: str) -> None:
-        """Refuse a question that is longer than the settings allow."""
-        if len(question) > self.settings.max_question:
-            most = self.settings.max_question
-            raise RequestError(422, f"The question has {len(question)} characters; {most} are taken. Shorten it.")
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Refuse more questions, or longer ones, than the settings allow, with 413."""
+        most, longest = self.settings.max_questions, self.settings.max_question
+        if len(questions) > most:
+            raise RequestError(413, f"There are {len(questions)} questions; {most} are taken. Ask some of them.")
+        if (length := max(map(len, questions))) > longest:
+            raise RequestError(413, f"A question has {length:,} characters; {longest:,} are taken. Shorten it.")
+
+    def check_pages(self, count: int) -> None:
+        """Refuse more pages than the settings allow, with 413."""
+        if count > self.settings.max_pages:
+            raise RequestError(413, f"There are {count:,} pages; {self.settings.max_pages:,} are taken. Give fewer.")
 
     def open(self) -> None:
         """Begin to load the model, and to answer once it is there."""
@@ -91,6 +101,7 @@ class Service:
                 await task
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.joining.close()
+        self.files.close()
 
     async def read(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """What a function that reads documents gives, called in one of the readers' threads."""
