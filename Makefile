@@ -18,7 +18,7 @@ lowest = $(shell echo "$(ALLOWED)" | sed 's/>=\([0-9.]*\).*/==\1.*/')
 newest = $(ALLOWED)
 FAST_TESTS = tests/model tests/encoding tests/ranking/test_reranker.py
 
-.PHONY: demo test lint types unit hostile processors adapters docs versions clean
+.PHONY: demo test lint types unit hostile processors adapters docs dist versions clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python examples/demo.py --out out
@@ -54,6 +54,16 @@ adapters: $(VENV)/.dev
 # The documentation site, in site/. Warnings are errors.
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# Wheels and source distributions of all packages, in dist/: checked, then tried in a clean environment.
+dist: $(VENV)/.dev
+	rm -rf dist
+	for package in . integrations/*/; do $(VENV)/bin/python -m build --outdir dist $$package || exit 1; done
+	$(VENV)/bin/twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+	clean=$$(mktemp -d) && trap 'rm -rf "$$clean"' EXIT && cp examples/sample_report.pdf tools/try_installed.py "$$clean" && \
+	$(PYTHON) -m venv "$$clean/venv" && "$$clean/venv/bin/pip" install -q $(CONSTRAIN) dist/*.whl && \
+	cd "$$clean" && venv/bin/python -I try_installed.py sample_report.pdf
 
 versions: version-lowest version-newest
 

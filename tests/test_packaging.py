@@ -44,3 +44,13 @@ def test_a_package_index_gets_no_link_into_the_repository() -> None:
     assert "colours show" not in text
     assert [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith("https://")] == []
     assert "a tour of the code (`docs/architecture.md`)" in text
+
+
+def test_a_release_publishes_every_package() -> None:
+    workflow = ROOT / ".github" / "workflows" / "release.yml"
+    if not workflow.exists():
+        pytest.skip("the source distribution has no workflows")
+    listed = re.search(r"package: \[(.*)\]", workflow.read_text(encoding="utf-8"))
+    assert listed is not None
+    names = {CORE["project"]["name"], *(path.parent.name for path in ROOT.glob("integrations/*/pyproject.toml"))}
+    assert set(listed[1].split(", ")) == {name.replace("-", "_") for name in names}

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIALS = {
     "plain_python": (),
     "own_heads": (),
+    "haystack": ("haystack_integrations.components.rankers.mmrh", "pypdf"),
     "langchain": ("langchain_mmrh",),
     "llama_index": ("llama_index.postprocessor.mmrh_rerank", "llama_index.readers.file"),
 }
@@ -36,5 +37,6 @@ def test_tutorials_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "reports").mkdir()
     shutil.copy(sample, tmp_path / "reports" / "report.pdf")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
     mktestdocs.check_md_file(ROOT / "docs" / "tutorials" / f"{name}.md", memory=True)
     mmrh_retriever.release_shared_models()
