@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from mmrh_retriever.adapters.clues import PageClues
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.ranking import AdapterSettings, RankedItem
+from mmrh_retriever.adapters.telemetry import ranking_span
 from mmrh_retriever.errors import MMRHError
 from mmrh_retriever.images import IMAGE_ENDINGS
 from mmrh_retriever.library.library import Library
@@ -120,30 +121,33 @@ class FileSettings(AdapterSettings):
             SettingsError: more pages without text than ``textless`` beside a first stage.
             ImportError: the text encoder is missing.
         """
-        library = self.library
-        self.warn_of_bundled(library.pages)
-        answer = library.ask(question, progress=True)
-        pages = dict(enumerate(answer.pages))
-        indices = {id(page): index for index, page in pages.items()}
-        failed: dict[int, MMRHError] = {}
-        paths: dict[int, str] = {}
-        for number, skipped in enumerate(answer.skipped, start=len(pages)):
-            index = number if skipped.page is None else indices[id(skipped.page)]
-            failed[index], paths[index] = skipped.error, skipped.path
-        ranked = [RankedItem.of(scored.position, scored) for scored in answer.ranking]
-        chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
-        if self.with_regions:
-            readable = {item.position: pages[item.position] for item in chosen if item.score is not None}
-            chosen = self.add_regions(chosen, readable, lambda own: list(answer.rank_regions(own)))
-        if self.neighbours is not None:
-            ids = {index: (str(page.metadata["path"]), page.index) for index, page in pages.items()}
-            chosen = self.add_neighbours(chosen, ids, ranked, failed)
-        found = []
-        for item in chosen:
-            page = pages.get(item.position)
-            path = paths[item.position] if page is None else str(page.metadata["path"])
-            found.append(FilePage(path, page, item))
-        return found
+        with ranking_span(question, self.model_label, top_n) as span:
+            library = self.library
+            self.warn_of_bundled(library.pages)
+            answer = library.ask(question, progress=True)
+            pages = dict(enumerate(answer.pages))
+            span.read(answer.pages)
+            indices = {id(page): index for index, page in pages.items()}
+            failed: dict[int, MMRHError] = {}
+            paths: dict[int, str] = {}
+            for number, skipped in enumerate(answer.skipped, start=len(pages)):
+                index = number if skipped.page is None else indices[id(skipped.page)]
+                failed[index], paths[index] = skipped.error, skipped.path
+            ranked = [RankedItem.of(scored.position, scored) for scored in answer.ranking]
+            chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
+            span.ranked((pages.get(item.position), item.score) for item in chosen)
+            if self.with_regions:
+                readable = {item.position: pages[item.position] for item in chosen if item.score is not None}
+                chosen = self.add_regions(chosen, readable, lambda own: list(answer.rank_regions(own)))
+            if self.neighbours is not None:
+                ids = {index: (str(page.metadata["path"]), page.index) for index, page in pages.items()}
+                chosen = self.add_neighbours(chosen, ids, ranked, failed)
+            found = []
+            for item in chosen:
+                page = pages.get(item.position)
+                path = paths[item.position] if page is None else str(page.metadata["path"])
+                found.append(FilePage(path, page, item))
+            return found
 
 
 def _accepted(path: Path, source: PageSource) -> Path:

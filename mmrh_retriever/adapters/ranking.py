@@ -17,6 +17,7 @@ from mmrh_retriever.adapters.neighbours import page_beside, page_id
 from mmrh_retriever.adapters.notices import warn_once
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
+from mmrh_retriever.adapters.telemetry import ranking_span
 from mmrh_retriever.errors import MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.files import Finite
 from mmrh_retriever.model.loading import BUNDLED_PURPOSE, is_bundled
@@ -136,35 +137,42 @@ class AdapterSettings(DocumentSettings):
             SettingsError: ``top_n`` below 1, a threshold that is no finite number, or a least probability where there
                 is no calibration.
         """
-        check_top_n(top_n)
-        if not isinstance(question, str) or not question.strip():
-            advice = "Give it as text (a query by image alone can't be ranked)."
-            raise QuestionError(f"The question is empty; pages are ranked by what its words attend to. {advice}")
-        source, items = self.page_source(), list(items)  # the caller's list may change meanwhile
-        found = dict(enumerate(self._page_or_error(source, clues_of, item) for item in items))
-        failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
-        unique: dict[Hashable, Page] = {}
-        pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
-        self.warn_of_bundled(unique.values())
-        reranker = self.reranker
-        ranking, unreadable = self.without_unreadable(list(unique.values()), lambda good: reranker.rank(question, good))
-        scores = {id(scored.page): scored for scored in ranking or []}
-        failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
-        ranked = [RankedItem.of(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
-        if self.fuse == "blend":
-            ranked = blended(ranked, {i: retrieval_score_of(items[i]) for i in pages}, self.retrieval_weight)
-        chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
-        if self.with_regions:
-            readable = [item.position for item in chosen if item.score is not None]
-            layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
-            with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
-            chosen = self.add_regions(chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured))
-        if self.neighbours is None:
-            return chosen
-        ids = {i: page_id(source, clues_of(items[i]), page) for i, page in pages.items()}
-        return self.add_neighbours(
-            chosen, ids, ranked, failed, lambda i, index: page_beside(source, clues_of(items[i]), pages[i], index)
-        )
+        with ranking_span(question, self.model_label, top_n) as span:
+            check_top_n(top_n)
+            if not isinstance(question, str) or not question.strip():
+                advice = "Give it as text (a query by image alone can't be ranked)."
+                raise QuestionError(f"The question is empty; pages are ranked by what its words attend to. {advice}")
+            source, items = self.page_source(), list(items)  # the caller's list may change meanwhile
+            found = dict(enumerate(self._page_or_error(source, clues_of, item) for item in items))
+            failed: dict[int, MMRHError] = {i: error for i, error in found.items() if isinstance(error, PageError)}
+            unique: dict[Hashable, Page] = {}
+            pages = {i: unique.setdefault(page_key(page), page) for i, page in found.items() if isinstance(page, Page)}
+            span.read(pages.get(i) for i in found)
+            self.warn_of_bundled(unique.values())
+            reranker = self.reranker
+            ranking, unreadable = self.without_unreadable(
+                list(unique.values()), lambda good: reranker.rank(question, good)
+            )
+            scores = {id(scored.page): scored for scored in ranking or []}
+            failed |= {i: unreadable[id(page)] for i, page in pages.items() if id(page) in unreadable}
+            ranked = [RankedItem.of(i, scores[id(page)]) for i, page in pages.items() if id(page) in scores]
+            if self.fuse == "blend":
+                ranked = blended(ranked, {i: retrieval_score_of(items[i]) for i in pages}, self.retrieval_weight)
+            chosen = self.choose(ranked, failed, top_n=top_n, score_threshold=score_threshold)
+            span.ranked((pages.get(item.position), item.score) for item in chosen)
+            if self.with_regions:
+                readable = [item.position for item in chosen if item.score is not None]
+                layouts = {i: self._page_or_error(source, clues_of, items[i], layout=True) for i in readable}
+                with_layout = {i: with_some_regions(page) for i, page in layouts.items() if isinstance(page, Page)}
+                chosen = self.add_regions(
+                    chosen, with_layout, lambda pictured: reranker.rank_regions(question, pictured)
+                )
+            if self.neighbours is None:
+                return chosen
+            ids = {i: page_id(source, clues_of(items[i]), page) for i, page in pages.items()}
+            return self.add_neighbours(
+                chosen, ids, ranked, failed, lambda i, index: page_beside(source, clues_of(items[i]), pages[i], index)
+            )
 
     def warn_of_bundled(self, pages: Collection[Page]) -> None:
         """Warn, once per process, if the bundled model is to rank pages by images alone, and most have a text layer."""

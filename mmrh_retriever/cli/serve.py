@@ -73,6 +73,9 @@ class KeepingOptions(_Given):
         str | None, typer.Option(help="Folder, or address such as s3://bucket/folder, of uploaded files.")
     ] = None
     files_disk: Annotated[int | None, typer.Option(min=1, show_default="4 GiB", help="Bytes of files kept.")] = None
+    trace_content: Annotated[
+        bool, typer.Option("--trace-content", help="Put questions and texts into spans (OpenTelemetry), too.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mmrh_retriever.serving.gate import PAGE_PATH, Gate
 from mmrh_retriever.serving.keys import Keys
 from mmrh_retriever.serving.service import Service
 from mmrh_retriever.serving.settings import ServerSettings
+from mmrh_retriever.serving.traces import Traces
 
 PAGE = Path(__file__).with_name("page")
 """The page for people: ``index.html`` is served at ``/``, the folder's files under ``/page/``."""
@@ -62,6 +63,7 @@ def create_app(
     )  # fmt: skip
     app.state.service = service
     add_error_handlers(app)
+    app.add_middleware(Traces)
     app.add_middleware(Gate, settings=settings, keys=keys)
     app.add_middleware(AccessLog, count=service.metrics.count_request)
     for routes in (status_routes, rerank_routes, rank_routes, file_routes):

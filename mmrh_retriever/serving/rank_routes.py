@@ -37,7 +37,7 @@ async def rank(body: RankBody, service: ServiceOf) -> RankAnswer:
     service.check_questions(body.questions)
     chosen = await _chosen_pages(service, list(dict.fromkeys(body.files)), body.pages)
     pages = [page for _, page in chosen]
-    found = await service.joining.rank(_key(chosen), pages, body.questions, with_tokens=body.regions > 0)
+    found = await service.rank(_key(chosen), pages, body.questions, top_n=body.top_n, with_tokens=body.regions > 0)
     rankings = [
         PageRanking(
             query=question,
@@ -75,7 +75,7 @@ async def page_picture(
         service.check_questions([query])
         service.check_pages(len(pages))
         key = _key([(record, page) for page in pages])
-        (ranking,) = await service.joining.rank(key, pages, [query], with_tokens=True)
+        (ranking,) = await service.rank(key, pages, [query], with_tokens=True)
         scored = next(scored for scored in ranking if scored.position == number - 1)
         drawn = await service.read(_png_of_attention, scored, regions, max_side)
     return Response(drawn, media_type=PIXELS, headers={"Cache-Control": "private, max-age=3600"})

@@ -66,7 +66,12 @@ async def rerank(body: AnyBody, request: Request, service: ServiceOf) -> RerankA
 
 async def _rerank(body: RerankBody, service: Service, version: str) -> RerankAnswer:
     ranking = await _ranked(
-        service, body.query, body.documents, tokens=body.max_tokens_per_doc, with_tokens=body.regions > 0
+        service,
+        body.query,
+        body.documents,
+        tokens=body.max_tokens_per_doc,
+        top_n=body.top_n,
+        with_tokens=body.regions > 0,
     )
     results = []
     for scored in best(ranking, body.top_n):
@@ -95,6 +100,7 @@ async def _ranked(
     documents: Sequence[Document],
     *,
     tokens: int | None = None,
+    top_n: int | None = None,
     with_tokens: bool = False,
 ) -> list[ScoredPage]:
     """The ranking of documents that are read and put into the queue."""
@@ -107,5 +113,5 @@ async def _ranked(
     tokenizer = reranker.prompter.tokenizer
     pages = [cut_text(one.page, tokenizer, tokens) for one in read]
     key = ("documents", tokens, *(one.key for one in read))
-    (ranking,) = await service.joining.rank(key, pages, [question], with_tokens=with_tokens)
+    (ranking,) = await service.rank(key, pages, [question], top_n=top_n, with_tokens=with_tokens)
     return ranking

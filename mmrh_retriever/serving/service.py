@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ParamSpec, TypeVar, cast
@@ -14,12 +14,13 @@ from fastapi import Depends, Request
 
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
+from mmrh_retriever.adapters.telemetry import ranking_spans
 from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.pdf.mupdf import WorkerLimits
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving.errors import RequestError
 from mmrh_retriever.serving.file_store import FileStore
-from mmrh_retriever.serving.joining import Joining
+from mmrh_retriever.serving.joining import Joining, Rankings
 from mmrh_retriever.serving.metrics import Metrics
 from mmrh_retriever.serving.settings import ServerSettings
 from mmrh_retriever.types import Page
@@ -88,6 +89,27 @@ class Service:
         """Refuse more pages than the settings allow, with 413."""
         if count > self.settings.max_pages:
             raise RequestError(413, f"There are {count:,} pages; {self.settings.max_pages:,} are taken. Give fewer.")
+
+    async def rank(
+        self,
+        key: Hashable,
+        pages: Sequence[Page],
+        questions: Sequence[str],
+        *,
+        top_n: int | None = None,
+        with_tokens: bool = False,
+    ) -> Rankings:
+        """One whole ranking of the pages per question, best first. Requests with equal keys have the same pages.
+
+        Everything that asks the model comes through here. Each question has a span, which says what ``top_n`` was.
+        """
+        _ = self.reranker
+        with ranking_spans(questions, self.model_label, top_n, content=self.settings.trace_content) as spans:
+            found = await self.joining.rank(key, pages, questions, with_tokens=with_tokens)
+            for span, ranking in zip(spans, found, strict=True):
+                span.read(pages)
+                span.ranked((scored.page, scored.score) for scored in ranking[:top_n])
+            return found
 
     def open(self) -> None:
         """Begin to load the model, and to answer once it is there."""

@@ -45,6 +45,8 @@ class ServerSettings(BaseModel):
     join_ms: float = Field(4.0, ge=0, description="Milliseconds that a question waits for others on the same pages.")
     join_questions: int = Field(32, gt=0, description="Questions on the same pages that run in one pass at most.")
 
+    trace_content: bool = Field(False, description="Put questions and texts into spans (OpenTelemetry), too.")
+
     files: TextOrNone = Field(
         None, description="Folder (or address, such as s3://bucket/folder) of uploaded files; a temporary one if None."
     )
