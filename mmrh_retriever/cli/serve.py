@@ -124,7 +124,9 @@ def serve_command(
         say_bundled()
     server: uvicorn.Server
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
-    config = uvicorn.Config(app, host=settings.host, port=settings.port, access_log=False, log_config=None)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, access_log=False, log_config=None, ws="none", server_header=False
+    )
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     _log_requests()

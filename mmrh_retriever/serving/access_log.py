@@ -47,10 +47,10 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, answer)
-        except Exception as error:
-            if status:  # it has begun: the connection is cut
-                raise
-            await failure_response(Request(scope), error)(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001 - it is logged and answered
+            failure = failure_response(Request(scope), error)
+            if not status:  # else an answer has begun, and the server cuts the connection
+                await failure(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 
 import mmrh_retriever
@@ -66,8 +67,10 @@ def create_app(
     app.add_middleware(Traces)
     app.add_middleware(Gate, settings=settings, keys=keys)
     app.add_middleware(AccessLog, count=service.metrics.count_request)
+    app.include_router(status_routes.probes)
+    guard = [] if keys is None else [Security(HTTPBearer(auto_error=False))]  # for the description: Gate asks for it
     for routes in (status_routes, rerank_routes, rank_routes, file_routes):
-        app.include_router(routes.router)
+        app.include_router(routes.router, dependencies=guard)
     if PAGE.is_dir():
         app.mount(PAGE_PATH, StaticFiles(directory=PAGE), name="page")
         app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)

@@ -43,6 +43,7 @@ _REFUSALS = {
     503: "The model is not loaded yet.",
     504: "The request took longer than the server allows.",
 }
+_ANYWHERE = (401, 403, 429, 500, 504)
 _TEI_TYPES = {429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Overloaded"}
 _SHOWN_PROBLEMS = 3
 
@@ -119,15 +120,10 @@ def error_response(
     return JSONResponse(content, status, dict(headers or {}))
 
 
-def refusals(
-    form: Any = ErrorAnswer, *, missing: bool = False, without: tuple[int, ...] = ()
-) -> dict[int | str, dict[str, Any]]:
-    """The refusals that an endpoint's description lists, in one form; with ``missing`` also 404."""
-    return {
-        status: {"model": form, "description": described}
-        for status, described in _REFUSALS.items()
-        if status not in without and (missing or status != 404)
-    }
+def refusals(*statuses: int, form: Any = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    """The refusals that an endpoint's description lists, in one form: those that any request may meet, and these."""
+    listed = sorted({*_ANYWHERE, *statuses})
+    return {status: {"model": form, "description": _REFUSALS[status]} for status in listed}
 
 
 def is_tei(body: object) -> bool:

@@ -67,7 +67,7 @@ class DeletedAnswer(Answer):
     deleted: Literal[True] = Field(True)
 
 
-@router.post("/v1/files", responses=refusals(without=(503,)), response_model_exclude_none=True)
+@router.post("/v1/files", responses=refusals(400, 413, 422), response_model_exclude_none=True)
 async def upload(file: Annotated[UploadFile, File(description="A PDF or an image.")], service: ServiceOf) -> FileAnswer:
     """Upload a PDF or an image. It is read now, in a process of its own, and can then be asked with ``/v1/rank``."""
     content = await file.read()
@@ -76,22 +76,20 @@ async def upload(file: Annotated[UploadFile, File(description="A PDF or an image
     return _described(record)
 
 
-@router.get("/v1/files", responses=refusals(without=(400, 413, 422, 503)))
+@router.get("/v1/files", responses=refusals())
 async def list_files(service: ServiceOf) -> FilesAnswer:
     """All files that are there."""
     records = await service.read(service.files.records)
     return FilesAnswer(data=[FileSummary(**_summary(record)) for record in records])
 
 
-@router.get(
-    "/v1/files/{file_id}", responses=refusals(missing=True, without=(400, 413, 503)), response_model_exclude_none=True
-)
+@router.get("/v1/files/{file_id}", responses=refusals(404, 422), response_model_exclude_none=True)
 async def describe(file_id: Annotated[FileId, Path()], service: ServiceOf) -> FileAnswer:
     """What is known of a file."""
     return _described(await service.read(service.files.record, file_id))
 
 
-@router.delete("/v1/files/{file_id}", responses=refusals(missing=True, without=(400, 413, 503)))
+@router.delete("/v1/files/{file_id}", responses=refusals(404, 422))
 async def delete(file_id: Annotated[FileId, Path()], service: ServiceOf) -> DeletedAnswer:
     """Delete a file. Its encoded pages go when room is needed."""
     if not await service.read(service.files.delete, file_id):

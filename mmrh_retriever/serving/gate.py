@@ -79,7 +79,9 @@ class Gate:
             self.inside -= 1
 
     async def _within_limits(self, scope: Scope, receive: Receive, response: _Response) -> None:
-        body = _Body(receive, self.settings.max_body, Headers(scope=scope).get("content-length"))
+        length = Headers(scope=scope).get("content-length", "")
+        body = _Body(receive, self.settings.max_body)
+        body.count(int(length[:19]) if length.isdecimal() else 0)
         answering = asyncio.ensure_future(self.app(scope, body.receive, response.send))
         leaving = asyncio.ensure_future(body.client_gone())
         try:
@@ -99,27 +101,29 @@ class Gate:
 class _Body:
     """A request's body, counted as it comes, and behind it the client's going away."""
 
-    def __init__(self, receive: Receive, most: int, length: str | None) -> None:
+    def __init__(self, receive: Receive, most: int) -> None:
         self._receive = receive
         self._most = most
         self._seen = 0
         self._read = asyncio.Event()
         self._gone = asyncio.Event()
-        self._length = int(length) if length is not None and length.isdecimal() else 0
+
+    def count(self, size: int) -> None:
+        """Refuse a body that is longer than this, with 413."""
+        if size > self._most:
+            raise RequestError(413, f"The body has more than the {self._most:,} bytes that are taken. Send less.")
 
     async def receive(self) -> Message:
         """The next message for the app."""
-        if self._length > self._most:
-            self._refuse()
         if self._read.is_set():
             await self._gone.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone.set()
+            self._read.set()
         self._seen += len(message.get("body", b""))
-        if self._seen > self._most:
-            self._refuse()
+        self.count(self._seen)
         if not message.get("more_body", False):
             self._read.set()
         return message
@@ -130,9 +134,6 @@ class _Body:
         while not self._gone.is_set():
             if (await self._receive())["type"] == "http.disconnect":
                 self._gone.set()
-
-    def _refuse(self) -> None:
-        raise RequestError(413, f"The body has more than the {self._most:,} bytes that are taken. Send less.")
 
 
 class _Response:

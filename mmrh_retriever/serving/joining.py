@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from PIL import Image
 
 from mmrh_retriever.errors import MMRHError
+from mmrh_retriever.images import open_image
 from mmrh_retriever.ranking.reranker import Reranker
-from mmrh_retriever.types import ImageData, ImageSource, Page, ScoredPage
+from mmrh_retriever.types import ImageData, Page, ScoredPage
 
 Rankings = list[list[ScoredPage]]
 
@@ -38,7 +41,7 @@ class _Asked:
 class _WantedImage:
     """An image that is drawn only as long as somebody waits for it: an :class:`~mmrh_retriever.types.ImageSource`."""
 
-    image: ImageSource
+    draw: Callable[[], Image.Image]
     wanted: Callable[[], bool]
     pixels_key: bytes | None
 
@@ -46,7 +49,7 @@ class _WantedImage:
         """The image; :class:`NobodyWaitsError` if all who asked have gone."""
         if not self.wanted():
             raise NobodyWaitsError("Everybody who asked has gone. Expected somebody to wait; ask again.")
-        return self.image.load()
+        return self.draw()
 
 
 class NobodyWaitsError(MMRHError):
@@ -158,9 +161,12 @@ def _own(ranking: list[ScoredPage], pages: Sequence[Page]) -> list[ScoredPage]:
 
 
 def _while_wanted(page: Page, wanted: Callable[[], bool]) -> Page:
+    if isinstance(page.image, bytes):
+        key = b"served image " + hashlib.sha256(page.image).digest()
+        return replace(page, image=_WantedImage(partial(open_image, page.image, page.name, page.error), wanted, key))
     if page.image is None or isinstance(page.image, ImageData):
         return page
-    return replace(page, image=_WantedImage(page.image, wanted, page.pixels_key))
+    return replace(page, image=_WantedImage(page.image.load, wanted, page.pixels_key))
 
 
 def _give(group: list[_Asked], found: list[Rankings | Exception]) -> None:

@@ -25,7 +25,7 @@ from mmrh_retriever.types import MAX_INDEX, Page, ScoredPage
 router = APIRouter(tags=["files"])
 
 PIXELS = "image/png"
-_REFUSALS = refusals(missing=True)
+_REFUSALS = refusals(400, 404, 413, 422, 503)
 
 
 @router.post("/v1/rank", responses=_REFUSALS, response_model_exclude_none=True)

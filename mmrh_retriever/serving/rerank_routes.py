@@ -33,22 +33,23 @@ AnyBody = Annotated[
     Discriminator(lambda body: "tei" if is_tei(body) else "rerank"),
     Body(),
 ]
+_STATUSES = (400, 413, 422, 503)
 _LABEL_TOKENS = 64  # room for what stands around a text
 
 
-@router.post("/v1/rerank", responses=refusals(RerankError), response_model_exclude_none=True)
+@router.post("/v1/rerank", responses=refusals(*_STATUSES, form=RerankError), response_model_exclude_none=True)
 async def rerank_v1(body: RerankBody, service: ServiceOf) -> RerankAnswer:
     """Rank documents for a query: the body of Cohere (first version), Jina and vLLM."""
     return await _rerank(body, service, "1")
 
 
-@router.post("/v2/rerank", responses=refusals(CohereError), response_model_exclude_none=True)
+@router.post("/v2/rerank", responses=refusals(*_STATUSES, form=CohereError), response_model_exclude_none=True)
 async def rerank_v2(body: RerankBody, service: ServiceOf) -> RerankAnswer:
     """Rank documents for a query: the body of Cohere (second version)."""
     return await _rerank(body, service, "2")
 
 
-@router.post("/rerank", responses=refusals(RerankError | TeiError), response_model_exclude_none=True)
+@router.post("/rerank", responses=refusals(*_STATUSES, form=RerankError | TeiError), response_model_exclude_none=True)
 async def rerank(body: AnyBody, request: Request, service: ServiceOf) -> RerankAnswer | list[TeiResult]:
     """Rank documents for a query: the body of vLLM and Jina, or that of Text Embeddings Inference (``texts``)."""
     if isinstance(body, RerankBody):

@@ -134,9 +134,9 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             reranker = await loop.run_in_executor(self._readers, self._loaded)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is kept, and said by whoever started the server
             self.failure = error
-            logger.exception("The model could not be loaded.")
+            logger.error("The model could not be loaded: %s: %s", type(error).__name__, error)  # noqa: TRY400 - no trace
             if self.on_failure is not None:
                 self.on_failure()
             return

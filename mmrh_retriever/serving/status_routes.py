@@ -7,9 +7,11 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from mmrh_retriever.serving.answers import Answer
-from mmrh_retriever.serving.errors import ErrorAnswer
+from mmrh_retriever.serving.errors import refusals
 from mmrh_retriever.serving.service import ServiceOf
 
+probes = APIRouter(tags=["status"])
+"""What is answered without a key."""
 router = APIRouter(tags=["status"])
 
 
@@ -34,26 +36,26 @@ class ModelsAnswer(Answer):
     data: list[ModelAnswer]
 
 
-@router.get("/healthz")
+@probes.get("/healthz")
 async def healthz() -> StatusAnswer:
     """The process answers."""
     return StatusAnswer(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "The model is not loaded yet."}})
+@probes.get("/readyz", responses=refusals(503))
 async def readyz(service: ServiceOf) -> StatusAnswer:
     """The model is loaded, and has been checked against plain attention."""
     _ = service.reranker
     return StatusAnswer(status="ready")
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=refusals())
 async def models(service: ServiceOf) -> ModelsAnswer:
     """The model that ranks."""
     return ModelsAnswer(data=[ModelAnswer(id=service.model_label)])
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", responses=refusals(), response_class=PlainTextResponse)
 async def metrics(service: ServiceOf) -> Response:
     """Counts of requests, passes and pages, in Prometheus' text form."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
