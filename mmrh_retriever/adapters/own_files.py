@@ -76,6 +76,7 @@ class FileSettings(AdapterSettings):
             candidates=self.candidates,
             textless=self.textless,
             page_pixels=self.pdf_pixels,
+            pdf_backend=self.pdf_backend,
             layout=self.with_regions,
             on_error="raise" if self.on_error == "raise" else "skip",
             memory=self.memory_budget if self.first_stage == "all" else self.page_memory,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from cachetools import LRUCache
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +22,8 @@ from mmrh_retriever.adapters.clues import PageClues, decode_base64, is_data_uri,
 from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, image_formats
-from mmrh_retriever.pdf.mupdf import WorkerLimits
+from mmrh_retriever.pdf.backends import PdfBackendName
+from mmrh_retriever.pdf.pdf_file import WorkerLimits
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
 
@@ -30,6 +33,8 @@ DEFAULT_MAX_BYTES = 128 * 1024 * 1024
 _IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+Reading = Mapping[str, Any]
+"""How files are read: the arguments of ``read_pdf`` that a source decides."""
 _PDF_MARK, _BEGINNING = b"%PDF-", 1024  # it stands among so many bytes at a PDF's beginning
 
 
@@ -46,6 +51,7 @@ class PageSource:
         url_timeout: seconds for a fetch, redirects included.
         isolate: read and draw PDFs in a worker process with limits of time and memory, see
             :func:`~mmrh_retriever.read_pdf`.
+        pdf_backend: what reads and draws PDFs, as there.
 
     Raises:
         SettingsError: a limit that is not positive, or more pixels than any page may have.
@@ -58,6 +64,7 @@ class PageSource:
     pdf_pixels: int = DEFAULT_MAX_PIXELS
     url_timeout: float = 20.0
     isolate: bool | WorkerLimits = False
+    pdf_backend: PdfBackendName = "auto"
     _fetched: LRUCache[str, bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -150,7 +157,7 @@ class PageSource:
         return self.path(named) if _exists(named) else None
 
     def _has_one_page(self, file: str | Path) -> bool:
-        return _exists(file) and int(next(iter_pdf(self.path(file))).metadata["total_pages"]) == 1
+        return _exists(file) and _total(self.path(file), {"backend": self.pdf_backend}) == 1
 
     def _fetch_once(self, url: str) -> bytes:
         found: bytes | None = self._fetched.get(url)
@@ -199,11 +206,10 @@ class PageSource:
         raise PageError(f"{clues.doc_id or 'The document'} {problem}", source=clues.doc_id)
 
     def _pdf_page(self, source: Path | bytes, clues: PageClues, *, layout: bool) -> Page:
-        index = _index_of_label(source, clues, self.isolate) if clues.index is None else clues.index
+        reading: Reading = {"isolate": self.isolate, "backend": self.pdf_backend}
+        index = _index_of_label(source, clues, reading) if clues.index is None else clues.index
         doc_id = clues.doc_id if isinstance(source, bytes) else None
-        (page,) = read_pdf(
-            source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id, isolate=self.isolate
-        )
+        (page,) = read_pdf(source, pages=[index], max_pixels=self.pdf_pixels, layout=layout, doc_id=doc_id, **reading)
         if clues.file_url is not None and self._fetched.get(clues.file_url) is source:
             return replace(page, metadata={**page.metadata, "url": clues.file_url})
         return page
@@ -227,22 +233,26 @@ def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
         raise PageError(f"{source} can't be opened ({error}). Check its permissions.", source=str(source)) from error
 
 
-def _index_of_label(source: Path | bytes, clues: PageClues, isolate: bool | WorkerLimits) -> int:
+def _total(source: Path | bytes, reading: Reading) -> int:
+    return int(next(iter_pdf(source, **reading)).metadata["total_pages"])
+
+
+def _index_of_label(source: Path | bytes, clues: PageClues, reading: Reading) -> int:
     """The page with a printed label; the only page there is, without one."""
-    label, total = clues.label, int(next(iter_pdf(source, isolate=isolate)).metadata["total_pages"])
+    label, total = clues.label, _total(source, reading)
     if label is None and total == 1:
         return 0
     problem = f"has {total} pages, and the document does not say which one it is"
     if label is not None:
         if re.fullmatch(r"\d{1,9}", label, re.ASCII) and 1 <= int(label) <= total:
             # Most labels are plain numbers; a PDF without labels counts from 1.
-            (page,) = read_pdf(source, pages=[int(label) - 1], isolate=isolate)
+            (page,) = read_pdf(source, pages=[int(label) - 1], **reading)
             if page.label in (None, label):
                 return page.index
         if isinstance(source, Path):
-            labels = _labels(source, _changed(source), isolate)
+            labels = _labels(source, _changed(source), **reading)
         else:
-            labels = _read_labels(source, isolate)
+            labels = _read_labels(source, reading)
         if label in labels:
             return labels.index(label)
         problem = f"has no page with the label {label!r}"
@@ -259,15 +269,15 @@ def _changed(path: Path) -> int:
         raise PageError(f"{path} is gone ({error}). Check the path.", source=str(path)) from error
 
 
-def _read_labels(source: Path | bytes, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
-    return tuple(page.label for page in iter_pdf(source, isolate=isolate))
+def _read_labels(source: Path | bytes, reading: Reading) -> tuple[str | None, ...]:
+    return tuple(page.label for page in iter_pdf(source, **reading))
 
 
 @lru_cache(maxsize=32)
-def _labels(path: Path, stamp: int, isolate: bool | WorkerLimits) -> tuple[str | None, ...]:
+def _labels(path: Path, stamp: int, **reading: Any) -> tuple[str | None, ...]:
     """The printed labels of a PDF's pages; ``stamp`` is the file's change time, so that a new file is read anew."""
     del stamp
-    return _read_labels(path, isolate)
+    return _read_labels(path, reading)
 
 
 def _size_of(image: bytes | Path, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK, PageStore
 from mmrh_retriever.errors import SettingsError
 from mmrh_retriever.heads.sets import HeadSet
 from mmrh_retriever.images import MAX_IMAGE_PIXELS
+from mmrh_retriever.pdf.backends import PdfBackendName
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.ranking.shared_models import shared_reranker
@@ -57,6 +58,7 @@ class DocumentSettings(RerankSettings):
     max_bytes: int = Field(DEFAULT_MAX_BYTES, gt=0, description="The longest file or answer that is read.")
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, le=MAX_IMAGE_PIXELS, description="Larger ones are refused.")
     pdf_pixels: int = Field(DEFAULT_MAX_PIXELS, gt=0, description="Pixels that a page of a PDF is drawn with.")
+    pdf_backend: PdfBackendName = Field("auto", description="What reads PDFs: PyMuPDF if installed, or the one named.")
     url_timeout: float = Field(20.0, gt=0, description="Seconds for fetching one image.")
 
     _held: _Held = PrivateAttr()
@@ -149,6 +151,7 @@ class DocumentSettings(RerankSettings):
             max_pixels=self.max_image_pixels,
             pdf_pixels=self.pdf_pixels,
             url_timeout=self.url_timeout,
+            pdf_backend=self.pdf_backend,
         )
 
 

@@ -221,13 +221,16 @@ class LibraryOptions:
             if getattr(self, name) is not None and self.first_stage in (None, "all"):
                 raise typer.BadParameter("goes with --first-stage bm25, embedding or hybrid", param_hint=f"--{name}")
 
-    def rank(self, files: Sequence[Path], question: str, reranker: Reranker, **options: Any) -> list[ScoredPage]:
-        """The pages of files as a library ranks them."""
+    def rank(
+        self, files: Sequence[Path], question: str, reranker: Reranker, *, backend: str, **options: Any
+    ) -> list[ScoredPage]:
+        """The pages of files, read by a PDF backend, as a library ranks them."""
         from mmrh_retriever.library.library import Library
         from mmrh_retriever.library.settings import LibrarySettings
 
         named = {name: getattr(self, name) for name in ("first_stage", "candidates", "textless")}
-        settings = LibrarySettings.of(None, {name: value for name, value in named.items() if value is not None})
+        given = {name: value for name, value in named.items() if value is not None}
+        settings = LibrarySettings.of(None, {**given, "pdf_backend": backend})
         return Library(files, folder=self.store, reranker=reranker, settings=settings).rank(question, **options)
 
 

@@ -23,6 +23,7 @@ from mmrh_retriever.cli.options import (
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.files import files_below, is_file, is_folder
 from mmrh_retriever.images import IMAGE_ENDINGS
+from mmrh_retriever.pdf.backends import PdfBackendName, finds_layout
 from mmrh_retriever.ranking.neighbours import Neighbours, neighbours_of
 from mmrh_retriever.runs.tables import Table
 from mmrh_retriever.types import Page, ScoredPage, ScoredRegion
@@ -36,6 +37,9 @@ class PdfOptions:
 
     pages: Annotated[str | None, typer.Option(help="Pages of PDF files, such as '1-3,7' (counted from 1).")] = None
     password: Annotated[str | None, typer.Option(help="Password of encrypted PDF files.")] = None
+    pdf_backend: Annotated[
+        PdfBackendName, typer.Option(help="What reads PDF files: PyMuPDF where it is installed, or the one named.")
+    ] = "auto"
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,12 @@ def rank_command(
     if regions and least is not None:
         raise typer.BadParameter("regions have no probability; rank pages", param_hint="--min-probability")
     files, question = _files_and_question(arguments)
-    reading = {**vars(pdf), "layout": regions or report is not None}
-    if library.first_stage is not None and any(reading.values()):
+    layout = regions or (report is not None and finds_layout(pdf.pdf_backend))
+    if library.first_stage is not None and (layout or report is not None or pdf.pages or pdf.password):
         alone = "goes with --top-n, --neighbours and --heatmap, not with --regions, --report, --pages or --password"
         raise typer.BadParameter(alone, param_hint="--first-stage")
     documents = [] if library.first_stage else _documents(files)
+    reading = {"pages": pdf.pages, "password": pdf.password, "backend": pdf.pdf_backend, "layout": layout}
     listed = [page for file, name in documents for page in _read(file, name, **reading)]
     if regions and not any(page.regions for page in listed):
         raise PageError(
@@ -100,7 +105,9 @@ def rank_command(
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
     if library.first_stage is not None:
-        ranking = library.rank(files, question, reranker, with_tokens=heatmap is not None, progress=True)
+        ranking = library.rank(
+            files, question, reranker, backend=pdf.pdf_backend, with_tokens=heatmap is not None, progress=True
+        )
     elif report is not None or (regions and heatmap is not None):  # everything comes from one asking
         explanation = reranker.encode(listed, progress=True).explain(question)
         ranking = explanation.ranking

@@ -18,6 +18,7 @@ from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.evaluation.rankers import AnyRanker, RankerSpec
 from mmrh_retriever.evaluation.rows import FORMAT, Level
 from mmrh_retriever.model.loading import HEADS_FILE, cpu_dtype, default_device, model_path
+from mmrh_retriever.pdf.backends import choose_backend
 
 _TRAINED_ALONE = ("reads", "own_code")
 _TRAINED = ("kind", "model", "dtype", *_TRAINED_ALONE)
@@ -39,6 +40,7 @@ def settings_of(
     dataset: MMDocIR, rankers: Mapping[str, AnyRanker], *, level: Level, more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The settings of a run, ready for JSON. ``more`` is what else about the dataset belongs there."""
+    pdf = "pymupdf" if choose_backend("auto") == "pymupdf" else "pypdfium2"
     return {
         **FORMAT,
         "level": level,
@@ -50,7 +52,7 @@ def settings_of(
         },
         "rankers": {name: _described(ranker) for name, ranker in rankers.items()},
         "versions": {
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "pymupdf", "numpy")},
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", pdf, "numpy")},
             "mmrh_retriever": mmrh_retriever.__version__,
             "python": platform.python_version(),
         },

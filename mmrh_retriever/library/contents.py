@@ -14,6 +14,7 @@ from mmrh_retriever.library.records import Records
 from mmrh_retriever.library.settings import LibrarySettings
 from mmrh_retriever.library.watching import Seen, Watch
 from mmrh_retriever.model.text_embeddings import EmbeddingScorer
+from mmrh_retriever.pdf.backends import backend_of, choose_backend
 from mmrh_retriever.types import FloatArray, Page
 
 
@@ -46,6 +47,7 @@ class Contents:
         self.failed: dict[Path, PageError] = {}
         self._watch = watch
         self._records = records
+        self._backend = choose_backend(settings.pdf_backend, layout=settings.layout)
         self._settings = settings
         self._embedder = embedder if settings.first_stage in ("embedding", "hybrid") else None
         self._documents: dict[Path, _Document] = {}
@@ -99,11 +101,14 @@ class Contents:
             return known
         if path in self._broken and self._broken[path][0] == seen and seen.settled:
             raise self._broken[path][1]
-        record = self._records.document(seen.digest, layout=self._settings.layout)
+        record = self._records.document(
+            seen.digest, reader=backend_of(self._backend).READER, layout=self._settings.layout
+        )
         if record is None:
-            record = read_document(path, seen, layout=self._settings.layout)
+            record = read_document(path, seen, backend=self._backend, layout=self._settings.layout)
             self._records.put_document(record)
-        pages = pages_of(record, path, seen, doc_id=doc_id, page_pixels=self._settings.page_pixels)
+        pixels = self._settings.page_pixels
+        pages = pages_of(record, path, seen, doc_id=doc_id, page_pixels=pixels, backend=self._backend)
         return _Document(seen, doc_id, tuple(pages))
 
     def _vectors_of(self, document: _Document, embedder: EmbeddingScorer, made_by: str) -> list[FloatArray]:

@@ -80,12 +80,13 @@ class Library:
         accept: gives the path that a file is read from, or raises a :class:`PageError` to refuse it.
         settings, changes: :class:`~mmrh_retriever.library.settings.LibrarySettings` and its fields: ``first_stage``
             (``"bm25"``, ``"embedding"``, ``"hybrid"``, ``"all"``), ``candidates``, ``textless``, ``page_pixels``,
-            ``layout``, ``on_error``, ``memory``, ``disk``.
+            ``pdf_backend``, ``layout``, ``on_error``, ``memory``, ``disk``.
 
     Threads may share a library. A deep copy is the library itself. A pickle holds the arguments alone.
 
     Raises:
         SettingsError: a setting that is out of its range, or no files.
+        ImportError: the PDF backend is not installed.
         DataError: the folder can't be made.
     """
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.images import IMAGE_ENDINGS, open_image
-from mmrh_retriever.library.records import READER, DocumentRecord, PageRecord, RegionRecord
+from mmrh_retriever.library.records import DocumentRecord, PageRecord, RegionRecord
 from mmrh_retriever.library.watching import Seen, stamp_of
-from mmrh_retriever.pdf.mupdf import PdfFile
+from mmrh_retriever.pdf.backends import backend_of
+from mmrh_retriever.pdf.pdf_file import BackendName, PdfFile
 from mmrh_retriever.pdf.reader import PdfPageImage, pixel_size, read_pdf
 from mmrh_retriever.ranking.grid_regions import with_some_regions
 from mmrh_retriever.types import Page, Region
@@ -38,7 +39,7 @@ class ImageFile:
         return open_image(data, self.path.name, PageError)
 
 
-def read_document(path: Path, seen: Seen, *, layout: bool) -> DocumentRecord:
+def read_document(path: Path, seen: Seen, *, backend: BackendName, layout: bool) -> DocumentRecord:
     """What a file holds.
 
     Raises:
@@ -47,20 +48,23 @@ def read_document(path: Path, seen: Seen, *, layout: bool) -> DocumentRecord:
     if path.suffix.lower() in IMAGE_ENDINGS:
         pages = [Page(image=path, doc_id=path.name, metadata={})]
     else:
-        pages = read_pdf(path, layout=layout)
+        pages = read_pdf(path, layout=layout, backend=backend)
     try:
         changed = stamp_of(path) != seen.stamp
     except OSError:
         changed = True
     if changed:
         raise _changed(path)
-    return DocumentRecord(digest=seen.digest, layout=layout, pages=tuple(_record(page) for page in pages))
+    records = tuple(_record(page) for page in pages)
+    return DocumentRecord(reader=backend_of(backend).READER, digest=seen.digest, layout=layout, pages=records)
 
 
-def pages_of(record: DocumentRecord, path: Path, seen: Seen, *, doc_id: str, page_pixels: int) -> list[Page]:
+def pages_of(
+    record: DocumentRecord, path: Path, seen: Seen, *, doc_id: str, page_pixels: int, backend: BackendName
+) -> list[Page]:
     """The pages of a record as pages of a file; nothing is opened."""
     size, changed, _, inode = seen.stamp
-    file = PdfFile(path.name, path=path, stamp=(changed, size, inode))
+    file = PdfFile(path.name, path=path, stamp=(changed, size, inode), backend=backend)
     pages = []
     for index, page in enumerate(record.pages):
         image: ImageFile | PdfPageImage
@@ -68,7 +72,7 @@ def pages_of(record: DocumentRecord, path: Path, seen: Seen, *, doc_id: str, pag
             image = ImageFile(path, seen.digest)
         else:
             pixels = pixel_size(page.size, page_pixels, None)
-            image = PdfPageImage(file, index, *pixels, f"{READER} {seen.digest} {index} {pixels}".encode())
+            image = PdfPageImage(file, index, *pixels, f"{record.reader} {seen.digest} {index} {pixels}".encode())
         regions = tuple(Region(region.box, region.kind, region.text) for region in page.regions)
         metadata = {"path": str(path), **page.metadata}
         made = Page(image, page.text, doc_id, index, page.size, page.label, regions, metadata)

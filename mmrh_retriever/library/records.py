@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import pymupdf
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import FileModel, leftovers, make_folder, parse_as, write_atomically
@@ -18,8 +17,6 @@ from mmrh_retriever.types import Box, FloatArray
 
 logger = logging.getLogger(__name__)
 
-READER = f"PyMuPDF {pymupdf.VersionBind}"
-"""What read the pages; records of another version are made again."""
 _ENDING = ".mmrh-document"
 
 
@@ -42,10 +39,13 @@ class PageRecord(FileModel):
 
 
 class DocumentRecord(FileModel):
-    """The pages of a file by the digest of its content; ``layout`` says whether regions were looked for."""
+    """The pages of a file by the digest of its content.
+
+    ``reader`` is the library that read it, with its version; ``layout`` says whether regions were looked for.
+    """
 
     format: Literal["mmrh-library-1"] = "mmrh-library-1"
-    reader: str = READER
+    reader: str
     digest: str
     layout: bool
     pages: tuple[PageRecord, ...]
@@ -77,13 +77,13 @@ class Records:
         if folder is not None:
             make_folder(folder)
 
-    def document(self, digest: str, *, layout: bool) -> DocumentRecord | None:
-        """What is known of a content; ``None`` if nothing that can be used."""
+    def document(self, digest: str, *, reader: str, layout: bool) -> DocumentRecord | None:
+        """What is known of a content from this reader; ``None`` if nothing that can be used."""
         payload = self._read(digest)
         if payload is None:
             return None
         found = self._parsed(DocumentRecord, payload, digest, digest)
-        usable = found is not None and found.reader == READER and (found.layout or not layout)
+        usable = found is not None and found.reader == reader and (found.layout or not layout)
         return found if usable else None
 
     def put_document(self, record: DocumentRecord) -> None:

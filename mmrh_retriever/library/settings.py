@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmrh_retriever.encoding.page_store import DEFAULT_STORE_DISK
+from mmrh_retriever.pdf.backends import PdfBackendName
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET
 from mmrh_retriever.settings import FirstStage, settings_error
@@ -34,6 +35,9 @@ class LibrarySettings(BaseModel):
         "the candidates. Where they are more than this, questions are refused.",
     )
     page_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1, description="Pixels that a page of a PDF is drawn with.")
+    pdf_backend: PdfBackendName = Field(
+        "auto", description="What reads and draws PDFs: PyMuPDF where it is installed, or the one named."
+    )
     layout: bool = Field(False, description="Find the regions of pages, too; a grid where a page's layout is unknown.")
     on_error: Literal["raise", "skip"] = Field(
         "raise", description="What to do with a file or page that can't be read: raise, or go on without it."

@@ -21,8 +21,8 @@ from PIL import Image
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.pdf.frames import read_frame, write_frame
-from mmrh_retriever.pdf.mupdf import PdfFile, WorkerLimits
 from mmrh_retriever.pdf.pages import PageContent
+from mmrh_retriever.pdf.pdf_file import PdfFile, WorkerLimits
 from mmrh_retriever.types import Region
 
 _START_SECONDS = 120.0  # for importing what a worker needs, on a busy machine
@@ -62,7 +62,7 @@ class IsolatedPdf:
 
 
 def draw_isolated(file: PdfFile, index: int, width: int, height: int) -> tuple[Image.Image, list[str]]:
-    """What :func:`~mmrh_retriever.pdf.pages.draw_page` gives, drawn by the worker."""
+    """What a backend's ``draw_page`` gives, drawn by the worker."""
     answer, pixels = _ask(file, index, width=width, height=height)
     return Image.frombytes("RGB", tuple(answer["size"]), pixels), answer["warnings"]
 
@@ -152,8 +152,15 @@ def _ask(file: PdfFile, page: int | None, **request: Any) -> Answer:
         if page is None or worker.file is None or worker.file() is not file:
             worker.file = None
             path = None if file.path is None else str(file.path)
-            described = {"name": file.name, "path": path, "password": file.password, "strict": file.strict}
-            opened = _exchange(worker, file, page, {"file": {**described, "stamp": file.stamp}}, file.data or b"")
+            described = {
+                "name": file.name,
+                "path": path,
+                "password": file.password,
+                "strict": file.strict,
+                "stamp": file.stamp,
+                "backend": file.backend,
+            }
+            opened = _exchange(worker, file, page, {"file": described}, file.data or b"")
             worker.file = weakref.ref(file)
             if page is None:
                 return opened
@@ -192,4 +199,6 @@ def _exchange(
         problem = f"takes more than the {seconds:g} s that its worker process has"
     else:
         problem = f"made its worker process end (exit status {status}): it is damaged or hostile"
+        if file.backend == "pdfium":  # which ends the process when there is no memory left
+            problem += f", or needs more than the {memory / 2**20:,.0f} MiB of memory there"
     raise file.error(f"{problem}. Leave it out, or raise the limits with isolate=WorkerLimits(...).", page)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-import pymupdf
-
+from mmrh_retriever.pdf.light_import import pymupdf
+from mmrh_retriever.pdf.pages import LONGEST_LABEL
 from mmrh_retriever.pdf.text import without_surrogates
 
-LONGEST_LABEL = 100
-"""Characters. A rule whose label would be longer gives none: nobody printed it."""
 _ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"),
           (9, "ix"), (5, "v"), (4, "iv"), (1, "i"))  # fmt: skip
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pymupdf
 from PIL import Image
 
 from mmrh_retriever.pdf.boxes import area, clip, clusters, extents, grown, inside, label, union, without_nested
+from mmrh_retriever.pdf.light_import import pymupdf
+from mmrh_retriever.pdf.mupdf_text import turned
 from mmrh_retriever.pdf.scans import ink_of, inked_boxes, spread
-from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order, turned
+from mmrh_retriever.pdf.text import TextBlock, join_rows, page_text, reading_order
 from mmrh_retriever.types import Box, Region
 
 _SCAN_CHARACTERS = 30  # a page with less text than this, and with a picture over half of it, is a scan

@@ -33,3 +33,7 @@ def _import_pymupdf() -> None:
 
 if "pymupdf" not in sys.modules:
     _import_pymupdf()
+
+import pymupdf  # noqa: E402
+
+__all__ = ["pymupdf"]

@@ -1,23 +1,22 @@
-"""An open PDF in this process: what it says of itself, what is on its pages, and their pixels."""
+"""What an open PDF says of itself, what is on its pages, and what a library must do that reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-import pymupdf
 from PIL import Image
 
 from mmrh_retriever.images import MAX_ASPECT_RATIO
-from mmrh_retriever.pdf.labels import read_labels
-from mmrh_retriever.pdf.layout import layout_regions
-from mmrh_retriever.pdf.mupdf import PdfFile, open_document, open_page
-from mmrh_retriever.pdf.text import page_text, text_blocks, without_surrogates
+from mmrh_retriever.pdf.pdf_file import PdfFile
 from mmrh_retriever.types import Region
 
 MIN_PAGE_POINTS = 4.0
 """Pages narrower or lower than this, in points, have no room for anything to read and are refused."""
 MAX_PAGE_UNITS = 14_400
 """PDF's own limit for a page's side, in units of a point, or of as many points as the page's UserUnit says."""
+LONGEST_LABEL = 100
+"""Characters. A rule whose label would be longer gives none: nobody printed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +31,11 @@ class PageContent:
     warnings: list[str]
 
 
-class OpenPdf:
-    """A PDF that this process reads: ``total`` pages under a ``title``, which may be empty.
+class OpenPdf(Protocol):
+    """A PDF that is read: ``total`` pages under a ``title``, which may be empty."""
 
-    Raises:
-        PageError: the file can't be opened as a PDF.
-    """
-
-    def __init__(self, file: PdfFile) -> None:
-        self.file = file
-        with open_document(file) as document:
-            self.total = int(document.page_count)
-            self.title = without_surrogates((document.metadata or {}).get("title") or "")
-            self._labels = read_labels(document)
+    total: int
+    title: str
 
     def read(self, index: int, *, layout: bool) -> PageContent:
         """The content of the page at ``index``, with its regions if ``layout`` is set.
@@ -52,27 +43,32 @@ class OpenPdf:
         Raises:
             PageError: a page that is damaged, or that is too small or too large.
         """
-        with open_page(self.file, index) as (page, warnings):
-            size = (float(page.rect.width), float(page.rect.height))
-            _check_size(size, page, self.file)
-            blocks = text_blocks(page)
-            regions = layout_regions(page, blocks) if layout else ()
-            rotation = int(page.rotation)
-        return PageContent(size, page_text(blocks), self._labels.label(index), rotation, regions, warnings)
 
 
-def draw_page(file: PdfFile, index: int, width: int, height: int) -> tuple[Image.Image, list[str]]:
-    """The page at ``index`` as an RGB image of ``width`` x ``height`` pixels, and MuPDF's messages about it."""
-    with open_page(file, index) as (page, warnings):
-        zoom = pymupdf.Matrix(width / page.rect.width, height / page.rect.height)
-        drawn = page.get_pixmap(matrix=zoom, colorspace=pymupdf.csRGB, alpha=False)
-        image = Image.frombytes("RGB", (drawn.width, drawn.height), drawn.samples)
-    return image, warnings
+class PdfBackend(Protocol):
+    """A library that reads and draws PDFs; a module of this folder that has these names is one."""
+
+    READER: str
+    """Its name and version."""
+    FINDS_LAYOUT: bool
+    """Whether it finds regions (``layout=True``)."""
+
+    def open_pdf(self, file: PdfFile) -> OpenPdf:
+        """Open a PDF.
+
+        Raises:
+            PageError: the file can't be opened as a PDF.
+        """
+
+    def draw_page(self, file: PdfFile, index: int, width: int, height: int) -> tuple[Image.Image, list[str]]:
+        """The page at ``index`` as an RGB image of ``width`` x ``height`` pixels, and what the library says of it."""
+
+    def close_documents(self) -> None:
+        """Close the few documents that are kept open. Pages stay usable: they open their file again."""
 
 
-def _check_size(size: tuple[float, float], page: pymupdf.Page, file: PdfFile) -> None:
-    # Both boxes are in units of the page, before UserUnit; what is displayed is what they share.
-    units = max(min(page.cropbox.width, page.mediabox.width), min(page.cropbox.height, page.mediabox.height))
+def check_size(size: tuple[float, float], units: float, index: int, file: PdfFile) -> None:
+    """Raise a :class:`PageError` for a page too small or too large, by its points and its longer side in own units."""
     if min(size) < MIN_PAGE_POINTS:
         problem = f"no room for anything to read. Expected at least {MIN_PAGE_POINTS:g} pt per side"
     elif max(size) > MAX_ASPECT_RATIO * min(size):
@@ -81,4 +77,4 @@ def _check_size(size: tuple[float, float], page: pymupdf.Page, file: PdfFile) ->
         problem = f"larger than a page may be. Expected at most {MAX_PAGE_UNITS:,} units per side, as PDF allows"
     else:
         return
-    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", page.number)
+    raise file.error(f"is {size[0]:g} x {size[1]:g} pt: {problem}; leave the page out with pages=.", index)

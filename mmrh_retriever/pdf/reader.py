@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from PIL import Image
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.files import is_folder, is_special
 from mmrh_retriever.images import open_image
+from mmrh_retriever.pdf.backends import PdfBackendName, backend_of, choose_backend
+from mmrh_retriever.pdf.damage import means_damage
 from mmrh_retriever.pdf.isolated import IsolatedPdf, draw_isolated
-from mmrh_retriever.pdf.mupdf import PdfFile, WorkerLimits, means_damage, stamp_of
-from mmrh_retriever.pdf.pages import OpenPdf, draw_page
+from mmrh_retriever.pdf.pdf_file import PdfFile, WorkerLimits, stamp_of
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_PIXELS = 2_000_000
@@ -52,7 +53,7 @@ class PdfPageImage:
 
     def load(self) -> Image.Image:
         """Draw the page: an RGB image of ``width`` x ``height`` pixels, which nothing here keeps."""
-        draw = draw_page if self.file.limits is None else draw_isolated
+        draw = backend_of(self.file.backend).draw_page if self.file.limits is None else draw_isolated
         image, warnings = draw(self.file, self.index, self.width, self.height)
         for warning in warnings:
             level = logging.WARNING if means_damage(warning) else logging.DEBUG
@@ -71,6 +72,7 @@ def read_pdf(
     doc_id: str | None = None,
     strict: bool = True,
     isolate: bool | WorkerLimits = False,
+    backend: PdfBackendName = "auto",
 ) -> list[Page]:
     """Read a PDF's pages: their text now, their images when they are needed.
 
@@ -88,6 +90,8 @@ def read_pdf(
             that end early, but for a JPEG whose data lack rows in front of a proper end mark: it is drawn as it is.
         isolate: For files that are not trusted: a worker process reads and draws, and a page that is not done within
             these limits (those of ``WorkerLimits()`` for ``True``) raises. Starting it takes a second or two.
+        backend: What reads and draws: ``"pymupdf"`` (AGPL-3.0 or commercial), ``"pdfium"`` (permissive), or ``"auto"``:
+            PyMuPDF where it is installed. PDFium finds no layout and reports less damage; see ``docs/pdf.md``.
 
     Returns:
         The pages. ``text`` is the text layer in reading order or ``None``, ``label`` the printed page label, ``size``
@@ -100,11 +104,13 @@ def read_pdf(
             large or too long to read.
         ValueError: ``max_pixels`` or ``dpi`` is not positive.
         TypeError: ``source`` or ``pages`` is of another type.
+        SettingsError: no such backend, or one that finds no layout for ``layout=True``.
+        ImportError: the backend is not installed.
     """
     return list(
         iter_pdf(
             source, pages=pages, password=password, max_pixels=max_pixels, dpi=dpi, layout=layout, doc_id=doc_id,
-            strict=strict, isolate=isolate,
+            strict=strict, isolate=isolate, backend=backend,
         )
     )  # fmt: skip
 
@@ -120,6 +126,7 @@ def iter_pdf(
     doc_id: str | None = None,
     strict: bool = True,
     isolate: bool | WorkerLimits = False,
+    backend: PdfBackendName = "auto",
 ) -> Iterator[Page]:
     """Read a PDF page by page: :func:`read_pdf` as a stream.
 
@@ -130,8 +137,14 @@ def iter_pdf(
     if dpi is not None and not (dpi > 0 and math.isfinite(dpi)):
         raise ValueError(f"dpi must be a positive number, got {dpi}.")
     limits = isolate if isinstance(isolate, WorkerLimits) else WorkerLimits() if isolate else None
-    file = _locate(source, password, doc_id, strict, limits)
-    document = OpenPdf(file) if limits is None else IsolatedPdf(file)
+    reading = {
+        "password": password,
+        "strict": strict,
+        "limits": limits,
+        "backend": choose_backend(backend, layout=layout),
+    }
+    file = _locate(source, doc_id, reading)
+    document = backend_of(file.backend).open_pdf(file) if limits is None else IsolatedPdf(file)
     chosen = _choose_pages(pages, document.total, file)
     if doc_id is None and file.path is not None:
         doc_id = file.path.name
@@ -167,19 +180,14 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
-def _locate(
-    source: str | os.PathLike[str] | bytes,
-    password: str | None,
-    doc_id: str | None,
-    strict: bool,
-    limits: WorkerLimits | None,
-) -> PdfFile:
+def _locate(source: str | os.PathLike[str] | bytes, doc_id: str | None, reading: Mapping[str, Any]) -> PdfFile:
+    """The file of a source, to be read with these fields of a :class:`PdfFile`."""
     if isinstance(source, bytes):
-        file = PdfFile(doc_id or "PDF in memory", data=source, password=password, strict=strict, limits=limits)
+        file = PdfFile(doc_id or "PDF in memory", data=source, **reading)
         beginning = source[:_BEGINNING]
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).absolute()
-        file = PdfFile(path.name or str(path), path=path, password=password, strict=strict, limits=limits)
+        file = PdfFile(path.name or str(path), path=path, **reading)
         if is_folder(path):
             raise file.error("is a directory. Give one PDF file at a time, e.g. those of Path(...).glob('*.pdf').")
         if is_special(path):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmrh_retriever.errors import PageError
+from mmrh_retriever.pdf.backends import backend_of
 from mmrh_retriever.pdf.frames import read_frame, write_frame
-from mmrh_retriever.pdf.mupdf import PdfFile
-from mmrh_retriever.pdf.pages import OpenPdf, draw_page
+from mmrh_retriever.pdf.pages import OpenPdf
+from mmrh_retriever.pdf.pdf_file import PdfFile
 
 try:
     import resource
@@ -38,6 +39,7 @@ def main(memory: int, seconds: float) -> None:
 
 def _serve(requests: IO[bytes], answers: IO[bytes], seconds: float) -> None:
     document: OpenPdf | None = None
+    file = PdfFile("")
     write_frame(answers, {"ready": True})
     while (frame := read_frame(requests)) is not None:
         if resource is not None:  # the parent's clock ends it earlier, but for one without a parent
@@ -46,10 +48,11 @@ def _serve(requests: IO[bytes], answers: IO[bytes], seconds: float) -> None:
         try:
             if "file" in frame[0]:
                 document = None
-                document = OpenPdf(_file(*frame))
+                file = _file(*frame)
+                document = backend_of(file.backend).open_pdf(file)
                 answer: Answer = {"total": document.total, "title": document.title}, b""
             else:
-                answer = _page(document, frame[0])
+                answer = _page(document, file, frame[0])
         except MemoryError:
             answer = {"out_of_memory": True}, b""
         except PageError as error:
@@ -70,11 +73,11 @@ def _file(request: dict[str, Any], data: bytes) -> PdfFile:
     )
 
 
-def _page(document: OpenPdf | None, request: dict[str, Any]) -> Answer:
+def _page(document: OpenPdf | None, file: PdfFile, request: dict[str, Any]) -> Answer:
     if document is None:
         raise PageError("No file is open. Expected a request to open one first.")
     if "width" in request:
-        image, warnings = draw_page(document.file, request["page"], request["width"], request["height"])
+        image, warnings = backend_of(file.backend).draw_page(file, request["page"], request["width"], request["height"])
         return {"size": image.size, "warnings": warnings}, image.tobytes()
     return dataclasses.asdict(document.read(request["page"], layout=request["layout"])), b""
 

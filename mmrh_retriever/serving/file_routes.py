@@ -10,7 +10,8 @@ from fastapi import APIRouter, File, Path, UploadFile
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
-from mmrh_retriever.library.records import READER, PageRecord, RegionRecord
+from mmrh_retriever.library.records import PageRecord, RegionRecord
+from mmrh_retriever.pdf.backends import backend_of, choose_backend, finds_layout
 from mmrh_retriever.pdf.reader import iter_pdf
 from mmrh_retriever.runs.plain_text import plain_text
 from mmrh_retriever.serving.answers import Answer
@@ -101,8 +102,9 @@ async def _read_file(content: bytes, name: str, service: Service) -> FileRecord:
     """What an uploaded file holds, page by page, so that a request that ends stops the reading, too."""
     if _PDF_MARK in content[:_BEGINNING]:
         reading: Iterator[Page] = await service.read(
-            iter_pdf, content, doc_id=name, layout=True, max_pixels=service.source.pdf_pixels, isolate=service.limits
-        )
+            iter_pdf, content, doc_id=name, layout=finds_layout("auto"), max_pixels=service.source.pdf_pixels,
+            isolate=service.limits,
+        )  # fmt: skip
         pages: list[Page] = []
         while (page := await service.read(next, reading, None)) is not None:
             service.check_pages(page.metadata["total_pages"])
@@ -119,7 +121,7 @@ def _record(content: bytes, name: str, kind: Literal["pdf", "image"], pages: lis
         name=name,
         kind=kind,
         bytes=len(content),
-        reader=READER,
+        reader=backend_of(choose_backend("auto")).READER,
         pages=tuple(
             PageRecord(
                 text=page.text,

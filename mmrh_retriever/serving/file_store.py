@@ -18,7 +18,8 @@ from mmrh_retriever.files import FileModel, parse_as
 from mmrh_retriever.images import open_image
 from mmrh_retriever.library.records import PageRecord
 from mmrh_retriever.locks import Lock
-from mmrh_retriever.pdf.mupdf import PdfFile, WorkerLimits, stamp_of
+from mmrh_retriever.pdf.backends import backend_of, choose_backend
+from mmrh_retriever.pdf.pdf_file import PdfFile, WorkerLimits, stamp_of
 from mmrh_retriever.pdf.reader import PdfPageImage, pixel_size
 from mmrh_retriever.serving.errors import RequestError
 from mmrh_retriever.serving.storages import FolderStorage, RemoteStorage, Storage, oldest_beyond
@@ -151,7 +152,8 @@ class FileStore:
         """
         try:
             path = self.storage.local(_content(record.id))
-            file = PdfFile(record.name, path=path, limits=limits)
+            backend = choose_backend("auto")
+            file = PdfFile(record.name, path=path, limits=limits, backend=backend)
             file = replace(file, stamp=stamp_of(file))
         except (FileNotFoundError, PageError) as error:
             raise RequestError(404, "There is no such file any more. Upload it again.") from error
@@ -160,7 +162,7 @@ class FileStore:
             image: StoredImage | PdfPageImage = StoredImage(path, record.name, record.id)
             if record.kind == "pdf":
                 size = pixel_size(page.size, pixels, None)
-                key = f"served pdf {record.reader} {record.id} {index} {size}".encode()
+                key = f"served pdf {backend_of(backend).READER} {record.id} {index} {size}".encode()
                 image = PdfPageImage(file, index, *size, pixels_key=key)
             regions = tuple(Region(region.box, region.kind, region.text) for region in page.regions)
             found.append(Page(image, page.text, record.name, index, page.size, page.label, regions))

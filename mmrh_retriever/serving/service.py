@@ -16,7 +16,7 @@ from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.adapters.telemetry import ranking_spans
 from mmrh_retriever.encoding.page_store import PageStore
-from mmrh_retriever.pdf.mupdf import WorkerLimits
+from mmrh_retriever.pdf.pdf_file import WorkerLimits
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving.errors import RequestError
 from mmrh_retriever.serving.file_store import FileStore

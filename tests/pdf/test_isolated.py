@@ -20,6 +20,8 @@ from mmrh_retriever.pdf import WorkerLimits, close_worker, isolated, reader
 from mmrh_retriever.pdf.reader import PdfPageImage, read_pdf
 from tests.pdf.made_pdfs import edited, failure, make_pdf
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def stalling(document: pymupdf.Document) -> None:
     """Let the second page draw ten forms that draw ten forms, and so on: ten thousand million in all."""
@@ -52,13 +54,14 @@ def hostile(three: Path, change: Callable[[pymupdf.Document], None]) -> Path:
     return path
 
 
-def test_pages_are_those_of_this_process(three: Path) -> None:
+def test_pages_are_those_of_this_process(three: Path, backend: str) -> None:
     rich = edited(three.read_bytes(), lambda d: d.set_page_labels([{"startpage": 0, "style": "r"}]))
+    options = {"layout": backend == "pymupdf"}
     for source in (three, rich):
-        for one, other in zip(read_pdf(source, layout=True, isolate=True), read_pdf(source, layout=True), strict=True):
+        for one, other in zip(read_pdf(source, **options, isolate=True), read_pdf(source, **options), strict=True):
             for name in ("text", "doc_id", "index", "size", "label", "regions", "metadata"):
                 assert getattr(one, name) == getattr(other, name), name
-            assert one.regions
+            assert bool(one.regions) == options["layout"]
             assert one.pixels().tobytes() == other.pixels().tobytes()
 
 
@@ -71,7 +74,7 @@ def test_errors_are_those_of_this_process(three: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked.pdf"
     with pymupdf.open(three) as document:
         document.save(locked, encryption=pymupdf.PDF_ENCRYPT_AES_256, user_pw="right", owner_pw="owner")
-    lost = edited(three.read_bytes(), lambda d: d.xref_set_key(d[2].xref, "Contents", "999 0 R"))
+    lost = edited(three.read_bytes(), lambda d: d.xref_set_key(d[2].xref, "MediaBox", "[0 0 1 1]"))
     for source in (locked, lost, tmp_path / "none.pdf"):
         one, other = failure(lambda s=source: read_pdf(s, isolate=True)), failure(lambda s=source: read_pdf(s))
         assert (str(one), one.source, one.page) == (str(other), other.source, other.page)
@@ -95,7 +98,8 @@ def test_a_page_that_takes_too_much_memory_is_given_up(three: Path) -> None:
     path = hostile(three, swelling)
     limits = WorkerLimits(memory=1024**3, seconds=300)
     error = failure(lambda: read_pdf(path, isolate=limits))
-    assert "Page 2 of hostile.pdf needs more than the 1,024 MiB of memory" in str(error)
+    assert "Page 2 of hostile.pdf" in str(error)
+    assert "needs more than the 1,024 MiB of memory" in str(error)
     assert error.page == 1
     assert read_pdf(path, pages=[2], isolate=limits)[0].text == "Third page"
 
@@ -147,12 +151,13 @@ def test_files_take_turns(three: Path, tmp_path: Path) -> None:
     assert [got[i] for i in range(len(pages))] == expected
 
 
-def test_damage_met_while_drawing_is_logged(three: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("backend", ["pymupdf"])  # PDFium says nothing of it
+def test_damage_met_while_drawing_is_logged(three: Path, backend: str, caplog: pytest.LogCaptureFixture) -> None:
     def damage(document: pymupdf.Document) -> None:
         content = document[1].get_contents()[0]
         document.update_stream(content, document.xref_stream(content)[:60] + b" ]] >> ((( foo bar BT 1 2 3 baz ")
 
-    pages = read_pdf(hostile(three, damage), strict=False, isolate=True)
+    pages = read_pdf(hostile(three, damage), strict=False, isolate=True, backend=backend)
     assert any("syntax error" in warning for warning in pages[1].metadata["warnings"])
     pages[1].pixels()
     assert "Page 2 of hostile.pdf" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 
 LOADED = """
 import sys
-import mmrh_retriever.pdf
+import mmrh_retriever.pdf.mupdf
 import pymupdf
 
 print(sorted({"onnxruntime", "pymupdf.layout", "pymupdf4llm"} & set(sys.modules)))

@@ -17,9 +17,13 @@ import pymupdf
 import pytest
 from PIL import Image
 
-from mmrh_retriever.pdf import mupdf
+from mmrh_retriever.pdf import close_documents, mupdf
+from mmrh_retriever.pdf.open_documents import MAX_OPEN_DOCUMENTS
+from mmrh_retriever.pdf.pdf_file import PdfFile, stamp_of
 from mmrh_retriever.pdf.reader import PdfPageImage, iter_pdf, read_pdf
 from tests.pdf.made_pdfs import failure, make_pdf
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def test_pixels_are_never_held(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_pages_are_read_as_they_are_taken(three: Path, monkeypatch: pytest.Monke
         return original(self, index)
 
     monkeypatch.setattr(pymupdf.Document, "load_page", spy)
-    pages = iter_pdf(three)
+    pages = iter_pdf(three, backend="pymupdf")
     assert read == []
     assert next(pages).text == "First page"
     assert read == [0]
@@ -100,8 +104,8 @@ def test_few_files_stay_open(three: Path, tmp_path: Path) -> None:
     pages = [page for path in paths for page in read_pdf(path)]
     for page in pages:
         page.pixels()
-    assert 0 < open_files(tmp_path) <= mupdf.MAX_OPEN_DOCUMENTS
-    mupdf.close_documents()
+    assert 0 < open_files(tmp_path) <= MAX_OPEN_DOCUMENTS
+    close_documents()
     assert open_files(tmp_path) == 0
     assert pages[0].pixels().width > 0
 
@@ -111,8 +115,8 @@ def test_a_file_that_could_not_be_closed_is_not_taken_for_another(three: Path, t
     made = pymupdf.open()
     made.new_page(width=50, height=60)
     made.save(other)
-    mupdf.close_documents()
-    gone = mupdf.PdfFile("three.pdf", path=three, stamp=mupdf.stamp_of(mupdf.PdfFile("three.pdf", path=three)))
+    close_documents()
+    gone = PdfFile("three.pdf", path=three, stamp=stamp_of(PdfFile("three.pdf", path=three)))
     with mupdf.open_document(gone):
         pass
     key = id(gone)
@@ -129,8 +133,8 @@ def test_a_file_that_could_not_be_closed_is_not_taken_for_another(three: Path, t
     del gone  # MuPDF is busy: the file stays open
     done.set()
     thread.join()
-    file = mupdf.PdfFile("other.pdf", path=other, stamp=mupdf.stamp_of(mupdf.PdfFile("other.pdf", path=other)))
-    mupdf._OPEN[id(file)] = mupdf._OPEN.pop(key)
+    file = PdfFile("other.pdf", path=other, stamp=stamp_of(PdfFile("other.pdf", path=other)))
+    mupdf._OPEN._open[id(file)] = mupdf._OPEN._open.pop(key)
     with mupdf.open_document(file) as document:
         assert document.page_count == 1
 
@@ -147,7 +151,7 @@ def test_a_file_is_closed_with_its_last_page(three: Path) -> None:
 def test_pages_opened_again_show_the_same(three: Path) -> None:
     page = read_pdf(three)[1]
     first = page.pixels()
-    mupdf.close_documents()
+    close_documents()
     assert page.pixels().tobytes() == first.tobytes()
 
 

@@ -17,6 +17,8 @@ from mmrh_retriever.pdf import reader
 from mmrh_retriever.pdf.reader import MAX_RENDERED_PIXELS, PdfPageImage, parse_page_range, read_pdf
 from tests.pdf.made_pdfs import A4, edited, failure, make_pdf
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def dark_box(image: Image.Image) -> tuple[int, int, int, int]:
     ys, xs = np.nonzero(np.asarray(image.convert("L")) < 128)

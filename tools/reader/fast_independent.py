@@ -131,7 +131,7 @@ class Look:
     def mass(self, words: torch.Tensor, page_of: torch.Tensor) -> torch.Tensor:
         """What questions pay each page, (questions, heads, pages), their tokens counting as `words` say."""
         with torch.autocast("cpu", enabled=False):
-            return torch.einsum("hqlp,ql->qhp", self.on_pages @ page_of, words)
+            return torch.einsum("hqlk,ql->qhk", self.on_pages, words) @ page_of
 
     def move(self, layer: nn.Module, questions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What becomes of the questions in this layer; values: (key heads, keys, size)."""
