@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from mmrh_retriever.encoding.engine import Engine
@@ -28,6 +29,7 @@ from mmrh_retriever.model.prompts import Prompter, PromptSegment
 from mmrh_retriever.model.token_weights import frequency_weights
 from mmrh_retriever.model.vision import DEFAULT_VISION_MEMORY, Vision
 from mmrh_retriever.ranking.calibration import Calibration, calibration_for
+from mmrh_retriever.ranking.cross_encoder import CrossEncoderView, Pair, pair_scores
 from mmrh_retriever.ranking.encoded_pages import DEFAULT_MEMORY_BUDGET, EncodedPages
 from mmrh_retriever.ranking.hybrid import TextLayer
 from mmrh_retriever.ranking.inputs import as_candidates, as_pages, as_questions, in_thread, with_progress
@@ -36,7 +38,7 @@ from mmrh_retriever.ranking.rankings import score_windows
 from mmrh_retriever.ranking.region_scores import DEFAULT_AGGREGATE, Aggregate
 from mmrh_retriever.ranking.regions import Crops, RegionMethod, check_regions, ranked_regions
 from mmrh_retriever.settings import DEFAULT_TEXT_WEIGHT, DEFAULT_TOKEN_BUDGET, RerankSettings, check_top_n
-from mmrh_retriever.types import Candidate, Page, PageLike, ScoredPage, ScoredRegion
+from mmrh_retriever.types import Candidate, FloatArray, Page, PageLike, ScoredPage, ScoredRegion
 
 
 class Reranker:
@@ -319,10 +321,22 @@ class Reranker:
         """
         return EncodedPages(self, as_pages(pages), memory_budget=memory_budget, progress=progress)
 
+    def predict(self, pairs: Iterable[Pair], *, progress: bool = False) -> FloatArray:
+        """Scores of pairs of a question and a document, in their order; see :func:`ranking.cross_encoder.pair_scores`.
+
+        A document is a text, an image, a path or a page. The result is ``(pairs,)`` float32.
+        """
+        return np.array(pair_scores(self, pairs, progress=progress), dtype=np.float32)
+
+    def as_cross_encoder(self) -> CrossEncoderView:
+        """This reranker with the methods of sentence-transformers' ``CrossEncoder``."""
+        return CrossEncoderView(self)
+
     arank = in_thread(rank)
     arank_many = in_thread(rank_many)
     arank_regions = in_thread(rank_regions)
     aencode = in_thread(encode)
+    apredict = in_thread(predict)
 
     def engine(self) -> Engine:
         """An engine for this model and these heads."""
