@@ -67,7 +67,7 @@ def page_nodes(folder: Path) -> list[ImageNode]:
 
 def build_index(folder: Path) -> VectorStoreIndex:
     """Embed the pages' text into an embedded Qdrant (give QdrantClient a path to keep it on disk)."""
-    store = QdrantVectorStore("pages", client=QdrantClient(":memory:"))
+    store = QdrantVectorStore("pages", client=QdrantClient(":memory:"), index_doc_id=False)  # a server wants an index
     return VectorStoreIndex(
         page_nodes(folder), storage_context=StorageContext.from_defaults(vector_store=store), embed_model=MiniLM()
     )
