@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +133,7 @@ def serve_command(
     listening = config.bind_socket()
     _log_requests()
     _say_address(settings, listening.getsockname()[1])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which uvicorn raises again when it has finished
     server.run(sockets=[listening])
     if app.state.service.failure is not None:
         raise app.state.service.failure
