@@ -92,10 +92,12 @@ class FileStore:
         if needed > self.budget:
             raise RequestError(413, f"The file needs {needed:,} bytes; all files have {self.budget:,}.")
         with self._lock:
-            others = [entry for entry in self.storage.entries() if not entry.name.startswith(record.id)]
+            entries = self.storage.entries()
+            others = [entry for entry in entries if not entry.name.startswith(record.id)]
             for entry in oldest_beyond(others, self.budget - needed):
                 self.delete(_id_of(entry.name))
-            self.storage.write(_content(record.id), content)
+            if (_content(record.id), len(content)) not in [(entry.name, entry.size) for entry in entries]:
+                self.storage.write(_content(record.id), content)  # what is there may be in use, and stays as it is
             self.storage.write(_record(record.id), written)  # last: with its record a file is there
             self._records[record.id] = record
 
@@ -122,12 +124,12 @@ class FileStore:
     def records(self) -> list[FileRecord]:
         """All files, those used last first."""
         found = []
-        entries = [entry for entry in self.storage.entries() if entry.name.endswith(".json")]
+        contents = [entry for entry in self.storage.entries() if not entry.name.endswith(".json")]
         with self._lock:
-            for entry in sorted(entries, key=lambda entry: -entry.used):
+            for entry in sorted(contents, key=lambda entry: -entry.used):
                 file_id = _id_of(entry.name)
                 with suppress(FileNotFoundError, DataError):  # deleted meanwhile, or damaged: it can't be asked
-                    found.append(self._records.get(file_id) or _parsed(self.storage.read(entry.name), file_id))
+                    found.append(self._records.get(file_id) or _parsed(self.storage.read(_record(file_id)), file_id))
         return found
 
     def delete(self, file_id: str) -> bool:

@@ -74,7 +74,7 @@ class FolderStorage:
             if OWN_NAME.fullmatch(path.name):
                 with suppress(FileNotFoundError):
                     status = path.stat()
-                    found.append(Entry(path.name, status.st_size, status.st_mtime))
+                    found.append(Entry(path.name, status.st_size, max(status.st_atime, status.st_mtime)))
         return found
 
     def read(self, name: str) -> bytes:
@@ -90,9 +90,10 @@ class FolderStorage:
         (self.folder / name).unlink(missing_ok=True)
 
     def mark_used(self, name: str) -> None:
-        """Set a file's time to now."""
+        """Set the time of a file's last access to now. That of its change stays, by which readers know it again."""
+        path = self.folder / name
         with suppress(OSError):  # a folder that may only be read, or a file that is gone
-            os.utime(self.folder / name)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def local(self, name: str) -> Path:
         """The file itself."""

@@ -14,6 +14,7 @@ from mmrh_retriever.library.records import PageRecord
 from mmrh_retriever.pdf import WorkerLimits
 from mmrh_retriever.serving.errors import RequestError
 from mmrh_retriever.serving.file_store import FileRecord, FileStore, content_id
+from tests.serving.conftest import small_pages
 
 PLACES = ["folder", "memory://mmrh-tests"]
 
@@ -61,6 +62,29 @@ def test_the_same_content_is_one_file_under_its_last_name(place: str) -> None:
     store = FileStore(place, 10_000)
     assert add(store, b"content", "a.png") == add(store, b"content", "b.png")
     assert [record.name for record in store.records()] == ["b.png"]
+    store.close()
+
+
+def test_a_file_that_is_read_may_be_asked_for_and_sent_again(place: str) -> None:
+    content = small_pages("Revenue rose.")
+    page = PageRecord(text="said", size=(220.0, 160.0), label=None, metadata={})
+    record = record_of(content).model_copy(update={"kind": "pdf", "pages": (page,)})
+    store = FileStore(place, 100_000)
+    store.add(record, content)
+    for again in (lambda: store.record(record.id), lambda: store.add(record, content)):
+        (read,) = store.pages(record, pixels=1000, limits=WorkerLimits())
+        again()
+        assert read.pixels().width == read.image.width
+    store.close()
+
+
+def test_files_used_last_come_first(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path), 10_000)
+    ids = [add(store, bytes([number])) for number in range(3)]
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    store.record(ids[1])
+    assert store.records()[0].id == ids[1]
     store.close()
 
 
