@@ -239,6 +239,6 @@ def test_examples_stay_within_their_memory(tokenizer) -> None:
     asked = [("which quarter had higher revenue", 0)] * 9
     longest = len(maker.writer.plain(asked[0][0]))
     cells = examples.LARGEST // (4 * longest)
-    assert len(maker._affordable(asked, cells)) == 4
-    assert maker._affordable(asked, 1) == asked
-    assert maker._affordable([], cells) == []
+    assert len(maker.affordable(asked, cells)) == 4
+    assert maker.affordable(asked, 1) == asked
+    assert maker.affordable([], cells) == []

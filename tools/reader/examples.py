@@ -90,10 +90,10 @@ class ExampleMaker:
         question = as_question(words, rng, self.common) if asked else " ".join(words)
         return (question, gold) if telling_words(question, self.common) >= 2 else None
 
-    def _affordable(self, questions: list[tuple[str, int]], cells: int) -> list[tuple[str, int]]:
+    def affordable(self, questions: list[tuple[str, int]], cells: int, largest: int = LARGEST) -> list[tuple[str, int]]:
         """As many of the questions as the memory for their attention allows; each takes as much as the longest."""
         longest = max((len(self.writer.plain(question)) for question, _ in questions), default=1)
-        return questions[: LARGEST // (cells * longest)]
+        return questions[: largest // (cells * longest)]
 
     def make(self, shape: Shape) -> tuple[Example, torch.Tensor]:
         """One example and the visual tokens that it shows, in order: (cells, width)."""
@@ -101,7 +101,7 @@ class ExampleMaker:
         while True:
             views = [self.shelf.view(page, shape.columns, shape.rows) for page in self.shelf.pages(shape.pages)]
             questions = [asked for _ in range(shape.questions) if (asked := self.question(views)) is not None]
-            questions = self._affordable(questions, sum(view.columns * view.rows for view in views))
+            questions = self.affordable(questions, sum(view.columns * view.rows for view in views))
             if not questions:
                 continue
             shown, tokens = [], []

@@ -21,16 +21,16 @@ SHARES = (0.5, 0.2, 0.1, 0.2)  # of stage 2's questions, cells, headings and sev
 class QuestionMaker:
     """Questions about pages that are shown whole, made of their words."""
 
-    def __init__(self, maker: ExampleMaker) -> None:
-        self._maker = maker
-        self.rng = maker.shelf.rng
+    def __init__(self, examples: ExampleMaker) -> None:
+        self.examples = examples
+        self.rng = examples.shelf.rng
 
     def questions(self, pages: Sequence[KeptPage], count: int) -> list[tuple[str, int]]:
         """`count` questions, each with the index of the page that it is about."""
         views = [View(page, 0, 0, page.columns, page.rows) for page in pages]
         found: list[tuple[str, int]] = []
         while len(found) < count:
-            make = self.rng.choices((self._maker.question, self._cell, self._heading, self._places), SHARES)[0]
+            make = self.rng.choices((self.examples.question, self._cell, self._heading, self._places), SHARES)[0]
             asked = make(views)
             if asked is not None:
                 found.append(asked)
@@ -65,12 +65,12 @@ class QuestionMaker:
         """About one to three places of a page."""
         gold = self.rng.randrange(len(views))
         places = self.rng.randint(1, 3)
-        found = [self._maker.snippet(views[gold], 2, 9 - 2 * places) for _ in range(places)]
+        found = [self.examples.snippet(views[gold], 2, 9 - 2 * places) for _ in range(places)]
         return self._asked([word for snippet in found for word in snippet or ()], views, gold)
 
     def _asked(self, words: Sequence[str], views: Sequence[View], gold: int) -> tuple[str, int] | None:
         """The words as a question; None where they say too little."""
-        rng, common = self.rng, self._maker.common
+        rng, common = self.rng, self.examples.common
         telling = [bare for word in words if (bare := word.strip(".,;:()[]\"'")) and bare.lower() not in common]
         if telling and rng.random() < ELSEWHERE:
             telling.insert(rng.randrange(len(telling) + 1), rng.choice(rng.choice(views).page.words))

@@ -24,6 +24,9 @@ from tools.reader.shelf import draw_pages
 
 logger = logging.getLogger(__name__)
 
+LARGEST = 16_000_000  # keys of a list times question tokens in one step: their attention is held for all heads
+AT_ONCE = 8  # held-out questions
+
 Documents = Sequence[Sequence[EncodedPage]]
 
 
@@ -38,7 +41,7 @@ class QuestionSettings:
     decay_share: float = 0.5
     warmup_steps: int = 10
     pages: int = 14  # of one list
-    questions: int = 24  # about one list, in one step
+    questions: int = 24  # about one list, in one step, at most
     checkpoint_seconds: float = 90.0
     log_steps: int = 20
 
@@ -64,7 +67,9 @@ class HeldOut:
         """Each question's rank of its page, from 0; equals count half: (questions,)."""
         found = []
         for pages, asked in self.lists:
-            scored = scores(pages, [question for question, _ in asked])
+            questions = [question for question, _ in asked]
+            parts = [scores(pages, questions[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)]
+            scored = torch.cat(parts)
             gold = scored.gather(1, torch.tensor([[index] for _, index in asked]))
             found.append((scored > gold).sum(1) + ((scored == gold).sum(1) - 1) / 2)
         return torch.cat(found).numpy()
@@ -105,6 +110,8 @@ class QuestionTrainer:
         """Cross-entropy of the right page among the pages of one list, by their scores."""
         pages = draw_pages(self._documents, self.settings.pages, self._maker.rng)
         asked = self._maker.questions([encoded.page for encoded in pages], self.settings.questions)
+        keys = sum(page.keys.shape[2] for page in pages)
+        asked = self._maker.examples.affordable(asked, keys, LARGEST) or asked[:1]
         logits = self.scores(pages, [question for question, _ in asked]).float() / self.settings.temperature
         return functional.cross_entropy(logits, torch.tensor([gold for _, gold in asked]))
 
