@@ -135,6 +135,15 @@ def test_in_a_pipeline(reranker: StubReranker, mode: str) -> None:
     assert given["prompt"]["prompt"] == f"lifeboat {mode} score=0.75;lifeboat {mode} score=0.5;{QUESTION}"
 
 
+def test_a_warning_names_the_line_that_runs_the_pipeline(reranker: StubReranker) -> None:
+    given = Document(content="lifeboat score=0.5", meta={"file_path": "in_a_pipeline.pdf", "page_number": 1})
+    pipeline = query_pipeline(MMRHRanker(reranker=reranker), [given])
+    asked = {"retriever": {"query": QUESTION}, "ranker": {"query": QUESTION}, "prompt": {"query": QUESTION}}
+    with pytest.warns(UserWarning, match="Its text is scored") as caught:
+        pipeline.run(asked)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_pages_of_haystack_s_own_converter_and_splitters(pdf: Path, reranker: StubReranker, full: bool) -> None:
     """By page and by word: each chunk leads to the page that it is on, with the whole path or the name alone."""
