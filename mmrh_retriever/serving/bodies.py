@@ -143,7 +143,7 @@ class RankBody(Body):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]})
 
     query: SaidText | SkipJsonSchema[None] = None
-    queries: list[SaidText] | SkipJsonSchema[None] = Field(None, min_length=1)
+    queries: Annotated[list[SaidText], Field(min_length=1)] | SkipJsonSchema[None] = None
     files: list[FileId] = Field(min_length=1, description="Each file counts once.")
     top_n: int | None = Field(None, ge=1, description="How many pages per question; all by default.")
     regions: int = Field(0, ge=0, le=100, description="How many of its best regions to give each page.")

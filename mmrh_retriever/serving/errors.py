@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
+from starlette.routing import compile_path
 
 from mmrh_retriever.errors import ContextOverflowError, MMRHError, PageError, QuestionError, SettingsError
 from mmrh_retriever.runs.plain_text import plain_text
@@ -141,7 +142,9 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     @app.exception_handler(StarletteHTTPException)
     async def _refused(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        return error_response(request, error.status_code, str(error.detail), error.headers)
+        allowed = _allowed(request) if error.status_code == 405 else ""
+        headers = {"Allow": allowed} if allowed else error.headers
+        return error_response(request, error.status_code, str(error.detail), headers)
 
     @app.exception_handler(MMRHError)
     async def _ours(request: Request, error: MMRHError) -> JSONResponse:
@@ -155,6 +158,13 @@ def failure_response(request: Request, error: Exception) -> JSONResponse:
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("%s in\n%s", type(error).__name__, where)
     return error_response(request, 500, f"The server failed ({type(error).__name__}). Its log says where.")
+
+
+def _allowed(request: Request) -> str:
+    """The methods that the description gives a path; Starlette names those of its first route alone."""
+    described = request.app.openapi()["paths"]
+    found = [methods for path, methods in described.items() if compile_path(path)[0].match(request.url.path)]
+    return ", ".join(sorted(method.upper() for methods in found for method in methods))
 
 
 def _described(error: RequestValidationError) -> str:

@@ -190,3 +190,5 @@ def test_unknown_paths_and_methods_are_refused_in_our_form(client: TestClient) -
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, 404)
     answer = client.get("/v2/rerank")
     assert (answer.status_code, list(answer.json()), answer.headers["allow"]) == (405, ["message"], "POST")
+    assert client.options("/v1/files").headers["allow"] == "GET, POST"
+    assert client.put("/v1/files/" + "0" * 64).headers["allow"] == "DELETE, GET"

@@ -72,14 +72,15 @@ def test_pages_are_chosen_as_people_write_them(client: TestClient, small_pdf: by
 @pytest.mark.parametrize(
     "change",
     [
-        {"query": None}, {"queries": ["b"]}, {"files": []}, {"files": ["../x"]}, {"top_n": 0}, {"top_n": "1"},
-        {"regions": -1}, {"pages": "1;2"}, {"query": "a\0"}, {"unknown": 1},
+        {"query": None}, {"queries": ["b"]}, {"query": None, "queries": None}, {"files": []}, {"files": ["../x"]},
+        {"top_n": 0}, {"top_n": "1"}, {"regions": -1}, {"pages": "1;2"}, {"query": "a\0"}, {"unknown": 1},
     ],
 )  # fmt: skip
 def test_wrong_bodies_are_refused(client: TestClient, change: dict[str, object]) -> None:
     body = {"query": "a", "files": ["0" * 64]} | change
     answer = client.post("/v1/rank", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, 422)
+    assert client.post("/v1/rank", json={"queries": None, "files": ["0" * 64]}).status_code == 422
 
 
 def picture(client: TestClient, path: str) -> Image.Image:
