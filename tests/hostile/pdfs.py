@@ -33,7 +33,7 @@ def odd(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.3:
         source = folder / rng.choice(["a.pdf", "\x1b[31m[red].pdf", "\u202efdp.pdf", "a" * 200 + ".pdf", "no suffix"])
         source.write_bytes(data)
-    pages = _read(source, password=password, layout=rng.random() < 0.3, max_pixels=20_000)
+    pages = _read(source, password=password, **_reader(rng, 0.3), max_pixels=20_000)
     expect([(page.text or "").strip() for page in pages] == words, f"expected the words {words}")
     expect([page.metadata["rotation"] for page in pages] == rotations, "other rotations")
     for page in pages:
@@ -95,13 +95,20 @@ def written(rng: random.Random, folder: Path) -> None:
 
 
 def _draw(rng: random.Random, data: bytes) -> None:
-    pages = read_pdf(data, strict=rng.random() < 0.5, layout=rng.random() < 0.4, max_pixels=40_000)
+    pages = read_pdf(data, strict=rng.random() < 0.5, **_reader(rng, 0.4), max_pixels=40_000)
     for page in pages[:4]:
         (page.text or "").encode(), (page.label or "").encode()
         image = page.pixels()
         expect(image.width * image.height <= 40_000, f"drawn with {image.size}")
         for region in page.regions:
             expect(region.box[0] <= region.box[2] and region.box[1] <= region.box[3], f"a box {region.box}")
+
+
+def _reader(rng: random.Random, layout: float) -> dict[str, Any]:
+    """One of the two libraries; regions from the one that finds them, with this probability."""
+    if rng.random() < 0.5:
+        return {"backend": "pdfium"}
+    return {"backend": "pymupdf", "layout": rng.random() < layout}
 
 
 def _read(source: bytes | Path, **options: Any) -> list[Page]:
