@@ -11,20 +11,19 @@ import functools
 import importlib.resources
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mmrh_retriever import files
 from mmrh_retriever.errors import DataError, HeadSetError
 from mmrh_retriever.heads import file_formats as formats
+from mmrh_retriever.heads.hub import HEADS_FILE as HEADS_FILE
 from mmrh_retriever.heads.scores import HeadScoresTable
 from mmrh_retriever.heads.sets import PAPER_SHARE, HeadSet, name_words
 
 logger = logging.getLogger(__name__)
 
-HEADS_FILE = "mmrh_heads.json"
-"""A head set beside a local model's weights; ``heads="published"`` takes it before any other."""
 PUBLISHED_LENGTH = 131_072
 """The context length, in tokens, whose heads the paper uses for retrieval."""
 _FILE = "published_heads.json.gz"
@@ -36,7 +35,7 @@ class ModelFacts:
 
     ``name`` is its id or folder. The rest is from the text model's configuration: ``n_heads`` are query heads per
     layer, ``global_layers`` the layers that attend to the whole context, which alone can hold retrieval heads
-    (definition 8 of the paper).
+    (definition 8 of the paper). ``heads_file`` is the head set that came with a model from the Hub.
     """
 
     name: str
@@ -45,6 +44,7 @@ class ModelFacts:
     n_heads: int
     hidden_size: int
     global_layers: tuple[int, ...]
+    heads_file: Path | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.model_type}, {self.n_layers} layers, {self.n_heads} heads, hidden size {self.hidden_size}"
@@ -72,9 +72,9 @@ class PublishedMatch:
 def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, model: ModelFacts) -> HeadSet:
     """The heads to score with, checked against the model.
 
-    ``"published"`` takes the set beside a local model's weights, else the paper's, united over its four tasks at
-    128K tokens; ``"all"`` every head of every layer that sees the whole context; a path is read as a head set, or as
-    scores of which the best 5 % are taken.
+    ``"published"`` takes the set beside the model's weights, in its folder or on the Hub, else the paper's, united over
+    its four tasks at 128K tokens; ``"all"`` every head of every layer that sees the whole context; a path is
+    read as a head set, or as scores of which the best 5 % are taken.
     """
     if isinstance(heads, HeadScoresTable):
         found = HeadSet.of_tasks(heads)
@@ -93,6 +93,8 @@ def resolve_heads(heads: str | Path | HeadSet | HeadScoresTable, model: ModelFac
         found = load_head_set(heads)
     elif files.is_file(beside := Path(model.name) / HEADS_FILE):
         found = HeadSet.load(beside)
+    elif model.heads_file is not None:
+        found = HeadSet.load(model.heads_file)
     else:
         match = resolve_published(model)
         if match.note:

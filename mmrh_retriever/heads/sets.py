@@ -18,6 +18,7 @@ import numpy as np
 from mmrh_retriever import files
 from mmrh_retriever.errors import HeadSetError
 from mmrh_retriever.heads import file_formats as formats
+from mmrh_retriever.heads.hub import OnTheHub
 from mmrh_retriever.heads.scores import HeadId, HeadScores, HeadScoresTable, listed
 
 __all__ = ["PAPER_SHARE", "HeadId", "HeadScores", "HeadScoresTable", "HeadSet"]
@@ -28,7 +29,7 @@ _IN_FILES = ("scores", "n_layers", "n_heads", "tasks", "context_length", "source
 
 
 @dataclass(frozen=True, slots=True)
-class HeadSet:
+class HeadSet(OnTheHub):
     """Heads of one model, best first; immutable and hashable.
 
     ``scores``, where there are any, belong to ``heads`` one by one and never rise. ``n_layers`` and ``n_heads``

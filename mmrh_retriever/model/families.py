@@ -194,7 +194,9 @@ class Backbone:
     def facts(self) -> ModelFacts:
         """What the choice of heads must know."""
         size = int(self.text_config.hidden_size)
-        return ModelFacts(self.name, self.config.model_type, self.layers, self.heads, size, self.global_layers)
+        heads_file = getattr(self.model, "mmrh_heads_file", None)  # from ``load_model``
+        kind = self.config.model_type
+        return ModelFacts(self.name, kind, self.layers, self.heads, size, self.global_layers, heads_file)
 
     @property
     def axes(self) -> int:

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from mmrh_retriever.errors import SettingsError, UnsupportedModelError
 from mmrh_retriever.files import is_folder
+from mmrh_retriever.heads.hub import heads_beside
 from mmrh_retriever.heads.published import HEADS_FILE as HEADS_FILE
 from mmrh_retriever.model.families import find_family
 
@@ -158,6 +159,7 @@ def load_model(
         raise UnsupportedModelError(f"{model} can't be loaded in the way that was asked for: {error}") from error
     if not placed_by_transformers:
         loaded = loaded.to(target)
+    _note_heads(loaded, model, {**where, "token": kwargs.get("token")})
     most = None if max_pixels is None else max_pixels * family.frames
     processors = load_processors(model, text_only=family.writer is None, max_pixels=most, where=where)
     return loaded, processors
@@ -195,8 +197,18 @@ def load_without_weights(
     maker = AutoModelForCausalLM if family.writer is None else AutoModelForImageTextToText
     with torch.device("meta"):
         made = maker.from_config(config, dtype=wanted, trust_remote_code=False).eval()
+    _note_heads(made, model, where)
     text_only = text_only or family.writer is None
     return made, load_processors(model, text_only=text_only, max_pixels=max_pixels, where=where)
+
+
+def _note_heads(loaded: Any, model: str, where: Mapping[str, Any]) -> None:
+    """Note the head set that a model from the Hub brings, in the revision that was loaded, where heads are chosen."""
+    if is_folder(model):
+        return
+    places = {name: where.get(name) for name in ("cache_dir", "local_files_only", "token")}
+    revision = getattr(loaded.config, "_commit_hash", None) or where.get("revision")
+    loaded.mmrh_heads_file = heads_beside(model, revision=revision, **places)
 
 
 def _load_config(model: str, max_pixels: int | None, where: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
