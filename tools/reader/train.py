@@ -139,7 +139,7 @@ def run_first_stages(material: Material, work: Path, chosen: argparse.Namespace)
 
 def run_questions(material: Material, folder: Path, work: Path, seconds: float) -> bool:
     """Stage 3: the question's side of a finished model, which is written again if it finds more held-out pages."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).float()
     tokenizer = material.tokenizer
     scores = PageScores(model, tokenizer, HeadSet.load(folder / HEADS_FILE), frequency_weights(str(folder)))
 
