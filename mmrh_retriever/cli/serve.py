@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -97,6 +96,23 @@ class DocumentOptions(_Given):
     ] = False
 
 
+@dataclass(frozen=True)
+class ClusterOptions(_Given):
+    """The server on many machines."""
+
+    ray: Annotated[bool, typer.Option("--ray", help="Run replicas with Ray Serve (extra serve-ray).")] = False
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running cluster, or auto; one is started on this machine if left out.")
+    ] = None
+    replicas: Annotated[int | None, typer.Option(min=1, show_default="1", help="Replicas of the model.")] = None
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="Add replicas up to so many under load.")] = None
+    target_requests: Annotated[
+        float | None, typer.Option(min=0.1, show_default="8", help="Requests of a replica beyond which it adds others.")
+    ] = None
+    replica_cpus: Annotated[float | None, typer.Option(min=0, show_default="1", help="Cores of a replica.")] = None
+    replica_gpus: Annotated[float | None, typer.Option(min=0, show_default="0", help="GPUs of a replica.")] = None
+
+
 @grouped
 def serve_command(
     model: ModelOptions,
@@ -105,11 +121,13 @@ def serve_command(
     limits: LimitOptions,
     keeping: KeepingOptions,
     documents: DocumentOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Serve reranking over HTTP: documents in Cohere's and Jina's shape, and files that are asked many questions."""
     try:
         import uvicorn
 
+        from mmrh_retriever.serving.access_log import log_to_stderr
         from mmrh_retriever.serving.app import create_app
     except ImportError as error:
         raise ImportError(
@@ -124,6 +142,9 @@ def serve_command(
     settings = ServerSettings(documents=chosen, **address.given(), **limits.given(), **keeping.given())
     if model_path(model.model)[1]:
         say_bundled()
+    if cluster.ray:
+        _serve_on_ray(settings, cluster)
+        return
     server: uvicorn.Server
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
     config = uvicorn.Config(
@@ -131,7 +152,7 @@ def serve_command(
     )
     server = uvicorn.Server(config)
     listening = config.bind_socket()
-    _log_requests()
+    log_to_stderr()
     _say_address(settings, listening.getsockname()[1])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which uvicorn raises again when it has finished
     server.run(sockets=[listening])
@@ -139,14 +160,16 @@ def serve_command(
         raise app.state.service.failure
 
 
-def _log_requests() -> None:
-    """Write the server's own log to stderr, a line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("mmrh_retriever.serving")
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+def _serve_on_ray(settings: ServerSettings, cluster: ClusterOptions) -> None:
+    from mmrh_retriever.serving.ray_deployment import ClusterSettings, deployed, wait_for_end
+
+    given = cluster.given()
+    del given["ray"]
+    if "ray_address" in given:
+        given["address"] = given.pop("ray_address")
+    with deployed(settings, ClusterSettings(**given)):
+        _say_address(settings, settings.port)
+        wait_for_end()
 
 
 def _say_address(settings: ServerSettings, port: int) -> None:

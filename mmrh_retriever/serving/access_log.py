@@ -60,6 +60,17 @@ class AccessLog:
             logger.info("%s %s %d %.3f s %s", method, route, known, seconds, name)
 
 
+def log_to_stderr() -> None:
+    """Write the server's own log to stderr, a line each."""
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
 def route_of(scope: Scope) -> str:
     """The template of the route that a request was for, ``other`` if there is none."""
     return str(getattr(scope.get("route"), "path", "other"))

@@ -22,6 +22,8 @@ from mmrh_retriever.serving.service import Service
 from mmrh_retriever.serving.settings import ServerSettings
 from mmrh_retriever.serving.traces import Traces
 
+ROUTERS = (status_routes.router, rerank_routes.router, rank_routes.router, file_routes.router)
+"""The endpoints, but for those that are asked without a key."""
 PAGE = Path(__file__).with_name("page")
 """The page for people: ``index.html`` is served at ``/``, the folder's files under ``/page/``."""
 
@@ -69,8 +71,8 @@ def create_app(
     app.add_middleware(AccessLog, count=service.metrics.count_request)
     app.include_router(status_routes.probes)
     guard = [] if keys is None else [Security(HTTPBearer(auto_error=False))]  # for the description: Gate asks for it
-    for routes in (status_routes, rerank_routes, rank_routes, file_routes):
-        app.include_router(routes.router, dependencies=guard)
+    for router in ROUTERS:
+        app.include_router(router, dependencies=guard)
     if PAGE.is_dir():
         app.mount(PAGE_PATH, StaticFiles(directory=PAGE), name="page")
         app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
