@@ -80,7 +80,7 @@ class Gate:
 
     async def _within_limits(self, scope: Scope, receive: Receive, response: _Response) -> None:
         length = Headers(scope=scope).get("content-length", "")
-        body = _Body(receive, self.settings.max_body)
+        body = _Body(receive, self.settings.max_body, expected=scope["method"] == "POST")
         body.count(int(length[:19]) if length.isdecimal() else 0)
         answering = asyncio.ensure_future(self.app(scope, body.receive, response.send))
         leaving = asyncio.ensure_future(body.client_gone())
@@ -99,14 +99,19 @@ class Gate:
 
 
 class _Body:
-    """A request's body, counted as it comes, and behind it the client's going away."""
+    """A request's body, counted as it comes, and behind it the client's going away.
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    What comes for an endpoint where no body is ``expected`` is passed over.
+    """
+
+    def __init__(self, receive: Receive, most: int, *, expected: bool) -> None:
         self._receive = receive
         self._most = most
         self._seen = 0
         self._read = asyncio.Event()
         self._gone = asyncio.Event()
+        if not expected:
+            self._read.set()
 
     def count(self, size: int) -> None:
         """Refuse a body that is longer than this, with 413."""

@@ -54,15 +54,18 @@ async def running(reranker: Reranker, **settings: Any) -> AsyncIterator[tuple[Fa
 class RawRequest:
     """A request by hand: its body in parts, and a client that may go away."""
 
-    def __init__(self, path: str, parts: Iterable[bytes], headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, path: str, parts: Iterable[bytes], headers: dict[str, str] | None = None, method: str = "POST"
+    ) -> None:
+        path, _, query = path.partition("?")
         self.parts = list(parts)
         self.taken = 0
         self.gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         named = {"host": "localhost", "content-type": "application/json", **(headers or {})}
         self.scope: dict[str, Any] = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
             "headers": [(name.encode(), value.encode()) for name, value in named.items()],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
         }  # fmt: skip

@@ -69,12 +69,29 @@ async def test_a_client_that_goes_away_frees_its_place(bundled: Reranker, caplog
 
 
 @pytest.mark.asyncio
+async def test_a_client_that_wants_a_picture_no_more(bundled: Reranker, small_pdf: bytes) -> None:
+    async with running(own(bundled)) as (app, client):
+        file = (await client.post("/v1/files", files={"file": ("report.pdf", small_pdf)})).json()["id"]
+        model = HeldModel(app.state.service.reranker, held=True)
+        request = RawRequest(f"/v1/files/{file}/pages/1.png?query=Who", [b""], method="GET")
+        task = asyncio.create_task(app(request.scope, request.receive, request.send))
+        await model.has_begun()
+        request.gone.set()
+        await task
+        assert (request.status, len(app.state.service.joining)) == (None, 0)
+        model.open.set()
+
+
+@pytest.mark.asyncio
 async def test_a_client_that_goes_away_in_its_body(bundled: Reranker) -> None:
     async with running(own(bundled)) as (app, _):
         request = RawRequest("/v1/rerank", [])
+        task = asyncio.create_task(app(request.scope, request.receive, request.send))
+        await asyncio.sleep(0.05)
+        assert not task.done()
         request.gone.set()
-        await app(request.scope, request.receive, request.send)
-        assert request.status in (None, 400)
+        await task
+        assert request.status in (None, 400)  # nobody reads it
 
 
 @pytest.mark.asyncio
