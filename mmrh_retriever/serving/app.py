@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Security
-from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
-from fastapi.staticfiles import StaticFiles
 
 import mmrh_retriever
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving import file_routes, rank_routes, rerank_routes, status_routes
 from mmrh_retriever.serving.access_log import AccessLog
 from mmrh_retriever.serving.errors import add_error_handlers
-from mmrh_retriever.serving.gate import PAGE_PATH, Gate
+from mmrh_retriever.serving.gate import Gate
 from mmrh_retriever.serving.keys import Keys
+from mmrh_retriever.serving.page_files import add_page
 from mmrh_retriever.serving.service import Service
 from mmrh_retriever.serving.settings import ServerSettings
 from mmrh_retriever.serving.traces import Traces
 
 ROUTERS = (status_routes.router, rerank_routes.router, rank_routes.router, file_routes.router)
 """The endpoints, but for those that are asked without a key."""
-PAGE = Path(__file__).with_name("page")
-"""The page for people: ``index.html`` is served at ``/``, the folder's files under ``/page/``."""
 
 
 def create_app(
@@ -73,7 +69,5 @@ def create_app(
     guard = [] if keys is None else [Security(HTTPBearer(auto_error=False))]  # for the description: Gate asks for it
     for router in ROUTERS:
         app.include_router(router, dependencies=guard)
-    if PAGE.is_dir():
-        app.mount(PAGE_PATH, StaticFiles(directory=PAGE), name="page")
-        app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
+    add_page(app)
     return app
