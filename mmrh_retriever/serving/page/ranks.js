@@ -20,6 +20,7 @@ export class Ranks {
     this.results = results;
     this.index = -1;
     const best = Math.max(...results.map((result) => result.score));
+    this.named = new Set(results.map((result) => result.file)).size > 1;
     byId("ranks").replaceChildren(...results.map((result, index) => this.#option(result, index, best)));
     byId("ranks-count").textContent = results.length < pages
       ? `The best ${results.length} of ${count(pages, "page")}`
@@ -70,7 +71,7 @@ export class Ranks {
       image,
       element(
         "span", { class: "what" }, element("span", { class: "page" }, `Page ${result.page}`),
-        element("span", { class: "name soft" }, result.name), bar(share),
+        ...(this.named ? [element("span", { class: "name soft" }, result.name)] : []), bar(share),
       ),
     );
   }
