@@ -1,6 +1,7 @@
 """Draws the pictures of the server's page that the documentation shows.
 
-``python tools/page_screenshots.py [FOLDER]`` needs the extra ``serve``, playwright, and a Chromium on PATH or in $CHROMIUM.
+``python tools/page_screenshots.py [FOLDER]`` needs the extra ``serve``, playwright, and a Chromium on PATH or in
+$CHROMIUM.
 """
 
 from __future__ import annotations
