@@ -231,6 +231,20 @@ def test_no_model_library_is_loaded_before_it_is_needed(names: str) -> None:
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        (f"import {NAME}", {"numpy", "PIL", "pydantic", "pymupdf", "pypdfium2", "scipy", "torch", "transformers"}),
+        (f"from {NAME} import read_pdf", {"pymupdf", "pypdfium2", "torch", "transformers"}),
+        (f"import {NAME}.cli.main", {"pymupdf", "pypdfium2", "torch", "transformers"}),
+    ],
+)
+def test_importing_is_quick_because_little_is_loaded(code: str, absent: set[str]) -> None:
+    printed = f"import sys; {code}; print(sorted({absent!r} & {{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", printed], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_importing_the_package_says_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:mmrh_retriever", "-c", f"import {NAME}"],

@@ -9,18 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from mmrh_retriever import HeadSet, Reranker
 from mmrh_retriever.errors import DataError
-from mmrh_retriever.heads.hub import HEADS_FILE
+from mmrh_retriever.heads.hub import HEADS_FILE, heads_beside
 from mmrh_retriever.model.loading import BUNDLED_FOLDER
 from tests.heads.hub_server import COMMIT, HubServer
 
 HEADS = HeadSet.parse("1-2, 0-3", n_layers=4, n_heads=4)
-ROOT = Path(__file__).parents[2]
 
 
 def written(heads: HeadSet, folder: Path) -> bytes:
@@ -38,47 +37,65 @@ def hub() -> Iterator[HubServer]:
         thread.join()
 
 
-def run(hub: HubServer, cache: Path, code: str, **more: str) -> Any:
-    """What code prints as JSON, in a process of its own whose Hub is this server."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
-    environment |= {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-    program = f"import json\nfrom mmrh_retriever import HeadSet, MMRHError\n{code}"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+class Asking:
+    """Head sets read and pushed in this process, whose Hub is the server."""
+
+    def __init__(self, hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._set = lambda **values: [monkeypatch.setattr(constants, name, value) for name, value in values.items()]
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        self.reach(hub.address)
+        self._set(HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True)
+
+    def reach(self, address: str) -> None:
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        self._set(ENDPOINT=address, HUGGINGFACE_CO_URL_TEMPLATE=template)
+
+    def offline(self) -> None:
+        self._set(HF_HUB_OFFLINE=True)
 
 
-READ = """
-try:
-    print(json.dumps(list(map(str, HeadSet.from_pretrained(%s)))))
-except MMRHError as error:
-    print(json.dumps(str(error)))
-"""
+@pytest.fixture
+def asking(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
+    return Asking(hub, tmp_path / "cache", monkeypatch)
 
 
-def test_a_set_is_fetched_and_then_found_offline(hub: HubServer, tmp_path: Path) -> None:
+def test_a_set_is_fetched_and_then_found_offline(hub: HubServer, asking: Asking, tmp_path: Path) -> None:
     hub.files["org/heads"] = {HEADS_FILE: written(HEADS, tmp_path)}
-    assert run(hub, tmp_path / "cache", READ % "'org/heads'") == ["1-2", "0-3"]
-    assert hub.asked[-1] == f"GET /org/heads/resolve/{COMMIT}/{HEADS_FILE}" or "GET" in hub.asked[-1]
+    assert HeadSet.from_pretrained("org/heads") == HEADS
     before = len(hub.asked)
-    assert run(hub, tmp_path / "cache", READ % "'org/heads'", HF_HUB_OFFLINE="1") == ["1-2", "0-3"]
-    assert run(hub, tmp_path / "cache", READ % "'org/heads', local_files_only=True") == ["1-2", "0-3"]
-    assert run(hub, tmp_path / "cache", READ % f"'org/heads', revision='{COMMIT}'") == ["1-2", "0-3"]
+    assert sum("/resolve/" in line for line in hub.asked) == 2  # what the file is, and the file
+    assert HeadSet.from_pretrained("org/heads", local_files_only=True) == HEADS
+    assert HeadSet.from_pretrained("org/heads", revision=COMMIT) == HEADS
+    asking.offline()
+    assert HeadSet.from_pretrained("org/heads") == HEADS
     assert len(hub.asked) == before
-    found = run(hub, tmp_path / "cache", READ % f"'org/heads', cache_dir={str(tmp_path / 'other')!r}")
-    assert found == ["1-2", "0-3"]
+    with pytest.raises(DataError, match="not in the cache"):
+        HeadSet.from_pretrained("org/heads", cache_dir=tmp_path / "other")
+
+
+def test_another_cache_and_commit_may_be_named(hub: HubServer, asking: Asking, tmp_path: Path) -> None:
+    hub.files["org/heads"] = {HEADS_FILE: written(HEADS, tmp_path)}
+    assert HeadSet.from_pretrained("org/heads", revision=COMMIT, cache_dir=tmp_path / "other") == HEADS
     assert list((tmp_path / "other").rglob(HEADS_FILE))
+    assert not (tmp_path / "cache").exists()
+    assert all(COMMIT in line for line in hub.asked if "/resolve/" in line)
 
 
-def test_what_is_not_there_is_said(hub: HubServer, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(hub: HubServer, asking: Asking) -> None:
     hub.files["org/empty"] = {}
-    cache = tmp_path / "cache"
-    assert "org/empty has no mmrh_heads.json" in run(hub, cache, READ % "'org/empty'")
-    assert "'org/none' can't be read as a repository" in run(hub, cache, READ % "'org/none'")
-    assert "'org/empty' can't be read as a repository" in run(hub, cache, READ % "'org/empty', revision='gone'")
-    assert "not in the cache" in run(hub, cache, READ % "'org/other'", HF_HUB_OFFLINE="1")
-    assert "Expected 'org/repo', a folder or a file" in run(hub, cache, READ % "'no such: name'")
+    for name, options, said in (
+        ("org/empty", {}, r"org/empty has no mmrh_heads\.json"),
+        ("org/empty", {"revision": COMMIT}, f"at {COMMIT}"),
+        ("org/none", {}, "'org/none' can't be read as a repository"),
+        ("org/empty", {"revision": "gone"}, "'org/empty' can't be read as a repository"),
+        ("no such: name", {}, "Expected 'org/repo', a folder or a file"),
+    ):
+        with pytest.raises(DataError, match=said):
+            HeadSet.from_pretrained(name, **options)
+    before = len(hub.asked)
+    with pytest.raises(DataError, match="has no"):
+        HeadSet.from_pretrained("org/empty", revision=COMMIT)
+    assert len(hub.asked) == before  # it is known that the commit has none
 
 
 def test_folders_and_files_are_read_as_before(tmp_path: Path) -> None:
@@ -88,43 +105,34 @@ def test_folders_and_files_are_read_as_before(tmp_path: Path) -> None:
         HeadSet.from_pretrained(tmp_path / "gone.json")
 
 
-PUSH = """
-heads = HeadSet.parse("1-2, 0-3", n_layers=4, n_heads=4)
-heads = HeadSet(heads.heads, (0.5, 0.25), "Org/Some-Model", 4, 4, ("text", "image"), 8192, "mmrh | detect")
-try:
-    print(json.dumps(heads.push_to_hub("org/heads", private=True, token=%r, commit_message="Heads found")))
-except MMRHError as error:
-    print(json.dumps(str(error)))
-"""
+FOUND = HeadSet(HEADS.heads, (0.5, 0.25), "Org/Some-Model", 4, 4, ("text", "image"), 8192, "mmrh | detect")
 
 
-def test_a_set_is_pushed_with_a_card_that_is_written_once(hub: HubServer, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    address = run(hub, cache, PUSH % "hf_right")
+def test_a_set_is_pushed_with_a_card_that_is_written_once(hub: HubServer, asking: Asking) -> None:
+    address = FOUND.push_to_hub("org/heads", private=True, token="hf_right", commit_message="Heads found")
     assert address == f"{hub.address}/org/heads/commit/{COMMIT}"
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
     assert hub.messages == ["Heads found"]
     pushed = hub.files["org/heads"]
     assert set(pushed) == {HEADS_FILE, "README.md"}
-    (tmp_path / "back.json").write_bytes(pushed[HEADS_FILE])
-    back = HeadSet.load(tmp_path / "back.json")
-    assert (back.scores, back.tasks, back.context_length) == ((0.5, 0.25), ("text", "image"), 8192)
+    assert HeadSet.from_pretrained("org/heads") == FOUND
     card = pushed["README.md"].decode()
     assert "base_model: Org/Some-Model\n" in card
     assert "| heads | 2: 1-2, 0-3 |" in card
     assert "mmrh \\| detect" in card
     pushed["README.md"] = b"My own card"
-    run(hub, cache, PUSH % "hf_right")
-    assert hub.files["org/heads"]["README.md"] == b"My own card"
+    HEADS.push_to_hub("org/heads", token="hf_right")
+    assert pushed["README.md"] == b"My own card"
+    assert b"8192" not in pushed[HEADS_FILE]
 
 
-def test_a_push_that_is_refused_says_what_to_do(hub: HubServer, tmp_path: Path) -> None:
-    said = run(hub, tmp_path, PUSH % "hf_wrong")
-    assert said.startswith("The head set can't be written to org/heads: ")
-    assert "hf auth login" in said
+def test_a_push_that_is_refused_says_what_to_do(hub: HubServer, asking: Asking) -> None:
+    with pytest.raises(DataError, match=r"can't be written to org/heads: .*hf auth login"):
+        FOUND.push_to_hub("org/heads", token="hf_wrong")
     assert hub.files == {}
-    unreached = run(hub, tmp_path, PUSH % "hf_right", HF_ENDPOINT="http://127.0.0.1:9")
-    assert unreached.startswith("The head set can't be written to org/heads: ")
+    asking.reach("http://127.0.0.1:9")
+    with pytest.raises(DataError, match="can't be written to org/heads"):
+        FOUND.push_to_hub("org/heads", token="hf_right")
 
 
 # Beside a model's weights
@@ -153,13 +161,13 @@ def test_heads_beside_remote_weights_are_taken(tmp_path: Path) -> None:
 
 
 LOAD = """
-from mmrh_retriever import Reranker
-def heads():
-    try:
-        return list(map(str, Reranker.from_pretrained("org/reader", check=False, question_weights="uniform").heads))
-    except MMRHError as error:
-        return str(error)
-print(json.dumps([heads(), heads()]))
+import json
+from mmrh_retriever import HeadSetError, Reranker
+try:
+    found = Reranker.from_pretrained("org/reader", check=False, question_weights="uniform").heads
+    print(json.dumps(list(map(str, found))))
+except HeadSetError as error:
+    print(json.dumps(str(error)))
 """
 
 
@@ -170,8 +178,16 @@ def test_heads_of_a_model_on_the_hub_cost_one_request_more(there: bool, hub: Hub
     }
     if there:
         hub.files["org/reader"][HEADS_FILE] = written(HEADS, tmp_path)
-    one, again = run(hub, tmp_path / "cache", LOAD)
-    assert one == again
-    assert one == ["1-2", "0-3"] if there else "No heads are published for org/reader" in one
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found == ["1-2", "0-3"] if there else "No heads are published for org/reader" in found
     asked = [line.split()[0] for line in hub.asked if HEADS_FILE in line]
-    assert asked == ["HEAD", *(["GET"] if there else []), "HEAD"]  # one more for each load
+    assert asked == (["HEAD", "GET"] if there else ["HEAD"])
+
+
+def test_a_hub_that_refuses_to_tell_is_logged(hub: HubServer, asking: Asking, caplog: pytest.LogCaptureFixture) -> None:
+    assert heads_beside("org/none") is None
+    assert "Whether org/none has a head set (mmrh_heads.json) can't be told" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -118,9 +119,23 @@ def test_a_backend_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert image.file.backend == name
     with pytest.raises(SettingsError, match="'poppler'.*'auto', 'pymupdf', 'pdfium'"):
         read_pdf(REPORT, backend="poppler")  # type: ignore[arg-type]
-    monkeypatch.setattr(backends, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name="x")))
-    with pytest.raises(ModuleNotFoundError):  # of something else: no reason to take the other library
+    missing: dict[str, str] = {}
+
+    def find(name: str) -> object:
+        if name in missing:
+            raise ModuleNotFoundError(name=missing[name])
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(backends, "import_module", find)
+    backends._preferred.cache_clear()
+    missing["mmrh_retriever.pdf.mupdf"] = "pymupdf"
+    assert choose_backend("auto") == "pdfium"
+    with pytest.raises(ImportError, match=r'pip install pymupdf\), or read with backend="pdfium"'):
+        choose_backend("pymupdf")
+    missing["mmrh_retriever.pdf.mupdf"] = "something else"  # no reason to take the other library
+    with pytest.raises(ModuleNotFoundError):
         backend_of("pymupdf")
+    backends._preferred.cache_clear()
 
 
 def test_layout_needs_pymupdf() -> None:
