@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import quote
 
 import httpx
@@ -23,7 +24,7 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mmrh_retriever.serving.access_log import AccessLog
-from mmrh_retriever.serving.errors import RequestError
+from mmrh_retriever.serving.errors import RequestError, error_response
 from mmrh_retriever.serving.gate import Gate
 from mmrh_retriever.serving.keys import Keys
 from mmrh_retriever.serving.metrics import Metrics
@@ -69,15 +70,20 @@ def create_door(
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         scope["route"] = next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
-        forwarded = Forwarded(scope["method"], _target(scope), _kept(request.headers.items()), await request.body())
+        body = await request.body() if scope["method"] == "POST" else b""  # Gate lets no other body in
+        forwarded = Forwarded(scope["method"], _target(scope), _kept(request.headers.items()), body)
         try:
             async with asyncio.timeout(_READY_SECONDS if scope["path"] == "/readyz" else None):
-                answer = await ask(forwarded, session_of(scope["path"], forwarded.body))
+                answer = await ask(forwarded, session_of(scope["path"], body))
         except TimeoutError as error:
             raise RequestError(503, "No server behind the door is ready. Try again.", retry_after=5) from error
         response = Response(answer.body, answer.status)
         response.raw_headers = [(name.encode(), value.encode()) for name, value in answer.headers]
         await response(scope, receive, send)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        refusal = cast(RequestError, error)
+        return error_response(request, refusal.status_code, refusal.detail, refusal.headers)
 
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -87,6 +93,7 @@ def create_door(
 
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), Mount("/", forward)],
+        exception_handlers={RequestError: refused},
         middleware=[Middleware(AccessLog, count=metrics.count_request), Middleware(Gate, settings=settings, keys=keys)],
     )
 

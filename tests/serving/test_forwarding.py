@@ -118,6 +118,7 @@ def test_readyz_does_not_wait_for_servers(monkeypatch: pytest.MonkeyPatch) -> No
     before = TestClient(create_door(ServerSettings(), None, nobody, ROUTES, Metrics()), base_url=LOCAL)
     answer = before.get("/readyz")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["type"] == "unavailable"
 
 
 def test_an_app_is_asked_in_its_process() -> None:
