@@ -110,6 +110,7 @@ class _Body:
         self._seen = 0
         self._read = asyncio.Event()
         self._gone = asyncio.Event()
+        self._empty = not expected  # and not told so yet
         if not expected:
             self._read.set()
 
@@ -120,6 +121,9 @@ class _Body:
 
     async def receive(self) -> Message:
         """The next message for the app."""
+        if self._empty:
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
         if self._read.is_set():
             await self._gone.wait()
             return {"type": "http.disconnect"}
