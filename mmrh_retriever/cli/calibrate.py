@@ -11,6 +11,7 @@ import typer
 
 from mmrh_retriever.cli.options import ModelOptions, OutputOptions, WindowOptions, grouped, load_reranker, say
 from mmrh_retriever.encoding.page_store import PageStore
+from mmrh_retriever.errors import DataError
 from mmrh_retriever.evaluation.calibrating import AskedList, ask, learned
 from mmrh_retriever.evaluation.calibration_quality import KEPT, left_out, quality
 from mmrh_retriever.evaluation.generated import generated_questions
@@ -56,7 +57,7 @@ def calibrate_command(
     rows = list(_qualities(asked))
     output.show(rows, lambda: [_table(rows, learned_from)] if rows else [])
     say(f"Calibration: {out}. Learned from {learned_from}.")
-    if not rows:
+    if len({one.document for one in asked}) < 2:
         say("How good it is can't be said: that takes two documents, of which each is left out in turn.")
 
 
@@ -67,7 +68,11 @@ def _qualities(asked: Sequence[AskedList]) -> list[dict[str, Any]]:
         images = [one.by_images() for one in asked]
         with_text = {"with the text layer": asked} if any(one.text is not None for one in asked) else {}
         for ranked, lists in {**with_text, "by images alone": images}.items():
-            found = asdict(quality(lists, left_out(lists)))
+            try:
+                found = asdict(quality(lists, left_out(lists)))
+            except DataError as error:
+                say(f"How good it is {ranked} can't be said, each document left out in turn: {error}")
+                continue
             figures = {key: list(value.values()) if isinstance(value, dict) else value for key, value in found.items()}
             rows.append({"ranked": ranked, **figures})
     return rows

@@ -23,8 +23,8 @@ from mmrh_retriever.settings import DEFAULT_FINAL_ROUND, FirstStage, QuestionWei
 
 if TYPE_CHECKING:
     from mmrh_retriever.encoding.page_store import PageStore
+    from mmrh_retriever.library.library import LibraryAnswer
     from mmrh_retriever.ranking.reranker import Reranker
-    from mmrh_retriever.types import ScoredPage
 
 stderr = Console(stderr=True)
 
@@ -221,17 +221,17 @@ class LibraryOptions:
             if getattr(self, name) is not None and self.first_stage in (None, "all"):
                 raise typer.BadParameter("goes with --first-stage bm25, embedding or hybrid", param_hint=f"--{name}")
 
-    def rank(
+    def ask(
         self, files: Sequence[Path], question: str, reranker: Reranker, *, backend: str, **options: Any
-    ) -> list[ScoredPage]:
-        """The pages of files, read by a PDF backend, as a library ranks them."""
+    ) -> LibraryAnswer:
+        """What a library of files, read by a PDF backend, gives for a question."""
         from mmrh_retriever.library.library import Library
         from mmrh_retriever.library.settings import LibrarySettings
 
         named = {name: getattr(self, name) for name in ("first_stage", "candidates", "textless")}
         given = {name: value for name, value in named.items() if value is not None}
         settings = LibrarySettings.of(None, {**given, "pdf_backend": backend})
-        return Library(files, folder=self.store, reranker=reranker, settings=settings).rank(question, **options)
+        return Library(files, folder=self.store, reranker=reranker, settings=settings).ask(question, **options)
 
 
 @dataclass(frozen=True)

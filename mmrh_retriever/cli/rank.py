@@ -105,9 +105,10 @@ def rank_command(
     ranking: list[ScoredPage] = []
     boxes: list[ScoredRegion] = []
     if library.first_stage is not None:
-        ranking = library.rank(
+        answer = library.ask(
             files, question, reranker, backend=pdf.pdf_backend, with_tokens=heatmap is not None, progress=True
         )
+        listed, ranking = [*answer.pages], answer.ranking
     elif report is not None or (regions and heatmap is not None):  # everything comes from one asking
         explanation = reranker.encode(listed, progress=True).explain(question)
         ranking = explanation.ranking
@@ -122,7 +123,7 @@ def rank_command(
 
         found = list(compress(ranking, passing([one.probability for one in ranking], least, reranker.uncalibrated)))
     best = found[:top_n]
-    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(best, ranking, neighbours)
+    rows = [_region_row(scored) for scored in boxes] if regions else _page_rows(best, ranking, neighbours, listed)
     output.show(rows, lambda: [_table(rows, question)] if rows else [])
     if heatmap is not None and rows:
         _draw_pages(ranking if regions else best, boxes, heatmap)
@@ -166,25 +167,31 @@ def _read(file: Path, name: str, **options: Any) -> list[Page]:
 
 
 def _page_rows(
-    best: Sequence[ScoredPage], ranking: Sequence[ScoredPage], which: Neighbours | None
+    best: Sequence[ScoredPage], ranking: Sequence[ScoredPage], which: Neighbours | None, pages: Sequence[Page]
 ) -> list[dict[str, Any]]:
-    """The best pages of a ranking, their neighbours behind each.
+    """The best pages of a ranking, and out of all ``pages`` their neighbours behind each.
 
-    Both parts of hybrid scores are shown, and probabilities where a calibration holds.
+    Both parts of hybrid scores are shown, and probabilities where a calibration holds. A neighbour that no first stage
+    picked has neither rank nor score.
     """
     names = ["score"]
     if any(one.text_score is not None for one in ranking):
         names += ["attention_score", "text_score"]
-    known = {(scored.page.doc_id, scored.page.index): scored for scored in ranking}
+    probable = any(one.probability is not None for one in ranking)
+    scores = {(one.page.doc_id, one.page.index): one for one in ranking}
+    known = {(page.doc_id, page.index): page for page in pages}
+    hits = [(one.page.doc_id, one.page.index) for one in best]
     rows = []
-    beside = neighbours_of([(scored.page.doc_id, scored.page.index) for scored in best], which)
-    for hit, others in zip(best, beside, strict=True):
-        for scored in (hit, *(known[page] for page in others if page in known)):
-            row = _row(scored) | {name: _nine_digits(getattr(scored, name)) for name in names}
-            if scored.probability is not None:
-                row["probability"] = round(scored.probability, 4)
+    for hit, beside in zip(hits, neighbours_of(hits, which), strict=True):
+        for key in (hit, *(other for other in beside if other in known)):
+            own = scores.get(key)
+            row = {"rank": getattr(own, "rank", None), "document": key[0], "page": known[key].number}
+            row |= {name: _nine_digits(getattr(own, name, None)) for name in names}
+            if probable:
+                probability = None if own is None else own.probability
+                row["probability"] = None if probability is None else round(probability, 4)
             if which is not None:
-                row["neighbour_of"] = None if scored is hit else hit.rank
+                row["neighbour_of"] = None if key == hit else scores[hit].rank
             rows.append(row)
     return rows
 
@@ -192,11 +199,8 @@ def _page_rows(
 def _region_row(scored: ScoredRegion) -> dict[str, Any]:
     size = None if scored.page.size is None else _rounded(scored.page.size)
     box = {"kind": scored.kind, "text": scored.region.text, "box": _rounded(scored.box), "page_size": size}
-    return _row(scored) | box | {"score": _nine_digits(scored.score)}
-
-
-def _row(scored: ScoredPage | ScoredRegion) -> dict[str, Any]:
-    return {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+    found = {"rank": scored.rank, "document": scored.page.doc_id, "page": scored.page.number}
+    return found | box | {"score": _nine_digits(scored.score)}
 
 
 def _nine_digits(score: float | None) -> float | None:

@@ -48,13 +48,16 @@ def left_out(asked: Sequence[AskedList]) -> list[Values]:
     """Each list's probabilities ``(pages,)``, learned from the lists of all other documents.
 
     Raises:
-        DataError: there is one document only.
+        DataError: there is one document only, or the others don't teach what a document needs.
     """
     names = {one.document for one in asked}
     if len(names) < 2:
         raise DataError(f"Leaving one document out needs two or more, got {len(names)}.")
     functions = {name: fit([one for one in asked if one.document != name]) for name in names}
-    return [probabilities(*functions[one.document], one.attention, one.text) for one in asked]
+    given = [probabilities(*functions[one.document], one.attention, one.text) for one in asked]
+    if alone := next((one.document for one, own in zip(asked, given, strict=True) if np.isnan(own).any()), None):
+        raise DataError(f"Of all documents, {alone} alone has pages with a text layer. Expected two or more that do.")
+    return given
 
 
 def quality(asked: Sequence[AskedList], given: Sequence[Values]) -> Quality:
@@ -64,7 +67,7 @@ def quality(asked: Sequence[AskedList], given: Sequence[Values]) -> Quality:
         DataError: no whole list with an answer, or none without.
     """
     whole = [(one, values) for one, values in zip(asked, given, strict=True) if one.whole]
-    said = np.array([np.nanmax(values) for _, values in whole])
+    said = np.array([values.max() for _, values in whole])
     answered = np.array([one.has_answer for one, _ in whole], dtype=bool)
     if answered.all() or not answered.any():
         raise DataError(

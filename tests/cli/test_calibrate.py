@@ -9,6 +9,7 @@ import pymupdf
 import pytest
 
 from tests.cli.conftest import Mmrh
+from tests.factories import page_image
 
 pytest.importorskip("sklearn", reason="pip install scikit-learn to learn calibrations")
 
@@ -82,3 +83,40 @@ def test_bad_arguments(mmrh: Mmrh, model: Path, folder: Path) -> None:
     without = mmrh("rank", folder / "a.pdf", "why?", "--model", model, "--min-probability", 0.5)
     assert without.code == 1
     assert "needs a calibration: no mmrh_calibration.json stands beside the model; learn one" in without.stderr
+
+
+def test_what_a_few_documents_leave_open_is_said(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    picture = page_image(1)
+    picture.save(folder / "scan.pdf", save_all=True, append_images=[page_image(2), page_image(3)])
+    picture.save(folder / "single.png")
+    out = folder / "calibration.json"
+
+    def learn(*asked: tuple[str, int]) -> tuple[list[str], str]:
+        lines = [{"document": name, "question": "aword100?", "pages": [page]} for name, page in asked]
+        (folder / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        made = mmrh("calibrate", folder / "few.jsonl", "--documents", folder, "--out", out, "--model", model, "--json")
+        assert made.code == 0, made.stderr
+        assert "NaN" not in made.stdout
+        return [json.loads(line)["ranked"] for line in made.stdout.splitlines()], made.stderr
+
+    shown, said = learn(("a.pdf", 2), ("scan.pdf", 2))
+    assert shown == ["by images alone"]
+    assert "with the text layer can't be said, each document left out in turn: Of all documents, a.pdf alone" in said
+    shown, said = learn(("a.pdf", 2), ("single.png", 1))
+    assert shown == []
+    assert "by images alone can't be said, each document left out in turn: 1 of 1 pages are evidence" in said
+
+
+def test_pages_without_a_probability_stand_beside_others(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    page_image(1).save(folder / "scan.pdf", save_all=True, append_images=[page_image(2), page_image(3)])
+    (folder / "scans.jsonl").write_text('{"document": "scan.pdf", "question": "aword100?", "pages": [2]}\n')
+    out = folder / "calibration.json"
+    made = mmrh("calibrate", folder / "scans.jsonl", "--documents", folder, "--out", out, "--model", model)
+    assert made.code == 0, made.stderr
+    asked = ("rank", folder, "aword100?", "--model", model, "--hybrid", "--calibration", out, "--top-n", 9)
+    found = [json.loads(line) for line in mmrh(*asked, "--json").stdout.splitlines()]
+    assert {row["document"]: row["probability"] is None for row in found} == {
+        "a.pdf": True, "b.pdf": True, "scan.pdf": False,
+    }  # fmt: skip
+    table = mmrh(*asked)
+    assert (table.code, "probability" in table.stdout) == (0, True), table.stderr

@@ -57,3 +57,12 @@ def test_options_that_do_not_go_together(mmrh: Mmrh, folder: Path, options: tupl
     done = mmrh("rank", folder, QUESTION, *options)
     assert (done.code, done.stdout) == (2, "")
     assert problem in done.stderr
+
+
+def test_neighbours_that_no_first_stage_picked(mmrh: Mmrh, model: Path, folder: Path) -> None:
+    given = ("rank", folder, QUESTION, "--model", model, "--first-stage", "bm25", "--candidates", 1)
+    hit, beside = map(json.loads, mmrh(*given, "--neighbours", "both", "--json").stdout.splitlines())
+    assert (hit["document"], hit["page"], hit["neighbour_of"]) == ("a.pdf", 2, None)
+    assert beside == {"rank": None, "document": "a.pdf", "page": 1, "score": None, "neighbour_of": 1}
+    table = mmrh(*given, "--neighbours", "both")
+    assert (table.code, table.stdout.count("a.pdf")) == (0, 2), table.stderr
