@@ -30,19 +30,21 @@ _QUERY, _INPUTS, _OUTPUTS = "reranker.query", "reranker.input_documents", "reran
 class RankingSpan:
     """What a ranking's span is to say. Methods do nothing where nothing is recorded.
 
-    With ``content=False`` neither the question nor what documents and errors say is recorded; documents then have
-    their names, pages and scores.
+    With ``content=False`` neither the question nor documents' names and texts nor what errors say is recorded; a
+    document is then ``documents[0]``, by its index among those that were read.
     """
 
     content: bool = True
     recording: bool = False
+    _positions: dict[int, int] = field(default_factory=dict)
     _inputs: dict[str, Any] = field(default_factory=dict)
     _outputs: dict[str, Any] = field(default_factory=dict)
 
     def read(self, pages: Iterable[Page | None]) -> None:
         """The documents' pages, in the caller's order; ``None`` for what could not be read."""
-        if self.recording and not _hidden("INPUTS"):
+        if self.recording:
             for index, page in enumerate(pages):
+                self._positions[id(page)] = index
                 self._inputs |= self._document(f"{_INPUTS}.{index}", page)
 
     def ranked(self, scored: Iterable[tuple[Page | None, float | None]]) -> None:
@@ -56,13 +58,16 @@ class RankingSpan:
         asked = question if self.content and not _hidden("INPUTS") else REDACTED
         limit = {} if top_n is None else {"reranker.top_k": top_n}
         described = {"reranker.model_name": model, _QUERY: asked}
-        return self._inputs | dict(reversed(self._outputs.items())) | limit | _KIND | described
+        inputs = {} if _hidden("INPUTS") else self._inputs
+        return inputs | dict(reversed(self._outputs.items())) | limit | _KIND | described
 
     def _document(self, prefix: str, page: Page | None, score: float | None = None) -> dict[str, Any]:
         if page is None:
             return {}
         metadata = json.dumps({"page": page.number, "has_image": page.image is not None})
-        found = {"id": page.doc_id, "score": score, "content": page.text if self.content else None}
+        position = self._positions.get(id(page), "?")
+        name, text = (page.doc_id, page.text) if self.content else (f"documents[{position}]", None)
+        found = {"id": name, "score": score, "content": text}
         known = {name: value for name, value in found.items() if value is not None}
         return {f"{prefix}.document.{name}": value for name, value in (known | {"metadata": metadata}).items()}
 

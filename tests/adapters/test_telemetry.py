@@ -105,7 +105,7 @@ def test_openinferences_settings_hide_content(monkeypatch: pytest.MonkeyPatch) -
     assert (len(documents_of(outputs, "input")), len(documents_of(outputs, "output"))) == (2, 0)
 
 
-def test_without_content_names_and_scores_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_content_positions_and_scores_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = recorded_spans(monkeypatch)
     page = AdapterSettings(reranker=stub()).page_source().page(ITEMS[0])
     with pytest.raises(ValueError), ranking_spans([QUESTION], "m", None, content=False) as (given,):  # noqa: PT012
@@ -113,7 +113,9 @@ def test_without_content_names_and_scores_stay(monkeypatch: pytest.MonkeyPatch) 
         given.ranked([(page, 0.5)])
         raise ValueError(f"{page.text} can't be ranked")
     (span,) = spans.get_finished_spans()
-    assert documents_of(span, "output") == [{"id": "a", "score": 0.5, "metadata": '{"page": 1, "has_image": false}'}]
+    assert documents_of(span, "output") == [
+        {"id": "documents[0]", "score": 0.5, "metadata": '{"page": 1, "has_image": false}'}
+    ]
     assert (span.events, span.status.description) == ((), "ValueError")
     assert not any(said in span.to_json() for said in (QUESTION, "score=0.25"))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import httpx
 import pymupdf
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from mmrh_retriever import Reranker, SettingsError, read_pdf
@@ -31,6 +34,7 @@ from mmrh_retriever.serving.ray_deployment import (
     Replica,
     application,
     deployed,
+    wait_for_end,
 )
 from mmrh_retriever.serving.settings import ServerSettings
 
@@ -123,6 +127,51 @@ def test_a_request_that_kills_every_replica_is_given_up() -> None:
     assert kept.sessions == ["file"] * MAX_ATTEMPTS
     with pytest.raises(RequestError, match=f"{MAX_ATTEMPTS} replicas were lost"):
         asyncio.run(Door(ServerSettings(), None, Losing(MAX_ATTEMPTS))._ask(request, ""))
+
+
+class Waiting:
+    """A handle whose replica does not answer, and which is told when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self.answer = self
+        self.taken_back = False
+
+    def options(self, session_id: str) -> Waiting:
+        return self
+
+    def remote(self, request: Forwarded) -> Waiting:
+        return self
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return asyncio.sleep(60).__await__()
+
+    def cancel(self) -> None:
+        self.taken_back = True
+
+
+def test_who_goes_away_takes_the_request_back() -> None:
+    handle = Waiting()
+    door = Door(ServerSettings(), None, handle)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(door._ask(Forwarded("GET", "/v1/models", (), b""), ""), 0.05))
+    assert handle.taken_back
+
+
+def test_the_door_counts_what_it_asks_again() -> None:
+    door = Door(ServerSettings(), None, Losing(1))
+    client = TestClient(door.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+    assert client.get("/v1/models").status_code == 200
+    assert "mmrh_asked_again 1.0" in client.get("/metrics").text
+
+
+def test_the_command_ends_when_it_is_told() -> None:
+    kept = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        wait_for_end()
+    finally:
+        for kind, handler in kept.items():
+            signal.signal(kind, handler)
 
 
 def test_a_replica_is_ready_when_it_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
