@@ -73,6 +73,11 @@ class Service:
         return self._documents.reranker
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether each page is run on its own and kept, so that a part of a file can be read before it is asked."""
+        return self.ready and self.reranker.independent and self.reranker.store is not None
+
+    @property
     def model_label(self) -> str:
         """What to call the model."""
         return self._documents.model_label

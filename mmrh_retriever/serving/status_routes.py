@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import Field
 
 from mmrh_retriever.serving.answers import Answer
 from mmrh_retriever.serving.errors import refusals
@@ -27,6 +28,10 @@ class ModelAnswer(Answer):
     id: str
     object: str = "model"
     owned_by: str = "mmrh-retriever"
+    reads_ahead: bool = Field(
+        description="Ours: whether pages are run one by one and kept, so that a long file may be read in portions, by "
+        "asking them anything. False as long as the model is not loaded."
+    )
 
 
 class ModelsAnswer(Answer):
@@ -52,7 +57,7 @@ async def readyz(service: ServiceOf) -> StatusAnswer:
 @router.get("/v1/models", responses=refusals())
 async def models(service: ServiceOf) -> ModelsAnswer:
     """The model that ranks."""
-    return ModelsAnswer(data=[ModelAnswer(id=service.model_label)])
+    return ModelsAnswer(data=[ModelAnswer(id=service.model_label, reads_ahead=service.reads_ahead)])
 
 
 @router.get("/metrics", responses=refusals(), response_class=PlainTextResponse)

@@ -221,6 +221,38 @@ def test_a_file_can_be_dropped_and_removed(chromium: Browser, address: str) -> N
         expect(page.get_by_role("button", name="Choose files")).to_be_focused()
 
 
+def test_long_files_are_read_in_portions(chromium: Browser, address: str) -> None:
+    content = small_pages(*(f"Chapter {number}." for number in range(1, 7)), "The ferry was painted green.")
+    asked: list[dict[str, Any]] = []
+    with browsers.watched(chromium, address) as page:
+        page.on("request", lambda sent: asked.append(sent.post_data_json) if sent.url.endswith("/v1/rank") else None)
+        page.locator("input[type=file]").set_input_files(
+            {"name": "long.pdf", "mimeType": "application/pdf", "buffer": content}
+        )
+        expect(page.get_by_role("checkbox", name="long.pdf")).to_be_checked()
+        for question in ("Which colour has the ferry?", "Which is the first chapter?"):
+            page.get_by_label("Question", exact=True).fill(question)
+            page.keyboard.press("Enter")
+            expect(page).to_have_title(f"{question} – mmrh")
+    assert [body.get("pages") for body in asked] == ["1-4", "5-7", None, None]
+    assert asked[2]["query"] == "Which colour has the ferry?"
+
+
+def test_a_question_waits_for_the_model(chromium: Browser, address: str, answered: str) -> None:
+    with browsers.watched(chromium, address) as page:
+        page.route("**/readyz", lambda route: route.fulfill(status=503))
+        page.goto(address + answered)
+        page.reload()
+        expect(page.locator("#model")).to_have_text("Model: reader, loading")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator("#waiting-text")).to_contain_text("Waiting for the model")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#waiting")).to_be_hidden()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.unroute("**/readyz")
+        expect(chosen(page)).to_have_accessible_name("Rank 1: report.pdf, page 1")
+
+
 def test_refusals_are_shown_as_the_server_says_them(page: Page, tmp_path: Path) -> None:
     false = tmp_path / "notes.pdf"
     false.write_text("plain text")

@@ -7,13 +7,14 @@ import { byId, count, say } from "./elements.js";
 import { Files } from "./files.js";
 import { forgetPictures } from "./pictures.js";
 import { Ranks } from "./ranks.js";
-import { apiKey, isReady, keepApiKey, modelName, rank } from "./server.js";
+import { readAhead } from "./reading.js";
+import { apiKey, isReady, keepApiKey, model, rank } from "./server.js";
 import { Viewer } from "./viewer.js";
 
 const BEST = 20; // pages shown
 const REGIONS = 5; // boxes per page
 const DOUBTFUL = 0.3; // if no page is this probable, the page says so
-const SLOW = 3000; // milliseconds after which it is explained why it takes long
+const SLOW = 3000; // milliseconds after which the seconds are counted
 
 const files = new Files({ changed: filesChanged, refused });
 const ranks = new Ranks({ selected: showPage });
@@ -24,6 +25,7 @@ const question = byId("question");
 let asking = null; // AbortController of the question on its way
 let answered = null; // { question, ids } of the ranking that is shown
 let box = 0;
+let loaded = null; // promise of the model as it is once it is loaded
 
 /** Read the server's files, and ask what the page's address says. */
 async function start() {
@@ -37,19 +39,33 @@ async function start() {
       byId("key-form").hidden = true;
       question.focus();
     }
-    await showModel();
+    const loading = whenLoaded();
+    if (wanted.question && files.ids.length) return await ask();
+    clearAnswers();
+    await loading;
   } catch (error) {
-    return refused(error);
+    refused(error);
   }
-  if (wanted.question && files.ids.length) await ask();
-  else clearAnswers();
 }
 
-async function showModel() {
-  const name = await modelName();
-  byId("model").textContent = `Model: ${name}, loading`;
-  while (!(await isReady())) await new Promise((later) => setTimeout(later, 1000));
+/** The model as it is once it is loaded. */
+function whenLoaded() {
+  loaded ??= loadedModel().catch((error) => {
+    loaded = null; // to be asked again
+    throw error;
+  });
+  return loaded;
+}
+
+async function loadedModel() {
+  const { name } = await model();
+  if (!(await isReady())) {
+    byId("model").textContent = `Model: ${name}, loading`;
+    say("The model is being loaded.");
+    while (!(await isReady())) await new Promise((later) => setTimeout(later, 1000));
+  }
   byId("model").textContent = `Model: ${name}`;
+  return model();
 }
 
 async function ask({ focus = false } = {}) {
@@ -61,8 +77,19 @@ async function ask({ focus = false } = {}) {
   const mine = new AbortController();
   asking = mine;
   problem("");
-  const clock = showWaiting(files.pages);
+  const { clock, doing, part } = showWaiting();
   try {
+    doing("Waiting for the model");
+    const { readsAhead } = await Promise.race([whenLoaded(), cancelled(mine.signal)]);
+    if (readsAhead) {
+      const progress = (done, all) => {
+        doing(`Reading new pages, ${done} of ${all}`);
+        part(done / all);
+      };
+      await readAhead(ids.map((id) => files.known.get(id)), { signal: mine.signal, progress });
+    }
+    doing(`Ranking ${count(files.pages, "page")}`);
+    part(null);
     const found = await rank(asked, ids, { best: BEST, regions: REGIONS, signal: mine.signal });
     writeAddress(asked, ids, { asked: focus });
     answered = { question: asked, ids, ...found };
@@ -77,6 +104,11 @@ async function ask({ focus = false } = {}) {
       byId("work").removeAttribute("aria-busy");
     }
   }
+}
+
+/** A promise that fails once a signal says so. */
+function cancelled(signal) {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
 }
 
 function showAnswers(focus) {
@@ -140,20 +172,28 @@ function clearAnswers() {
   byId("empty").hidden = false;
 }
 
-/** Show that the model works, and for how long; gives the clock. */
-function showWaiting(pages) {
+/** Show what is being done, and for how long; gives the clock, and what changes the text and the part that is done. */
+function showWaiting() {
   const began = Date.now();
-  const said = `Ranking ${count(pages, "page")}`;
-  say(`${said}.`);
-  byId("waiting-text").textContent = `${said}\u2026`;
+  let text = "";
+  const show = () => {
+    const passed = Date.now() - began;
+    const seconds = passed < SLOW ? "" : `, ${Math.round(passed / 1000)} s. Later questions are quick`;
+    byId("waiting-text").textContent = `${text}${seconds}\u2026`;
+  };
+  const doing = (said) => {
+    if (text && text.split(",")[0] !== said.split(",")[0]) say(`${said}.`);
+    text = said;
+    show();
+  };
+  const part = (done) => {
+    byId("waiting-part").hidden = done === null;
+    byId("waiting-part").value = done ?? 0;
+  };
+  part(null);
   byId("waiting").hidden = false;
   byId("work").setAttribute("aria-busy", "true");
-  return setInterval(() => {
-    const passed = Date.now() - began;
-    if (passed < SLOW) return;
-    const seconds = Math.round(passed / 1000);
-    byId("waiting-text").textContent = `${said}, ${seconds} s. New pages are read once; later questions are quick.`;
-  }, 500);
+  return { clock: setInterval(show, 500), doing, part };
 }
 
 function refused(error) {

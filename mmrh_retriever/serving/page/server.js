@@ -27,9 +27,10 @@ export async function isReady(signal) {
   return answer?.ok ?? false;
 }
 
-/** What the model is called. */
-export async function modelName() {
-  return (await json("v1/models")).data[0].id;
+/** What the model is called, and whether files can be read before they are asked. */
+export async function model() {
+  const { id, reads_ahead: readsAhead } = (await json("v1/models")).data[0];
+  return { name: id, readsAhead };
 }
 
 /** All files, those used last first. */
@@ -64,9 +65,9 @@ export function upload(file, sent) {
   });
 }
 
-/** The ranking of the files' pages for a question, each page with its best regions. */
-export async function rank(query, files, { best, regions, signal }) {
-  const body = JSON.stringify({ query, files, top_n: best, regions });
+/** The ranking of the files' pages for a question, each page with its best regions; `pages` such as "1-4", or all. */
+export async function rank(query, files, { best, regions, pages, signal }) {
+  const body = JSON.stringify({ query, files, top_n: best, regions, pages });
   const headers = { "Content-Type": "application/json" };
   const answer = await json("v1/rank", { method: "POST", headers, body, signal });
   return { results: answer.rankings[0].results, pages: answer.usage.documents };
