@@ -127,7 +127,7 @@ export class Files {
       const kind = file.kind === "pdf" ? count(file.page_count, "page") : "Image";
       return element(
         "li", {}, box,
-        element("label", { for: box.id }, element("span", { class: "name" }, file.name), element("span", { class: "soft" }, kind)),
+        element("label", { for: box.id, title: file.name }, element("span", { class: "name" }, file.name), element("span", { class: "soft" }, kind)),
         element("button", {
           type: "button", class: "sign", "aria-label": `Remove ${file.name}`, click: () => this.#remove(file),
         }, icon("bin")),
