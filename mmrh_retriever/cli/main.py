@@ -94,9 +94,7 @@ def _log_plainly() -> None:
     """Send what is logged, by other libraries too, and warnings to stderr as plain text."""
     logging.setLogRecordFactory(_PlainRecord)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=stderr)])
-    warnings.formatwarning = lambda message, category, file, line, *_: plain_text(
-        f"{file}:{line}: {category.__name__}: {message}\n"
-    )
+    warnings.formatwarning = lambda message, category, *_: plain_text(f"{category.__name__}: {message}\n")
 
 
 def _version(wanted: bool) -> None:

@@ -85,6 +85,9 @@ def rank_command(
         raise typer.BadParameter("goes with pages, not with --regions", param_hint="--neighbours")
     if regions and least is not None:
         raise typer.BadParameter("regions have no probability; rank pages", param_hint="--min-probability")
+    if regions and not finds_layout(pdf.pdf_backend):
+        missing = "needs PyMuPDF, as PDFium finds no regions; install it and leave --pdf-backend out, or rank pages"
+        raise typer.BadParameter(missing, param_hint="--regions")
     files, question = _files_and_question(arguments)
     layout = regions or (report is not None and finds_layout(pdf.pdf_backend))
     if library.first_stage is not None and (layout or report is not None or pdf.pages or pdf.password):

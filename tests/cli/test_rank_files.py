@@ -162,3 +162,9 @@ def test_neighbours_stand_behind_their_hit(mmrh: Mmrh, model: Path, tmp_path: Pa
     refused = mmrh(*given, "--neighbours", "next", "--regions")
     assert (refused.code, refused.stdout) == (2, "")
     assert "goes with pages, not with --regions" in refused.stderr
+
+
+def test_regions_that_pdfium_does_not_find(mmrh: Mmrh, folder: Path) -> None:
+    refused = mmrh("rank", folder, QUESTION, "--regions", "--pdf-backend", "pdfium")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "leave --pdf-backend out" in " ".join(refused.stderr.replace("│", " ").split())

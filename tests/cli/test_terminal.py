@@ -63,7 +63,9 @@ def test_errors_arguments_logs_and_warnings_are_plain_text(
         logging.getLogger(name).warning("%s", HOSTILE)
     sys.stderr.write(warnings.formatwarning(HOSTILE, UserWarning, "file.py", 1))
     say(HOSTILE)
-    assert capsys.readouterr().err.count(SHOWN) == 4
+    shown = capsys.readouterr().err
+    assert shown.count(SHOWN) == 4
+    assert "file.py" not in shown, "whoever calls a command has no use for lines of Python"
 
 
 def test_a_question_longer_than_any_file_name(mmrh: Mmrh, model: Path, tmp_path: Path) -> None:
