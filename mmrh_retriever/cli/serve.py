@@ -148,8 +148,9 @@ def serve_command(
     server: uvicorn.Server
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, access_log=False, log_config=None, ws="none", server_header=False
-    )
+        app, host=settings.host, port=settings.port, access_log=False, log_config=None, ws="none", server_header=False,
+        http="h11",  # which has a limit for headers
+    )  # fmt: skip
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     log_to_stderr()

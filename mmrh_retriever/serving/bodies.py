@@ -15,6 +15,8 @@ NO_NUL = r"^[^\x00]*$"
 """The pattern of text without NUL characters."""
 NOT_BLANK = r"^[^\x00]*[^\s\x00][^\x00]*$"
 """The pattern of text with something to read in it, and no NUL characters."""
+MOST_FIELDS = 64
+"""Fields of a body to which nothing unknown may be added."""
 
 Text = Annotated[str, Field(pattern=NO_NUL)]
 SaidText = Annotated[str, Field(pattern=NOT_BLANK, min_length=1)]
@@ -30,6 +32,14 @@ class Body(BaseModel):
     """A body of ours or a part of one: nothing is converted, nothing unknown is taken."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: object) -> object:
+        """Each unknown field would be a mistake to describe."""
+        if cls.model_config.get("extra") == "forbid" and isinstance(given, Mapping) and len(given) > MOST_FIELDS:
+            raise ValueError(f"Expected {MOST_FIELDS} fields at most")
+        return given
 
 
 class OpenBody(Body):
@@ -81,7 +91,9 @@ class ImagePart(OpenBody):
 class ContentDocument(OpenBody):
     """A document in parts, as vLLM takes it: texts, and one image at most."""
 
-    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(min_length=1, max_length=64)
+    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] = Field(
+        min_length=1, max_length=64, fail_fast=True
+    )
 
 
 class _AnyOf:
@@ -116,7 +128,7 @@ class RerankBody(OpenBody):
 
     model: Text | None = Field(None, description="Not read: the server has one model, which the answer names.")
     query: SaidText
-    documents: list[Document] = Field(min_length=1)
+    documents: list[Document] = Field(min_length=1, fail_fast=True)
     top_n: int | None = Field(None, ge=1, description="How many results; all by default.")
     return_documents: bool | None = Field(False, description="Give each result the text of its document.")
     max_tokens_per_doc: int | None = Field(None, ge=1, description="Cut texts to so many of the model's tokens.")
@@ -127,7 +139,7 @@ class TeiBody(Body):
     """What the rerank endpoint of Text Embeddings Inference takes."""
 
     query: SaidText
-    texts: list[SaidText] = Field(min_length=1)
+    texts: list[SaidText] = Field(min_length=1, fail_fast=True)
     raw_scores: bool = Field(False, description="Not read: scores are as they are in either case.")
     return_text: bool = False
     truncate: bool | None = Field(False, description="Cut texts that are too long for the model, instead of refusing.")
@@ -143,8 +155,8 @@ class RankBody(Body):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]})
 
     query: SaidText | SkipJsonSchema[None] = None
-    queries: Annotated[list[SaidText], Field(min_length=1)] | SkipJsonSchema[None] = None
-    files: list[FileId] = Field(min_length=1, description="Each file counts once.")
+    queries: Annotated[list[SaidText], Field(min_length=1, fail_fast=True)] | SkipJsonSchema[None] = None
+    files: list[FileId] = Field(min_length=1, fail_fast=True, description="Each file counts once.")
     top_n: int | None = Field(None, ge=1, description="How many pages per question; all by default.")
     regions: int = Field(0, ge=0, le=100, description="How many of its best regions to give each page.")
     pages: str | None = Field(

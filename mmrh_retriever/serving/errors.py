@@ -149,7 +149,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MMRHError)
     async def _ours(request: Request, error: MMRHError) -> JSONResponse:
         if isinstance(error, _ASKED_WRONG):
-            return error_response(request, 422, request.app.state.service.files.without_paths(str(error)))
+            return error_response(request, 422, request.app.state.service.without_paths(str(error)))
         return failure_response(request, error)
 
 

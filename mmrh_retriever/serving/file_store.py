@@ -96,24 +96,32 @@ class FileStore:
             others = [entry for entry in entries if not entry.name.startswith(record.id)]
             for entry in oldest_beyond(others, self.budget - needed):
                 self.delete(_id_of(entry.name))
-            if (_content(record.id), len(content)) not in [(entry.name, entry.size) for entry in entries]:
-                self.storage.write(_content(record.id), content)  # what is there may be in use, and stays as it is
+            if not self._holds(record.id, content):
+                self.storage.write(_content(record.id), content)
             self.storage.write(_record(record.id), written)  # last: with its record a file is there
             self._records[record.id] = record
+
+    def _holds(self, file_id: str, content: bytes) -> bool:
+        """Whether a file is there, undamaged: it may be in use, and stays as it is."""
+        try:
+            return self.storage.local(_content(file_id)).read_bytes() == content
+        except FileNotFoundError:
+            return False
 
     def record(self, file_id: str) -> FileRecord:
         """What is known of a file.
 
         Raises:
-            RequestError: 404 for a file that is not there, or whose record is damaged.
+            RequestError: 404 for a file that is not there, or that is damaged, or its record.
         """
         with self._lock:
             known = self._records.get(file_id)
             try:
+                content = self.storage.local(_content(file_id))
                 if known is None:
                     known = _parsed(self.storage.read(_record(file_id)), file_id)
+                    _check_hash(content.read_bytes(), file_id)
                     self._records[file_id] = known
-                self.storage.local(_content(file_id))
             except (FileNotFoundError, DataError) as error:
                 self._records.pop(file_id, None)
                 raise RequestError(404, "There is no such file. Upload it (again).") from error
@@ -195,6 +203,11 @@ def _record(file_id: str) -> str:
 
 def _id_of(name: str) -> str:
     return name.partition(".")[0]
+
+
+def _check_hash(content: bytes, file_id: str) -> None:
+    if content_id(content) != file_id:
+        raise DataError(f"{_content(file_id)} is damaged: its hash is another. Upload the file again.")
 
 
 def _parsed(written: bytes, file_id: str) -> FileRecord:

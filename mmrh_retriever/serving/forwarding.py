@@ -33,6 +33,7 @@ from mmrh_retriever.serving.settings import ServerSettings
 _READY_SECONDS = 2.0  # for an answer of /readyz
 _ORIGIN = "http://127.0.0.1"  # a server behind the door answers to names of its own machine
 _OF_THE_CONNECTION = frozenset({"authorization", "connection", "content-length", "host", "transfer-encoding"})
+_ID = re.compile("[0-9a-f]{64}")
 _FILE = re.compile(r"/v1/files/([0-9a-f]{64})(?:/|$)")
 
 
@@ -113,8 +114,8 @@ def session_of(path: str, body: bytes) -> str:
         return ""
     try:
         files = json.loads(body)["files"]
-        return min(name for name in files if isinstance(name, str))
-    except (ValueError, KeyError, TypeError):  # no body of ours: any server can refuse it
+        return min(name for name in files if isinstance(name, str) and _ID.fullmatch(name))
+    except (ValueError, KeyError, TypeError, RecursionError):  # no body of ours: any server can refuse it
         return ""
 
 

@@ -55,8 +55,9 @@ class Gate:
     def _check_caller(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self.keys is None:
-            host = _HOST_PORT.sub("", headers.get("host", "")).strip("[]").lower()
-            if not is_loopback(host) and host != self.settings.host:
+            origins = [origin.partition("://")[2] for origin in headers.getlist("origin")]  # the page's that sends it
+            hosts = [_HOST_PORT.sub("", it).strip("[]").lower() for it in (headers.get("host", ""), *origins)]
+            if not all(is_loopback(host) or host == self.settings.host for host in hosts):
                 raise RequestError(
                     403,
                     "Without API keys the server answers to names of this machine only, such as localhost. A page of "

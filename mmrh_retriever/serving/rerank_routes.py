@@ -112,7 +112,7 @@ async def _ranked(
     numbered = enumerate(documents)
     read = [await service.read(read_document, document, index, service.source) for index, document in numbered]
     tokenizer = reranker.prompter.tokenizer
-    pages = [cut_text(one.page, tokenizer, tokens) for one in read]
+    pages = [await service.read(cut_text, one.page, tokenizer, tokens) for one in read]
     key = ("documents", tokens, *(one.key for one in read))
     (ranking,) = await service.rank(key, pages, [question], top_n=top_n, with_tokens=with_tokens)
     return ranking

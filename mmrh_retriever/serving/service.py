@@ -82,6 +82,11 @@ class Service:
         """What to call the model."""
         return self._documents.model_label
 
+    def without_paths(self, message: str) -> str:
+        """A message without the folders of the files and of the model."""
+        message = self.files.without_paths(message)
+        return message.replace(self.reranker.backbone.name, self.model_label) if self.ready else message
+
     def check_questions(self, questions: Sequence[str]) -> None:
         """Refuse more questions, or longer ones, than the settings allow, with 413."""
         most, longest = self.settings.max_questions, self.settings.max_question

@@ -76,7 +76,8 @@ def test_of_several_files_the_first_by_name_counts() -> None:
     first, second = "a" * 64, "b" * 64
     body = f'{{"query": "?", "files": ["{second}", "{first}"]}}'.encode()
     assert session_of("/v1/rank", body) == first
-    for wrong in (b"", b"[]", b'{"files": 3}', b'{"files": []}', b'{"files": [1]}', b"\xff"):
+    surrogate, deep = b'{"files": ["\\ud800"]}', b"[" * 10**6
+    for wrong in (b"", b"[]", b'{"files": 3}', b'{"files": []}', b'{"files": [1]}', b"\xff", surrogate, deep):
         assert session_of("/v1/rank", wrong) == ""
     assert session_of("/v1/rerank", body) == session_of("/v1/files/abc", b"") == ""
 
