@@ -6,20 +6,17 @@ import base64
 import json
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 
 from mmrh_retriever import Page, PageStore, Reranker
 from mmrh_retriever.serving.app import create_app
 from mmrh_retriever.serving.settings import ServerSettings
 from tests.serving.conftest import TEXTS
+from tests.serving.started import started
 
 QUESTION = "How did revenue change?"
 
@@ -31,18 +28,8 @@ def needed(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def address(bundled: Reranker) -> Iterator[str]:
-    app = create_app(ServerSettings(), reranker=bundled)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    found = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    while httpx.get(f"{found}/readyz").status_code != 200:
-        time.sleep(0.05)
-    yield found
-    server.should_exit = True
-    thread.join()
+    with started(create_app(ServerSettings(), reranker=bundled)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
