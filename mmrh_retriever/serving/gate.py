@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -41,10 +40,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        response = _Response(send)
+        place = contextlib.ExitStack()
+        response = _Response(send, place)
         try:
             self._check_caller(scope)
-            with self._place(scope):
+            with place:
+                self._take(place, scope)
                 await self._within_limits(scope, receive, response)
         except RequestError as error:
             if response.begun:  # too late for another status: the connection is cut
@@ -66,18 +67,16 @@ class Gate:
         elif scope["path"] not in OPEN_PATHS and not scope["path"].startswith(PAGE_PATH):
             self.keys.spend(headers.get("authorization"))
 
-    @contextlib.contextmanager
-    def _place(self, scope: Scope) -> Iterator[None]:
+    def _take(self, place: contextlib.ExitStack, scope: Scope) -> None:
         if scope["method"] != "POST" and not scope["path"].endswith(".png"):
-            yield
             return
         if self.inside >= self.settings.max_queue:
             raise RequestError(429, f"{self.inside} requests wait or run already. Try again later.", retry_after=1)
         self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
+        place.callback(self._leave)
+
+    def _leave(self) -> None:
+        self.inside -= 1
 
     async def _within_limits(self, scope: Scope, receive: Receive, response: _Response) -> None:
         length = Headers(scope=scope).get("content-length", "")
@@ -147,13 +146,16 @@ class _Body:
 
 
 class _Response:
-    """A response on its way, which knows whether it has begun."""
+    """A response on its way, which knows whether it has begun. Before its end the place is given back."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, place: contextlib.ExitStack) -> None:
         self._send = send
+        self._place = place
         self.begun = False
 
     async def send(self, message: Message) -> None:
         """Pass a message on."""
         self.begun = True
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._place.close()
         await self._send(message)

@@ -40,7 +40,7 @@ class Keys:
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
             problem = f"{path} holds a key of fewer than {MIN_KEY_LENGTH} characters, which could be guessed"
             raise SettingsError(f"{problem}. Make longer ones, such as with `openssl rand -hex 24`.")
-        return cls([_hash(key) for key in dict.fromkeys(keys)], per_minute)
+        return cls([_hash(key.encode()) for key in dict.fromkeys(keys)], per_minute)
 
     def spend(self, authorization: str | None) -> None:
         """Count a request of the key in an ``Authorization`` header.
@@ -49,7 +49,7 @@ class Keys:
             RequestError: 401 for no key or an unknown one, 429 where the key has no requests left.
         """
         scheme, _, key = (authorization or "").partition(" ")
-        given = _hash(key.strip())
+        given = _hash(key.strip(" ").encode("latin-1", "replace"))  # the bytes that were sent
         matches = [known for known in self.hashes if hmac.compare_digest(known, given)]  # all of them, in equal time
         if scheme.lower() != "bearer" or not matches:
             raise RequestError(401, "Expected a known API key: the header Authorization: Bearer KEY.")
@@ -63,5 +63,5 @@ class Keys:
         self._left[matches[0]] = left - 1, now
 
 
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

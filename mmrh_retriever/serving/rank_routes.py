@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -37,7 +39,8 @@ async def rank(body: RankBody, service: ServiceOf) -> RankAnswer:
     service.check_questions(body.questions)
     chosen = await _chosen_pages(service, list(dict.fromkeys(body.files)), body.pages)
     pages = [page for _, page in chosen]
-    found = await service.rank(_key(chosen), pages, body.questions, top_n=body.top_n, with_tokens=body.regions > 0)
+    async with _while_there(service, body.files):
+        found = await service.rank(_key(chosen), pages, body.questions, top_n=body.top_n, with_tokens=body.regions > 0)
     rankings = [
         PageRanking(
             query=question,
@@ -69,16 +72,28 @@ async def page_picture(
     pages = await _pages(service, record)
     if number > len(pages):
         raise RequestError(404, f"The file has {len(pages)} pages, and no page {number}.")
-    if query is None:
-        drawn = await service.read(_png_of_page, pages[number - 1], max_side)
-    else:
-        service.check_questions([query])
-        service.check_pages(len(pages))
-        key = _key([(record, page) for page in pages])
-        (ranking,) = await service.rank(key, pages, [query], with_tokens=True)
-        scored = next(scored for scored in ranking if scored.position == number - 1)
-        drawn = await service.read(_png_of_attention, scored, regions, max_side)
+    async with _while_there(service, [file_id]):
+        if query is None:
+            drawn = await service.read(_png_of_page, pages[number - 1], max_side)
+        else:
+            service.check_questions([query])
+            service.check_pages(len(pages))
+            key = _key([(record, page) for page in pages])
+            (ranking,) = await service.rank(key, pages, [query], with_tokens=True)
+            scored = next(scored for scored in ranking if scored.position == number - 1)
+            drawn = await service.read(_png_of_attention, scored, regions, max_side)
     return Response(drawn, media_type=PIXELS, headers={"Cache-Control": "private, max-age=3600"})
+
+
+@asynccontextmanager
+async def _while_there(service: Service, files: list[str]) -> AsyncIterator[None]:
+    """Refuse with 404 what fails because a file was deleted meanwhile."""
+    try:
+        yield
+    except PageError:
+        for file_id in files:
+            await service.read(service.files.record, file_id)
+        raise
 
 
 async def _chosen_pages(service: Service, files: list[str], chosen: str | None) -> list[tuple[FileRecord, Page]]:

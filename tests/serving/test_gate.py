@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -42,6 +43,22 @@ async def test_over_the_queue_requests_are_sent_away(bundled: Reranker) -> None:
         model.open.set()
         assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
         assert (await client.post("/v2/rerank", json=BODY)).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_who_has_an_answer_may_ask_again(bundled: Reranker) -> None:
+    async with running(own(bundled), max_queue=1) as (app, client):
+        again: list[int] = []
+
+        class Quick(RawRequest):
+            async def send(self, message: Any) -> None:
+                await super().send(message)
+                if message["type"] == "http.response.body":
+                    again.append((await client.post("/v1/rerank", json=OTHER)).status_code)
+
+        request = Quick.of_json("/v1/rerank", BODY)
+        await app(request.scope, request.receive, request.send)
+        assert (request.status, again) == (200, [200])
 
 
 @pytest.mark.asyncio

@@ -20,7 +20,7 @@ from mmrh_retriever import Reranker
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.serving import rerank_routes
 from tests.serving.conftest import client_of, upload, wait_until_ready
-from tests.serving.held_model import running
+from tests.serving.held_model import HeldModel, running
 from tests.serving.test_process import served
 
 JSON = {"content-type": "application/json"}
@@ -99,6 +99,21 @@ def test_pages_of_other_sites_are_sent_away(client: TestClient, small_png: bytes
     for origin in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:8000"):
         answer = client.post("/v1/files", files={"file": ("a.png", small_png)}, headers={"origin": origin})
         assert answer.status_code == 200, origin
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("picture", [False, True])
+async def test_a_file_that_is_deleted_while_it_is_asked(bundled: Reranker, small_pdf: bytes, picture: bool) -> None:
+    async with running(bundled.with_store(None)) as (app, client):
+        file = (await client.post("/v1/files", files={"file": ("report.pdf", small_pdf)})).json()["id"]
+        model = HeldModel(app.state.service.reranker, held=True)
+        body, address = {"query": "Which risks?", "files": [file]}, f"/v1/files/{file}/pages/1.png?query=Risks"
+        asking = asyncio.create_task(client.get(address) if picture else client.post("/v1/rank", json=body))
+        await model.has_begun()
+        assert (await client.delete(f"/v1/files/{file}")).status_code == 200
+        model.open.set()
+        answer = await asking
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found"), answer.text
 
 
 def test_a_damaged_file_is_not_ranked_and_comes_back(bundled: Reranker, small_pdf: bytes, tmp_path: Path) -> None:

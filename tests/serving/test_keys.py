@@ -51,6 +51,14 @@ def test_only_who_has_a_key_may_ask(guarded: TestClient) -> None:
     }
 
 
+def test_a_key_may_have_any_letters(bundled: Reranker, tmp_path: Path) -> None:
+    key = "schlüssel-à-0123456789"
+    (tmp_path / "keys.txt").write_text(key, encoding="utf-8")
+    client = TestClient(create_app(ServerSettings(api_key_file=tmp_path / "keys.txt"), reranker=bundled))
+    for header, status in ((key.encode(), 200), (key.replace("à", "á").encode(), 401)):
+        assert client.get("/v1/models", headers=[(b"authorization", b"Bearer " + header)]).status_code == status
+
+
 def test_what_says_how_the_server_is_needs_no_key(guarded: TestClient) -> None:
     assert guarded.get("/healthz").status_code == 200
     assert guarded.get("/readyz").status_code == 503
