@@ -16,6 +16,7 @@ from mmrh_retriever.evaluation.calibrating import AskedList, ask, learned
 from mmrh_retriever.evaluation.calibration_quality import KEPT, left_out, quality
 from mmrh_retriever.evaluation.generated import generated_questions
 from mmrh_retriever.evaluation.labelled import read_labelled
+from mmrh_retriever.files import is_folder
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS
 from mmrh_retriever.ranking.calibration import CALIBRATION_FILE
 from mmrh_retriever.runs.tables import Table
@@ -43,6 +44,8 @@ def calibrate_command(
     if (questions is None) == (generate is None):
         got = "neither" if questions is None else "both"
         raise typer.BadParameter(f"give one of QUESTIONS and --generate, got {got}", param_hint="QUESTIONS")
+    if is_folder(out) or not is_folder(out.parent):  # found out now, and not when all was asked
+        raise typer.BadParameter(f"expected a file in a folder that exists, got {str(out)!r}", param_hint="--out")
     if questions is not None:
         data = read_labelled(questions, documents, max_pixels=page_pixels)
     else:

@@ -62,12 +62,12 @@ def _in_options(message: str, names: Iterable[str]) -> str:
     """A message that speaks of arguments in Python, ``pages='9'`` or ``token_budget``, in a command's own options."""
 
     def option(found: re.Match[str]) -> str:
-        name, equals, value = found.groups()
-        if equals is None and "_" not in name:  # a plain word
+        name, switch, equals, value = found.groups()
+        if not (switch or equals) and "_" not in name:  # a plain word
             return name
         return f"--{name.replace('_', '-')}{'' if value is None else ' '}"
 
-    return re.sub(rf"(?<![\w/.-])({'|'.join(names)})(?:(=)((?=[\w'\"]))?|\b(?!:))", option, message)
+    return re.sub(rf"(?<![\w/.-])({'|'.join(names)})(?:(=True\b)|(=)((?=[\w'\"]))?|\b(?!:))", option, message)
 
 
 def _parameters(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:

@@ -8,18 +8,21 @@ pages may answer them too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmrh_retriever.bm25 import words_of
-from mmrh_retriever.errors import DataError
+from mmrh_retriever.errors import DataError, PageError
 from mmrh_retriever.evaluation.labelled import DOMAIN, MixedFolder
 from mmrh_retriever.evaluation.mmdocir.annotations import Document
 from mmrh_retriever.evaluation.mmdocir.dataset import MMDocIR
 from mmrh_retriever.files import files_below, is_folder
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, read_pdf
+
+logger = logging.getLogger(__name__)
 
 FEWEST_WORDS = 20
 """Words that a page's text has at least, without stop words, if it is asked about."""
@@ -38,6 +41,8 @@ def generated_questions(
 ) -> MMDocIR:
     """About ``count`` questions, spread evenly over the PDFs in a folder and below it that have text.
 
+    A PDF that can't be read is logged and left out.
+
     Raises:
         DataError: no such folder, no PDF in it with text, or fewer than one question.
     """
@@ -49,7 +54,11 @@ def generated_questions(
     rng = np.random.default_rng(seed)
     words = {}
     for path in files_below(folder, (".pdf",)):
-        found = words_of([page.text or "" for page in read_pdf(path, strict=False)])
+        try:
+            found = words_of([page.text or "" for page in read_pdf(path, strict=False)])
+        except PageError as error:
+            logger.warning("%s is left out: %s", path, error)
+            continue
         if any(len(page) >= FEWEST_WORDS for page in found):
             words[path.relative_to(folder).as_posix()] = found
     if not words:

@@ -123,10 +123,10 @@ def load_trained(
         raise SettingsError(f"Which {kind}? Name it by its hub id or folder, as in {kind}:NAME.")
     import sentence_transformers
 
-    if not own_code:
-        refuse_own_code(name, unless="If you have read that code and trust it, allow it with --baseline-own-code.")
     made = sentence_transformers.CrossEncoder if kind == "cross-encoder" else sentence_transformers.SentenceTransformer
     try:
+        if not own_code:
+            refuse_own_code(name, unless="If you have read that code and trust it, allow it with --baseline-own-code.")
         return made(
             name, device=device, trust_remote_code=own_code, model_kwargs={} if dtype is None else {"dtype": dtype}
         )

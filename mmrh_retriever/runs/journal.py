@@ -54,7 +54,7 @@ class Journal(Generic[Model]):
         self._key, self._what = key, what
         if is_file(self.folder / "settings.json"):
             if not resume:
-                advice = "Go on with it (--resume, resume=True), or choose another folder."
+                advice = "Go on with it (resume=True), or choose another folder."
                 raise DataError(f"{self.folder} holds a {what} already. {advice}")
             self._check_same(_read_settings(self.folder, what), growing)
         elif is_file(self.folder):

@@ -77,6 +77,10 @@ def test_bad_arguments(mmrh: Mmrh, model: Path, folder: Path) -> None:
     assert "give one of QUESTIONS and --generate, got neither" in neither.stderr
     both = mmrh("calibrate", folder / "questions.jsonl", "--generate", 3, "--documents", folder, "--out", "x")
     assert both.code == 2
+    for nowhere in (folder, folder / "none" / "out.json"):
+        lost = mmrh("calibrate", "--generate", 3, "--documents", folder, "--out", nowhere)
+        assert lost.code == 2
+        assert "expected a file in a folder that exists" in " ".join(lost.stderr.replace("│", " ").split())
     regions = mmrh("rank", folder / "a.pdf", "why?", "--regions", "--min-probability", 0.5)
     assert regions.code == 2
     assert "regions have no probability; rank pages" in regions.stderr

@@ -117,10 +117,11 @@ def test_messages_speak_of_the_commands_own_options(mmrh: Mmrh, model: Path, fol
         ("/data/pages=3/a.pdf: 3 pages, mmrh_token_budget", "/data/pages=3/a.pdf: 3 pages, mmrh_token_budget"),
         ("with strict=False", "with strict=False"),
         ("other settings: token_budget: was 3, now 4", "other settings: token_budget: was 3, now 4"),
+        ("Go on with it (resume=True), or not.", "Go on with it (--resume), or not."),
     ],
 )
 def test_arguments_become_options(message: str, expected: str) -> None:
-    assert _in_options(message, ["pages", "max_pixels", "token_budget"]) == expected
+    assert _in_options(message, ["pages", "max_pixels", "token_budget", "resume"]) == expected
 
 
 def test_hybrid_rows_have_both_parts_of_the_score(mmrh: Mmrh, model: Path, folder: Path) -> None:

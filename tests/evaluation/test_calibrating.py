@@ -158,7 +158,7 @@ def test_what_can_not_be_learned_from_is_refused(
     assert "a.pdf is left out: " in caplog.text
 
 
-def test_generated_questions_hold_words_of_their_page(folder: Path) -> None:
+def test_generated_questions_hold_words_of_their_page(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = generated_questions(folder, 12, seed=3)
     assert [document.name for document in made.documents] == ["a.pdf", "b.pdf"]
     for document in made.documents:
@@ -170,6 +170,9 @@ def test_generated_questions_hold_words_of_their_page(folder: Path) -> None:
     assert made.fingerprint == generated_questions(folder, 12, seed=3).fingerprint
     assert made.fingerprint != generated_questions(folder, 12, seed=4).fingerprint
     assert sum(len(document.questions) for document in made.documents) == 12
+    (folder / "broken.pdf").write_bytes(b"no PDF")
+    assert generated_questions(folder, 12, seed=3).fingerprint == made.fingerprint
+    assert "broken.pdf is left out" in caplog.text
 
 
 def test_nothing_to_generate_from_is_refused(folder: Path) -> None:

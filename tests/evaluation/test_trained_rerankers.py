@@ -157,8 +157,9 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UnsupportedModelError, match="gives 3 scores for a pair"):
         ranker("cross-encoder", tmp_path / "three")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UnsupportedModelError, match="can't be loaded as a cross-encoder"):
-        ranker("cross-encoder", tmp_path / "empty")
+    for nowhere in (tmp_path / "empty", tmp_path / "not there"):
+        with pytest.raises(UnsupportedModelError, match="can't be loaded as a cross-encoder"):
+            ranker("cross-encoder", nowhere)
     with pytest.raises(SettingsError, match="hub id or folder, as in cross-encoder:NAME"):
         build_rankers({"it": RankerSpec("cross-encoder")})
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.3.1")

@@ -79,7 +79,7 @@ def test_a_run_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     start(tmp_path, ONE)
     message = failure(tmp_path)
     assert f"{tmp_path} holds a test run already" in message
-    assert "--resume" in message
+    assert "(resume=True)" in message
     assert journal(tmp_path, resume=True).done == {"one": ONE}
 
 
