@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ class Tiny:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     image_processor: Any
+
+    def save(self, folder: Path) -> Path:
+        """Write all of it into a folder, as ``from_pretrained`` reads it."""
+        for part in (self.model, self.tokenizer, self.image_processor):
+            part.save_pretrained(folder)
+        return folder
 
 
 def _qwen2_vl() -> tuple[Any, Any]:

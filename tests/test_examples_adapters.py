@@ -40,12 +40,7 @@ BEST = re.compile(r"^  1\. sample_report\.pdf, page (\d+): ", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny = factories.tiny("qwen3_vl")
-    tiny.model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    tiny.image_processor.save_pretrained(folder)
-    return folder
+    return factories.tiny("qwen3_vl").save(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrh_retriever.errors import QuestionError
+from mmrh_retriever.errors import QuestionError, SettingsError
 from mmrh_retriever.model.families import Backbone
 from mmrh_retriever.model.image_tokens import ImageTokens
 from mmrh_retriever.model.tokenizing import TextTokenizer
@@ -92,6 +92,9 @@ class Prompter:
     ``answer_ids`` are what the chat template puts behind the question, where the model's answer begins.
     ``token_weights`` is ``(tokens of the vocabulary,)``: how much each counts in a question; all alike if ``None``, and
     in prompters with other options.
+
+    Raises:
+        SettingsError: weights of fewer tokens than the tokenizer has.
     """
 
     def __init__(
@@ -108,6 +111,11 @@ class Prompter:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.options = options or PromptOptions()
+        if token_weights is not None and len(token_weights) < len(tokenizer):
+            raise SettingsError(
+                f"There are weights of {len(token_weights):,} tokens, and the tokenizer has {len(tokenizer):,}. "
+                "Expected one for each: count the tokens of this tokenizer, or use question_weights='uniform'."
+            )
         self.token_weights = token_weights
         self._before, self._opening, self.answer_ids = self.text.chat_template()
 

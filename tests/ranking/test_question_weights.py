@@ -88,3 +88,7 @@ def test_what_cannot_be_weighted(tmp_path: Path) -> None:
     (tmp_path / FREQUENCIES_FILE).write_text(json.dumps({"source": "test", "counts": [3, -1]}))
     with pytest.raises(DataError, match=r"counts\.1"):
         frequency_weights(str(tmp_path))
+    counted(tmp_path, model)
+    (tmp_path / FREQUENCIES_FILE).write_text(json.dumps({"source": "test", "counts": [3, 1]}))
+    with pytest.raises(SettingsError, match="weights of 2 tokens, and the tokenizer has"):
+        reranker(model, question_weights="frequency")

@@ -248,10 +248,7 @@ def test_heads_must_fit_the_model(qwen: Tiny, tmp_path: Path) -> None:
 
 def test_loading_from_a_folder_is_the_same_model(qwen: Tiny, pages: list[Page], tmp_path: Path) -> None:
     expected = [scored.score for scored in reranker_for(qwen).rank(QUESTION, pages)]
-    fresh = tiny("qwen3_vl")
-    fresh.model.save_pretrained(tmp_path)
-    fresh.tokenizer.save_pretrained(tmp_path)
-    fresh.image_processor.save_pretrained(tmp_path)
+    tiny("qwen3_vl").save(tmp_path)
     HeadSet.all_heads(3, 4).save(tmp_path / HEADS_FILE)
     loaded = Reranker.from_pretrained(tmp_path)
     assert len(loaded.heads) == 12, "heads='published' takes the set beside the weights"

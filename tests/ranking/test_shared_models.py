@@ -26,12 +26,7 @@ QUESTION = "How did revenue change in the last year?"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny = factories.tiny("qwen3_vl")
-    tiny.model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    tiny.image_processor.save_pretrained(folder)
-    return folder
+    return factories.tiny("qwen3_vl").save(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)

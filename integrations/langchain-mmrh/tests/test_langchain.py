@@ -46,9 +46,7 @@ def test_the_old_name_of_the_final_round_warns_and_works(pdf: Path) -> None:
 
 def test_one_model_for_all_and_pickles_without_it(tmp_path: Path, pdf: Path) -> None:
     release_shared_models()
-    tiny().model.save_pretrained(tmp_path)
-    tiny().tokenizer.save_pretrained(tmp_path)
-    tiny().image_processor.save_pretrained(tmp_path)
+    tiny().save(tmp_path)
     compressor = MMRHRerank(model=tmp_path, heads="all")
     retriever = MMRHRetriever(model=tmp_path, heads=["0-1", "2-3"], files=[pdf])
     assert compressor.reranker.backbone.model is retriever.reranker.backbone.model

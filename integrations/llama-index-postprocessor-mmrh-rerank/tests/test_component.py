@@ -25,11 +25,7 @@ from tests.nodes import QUESTION, image_nodes, rerank_events
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny().model.save_pretrained(folder)
-    tiny().tokenizer.save_pretrained(folder)
-    tiny().image_processor.save_pretrained(folder)
-    return folder
+    return tiny().save(tmp_path_factory.mktemp("tiny"))
 
 
 def test_round_trips(saved: Path) -> None:

@@ -31,11 +31,7 @@ warns_of_nothing = pytest.mark.filterwarnings("error")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny().model.save_pretrained(folder)
-    tiny().tokenizer.save_pretrained(folder)
-    tiny().image_processor.save_pretrained(folder)
-    return folder
+    return tiny().save(tmp_path_factory.mktemp("tiny"))
 
 
 def test_nothing_is_sent_from_tests() -> None:
