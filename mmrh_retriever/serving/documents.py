@@ -17,6 +17,9 @@ from mmrh_retriever.pdf.reader import PdfPageImage, read_pdf
 from mmrh_retriever.serving.bodies import ContentDocument, Document, ImageDocument, PdfDocument, TextDocument, TextPart
 from mmrh_retriever.types import Page
 
+LETTERS_PER_TOKEN = 16
+"""More than tokens have on average, so that the last ones of a beginning need not be known."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadDocument:
@@ -97,6 +100,11 @@ def cut_text(page: Page, tokenizer: Any, tokens: int | None) -> Page:
     """A page of text alone, cut to so many of the tokenizer's tokens; others as they are."""
     if tokens is None or page.image is not None or page.text is None:
         return page
-    offsets = tokenizer.backend_tokenizer.encode(page.text, add_special_tokens=False).offsets
+    length = LETTERS_PER_TOKEN * tokens  # a long text is not read beyond what it is cut to
+    while True:
+        offsets = tokenizer.backend_tokenizer.encode(page.text[:length], add_special_tokens=False).offsets
+        if len(offsets) > tokens or length >= len(page.text):
+            break
+        length *= 4
     kept = page.text if len(offsets) <= tokens else page.text[: offsets[tokens - 1][1]]
     return replace(page, text=kept if kept.strip() else page.text)

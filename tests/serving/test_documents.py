@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from mmrh_retriever import Page, PageStore, Reranker, read_pdf
 from mmrh_retriever.adapters.settings import DocumentSettings
+from mmrh_retriever.serving.documents import cut_text
 from tests.serving.conftest import TEXTS, client_of, wait_until_ready
 
 QUERY = "How did revenue change?"
@@ -115,3 +116,36 @@ def test_addresses_are_fetched_only_where_allowed_and_from_public_hosts(bundled:
             assert (answer.status_code, "not a public address" in answer.json()["message"]) == (422, True)
         answer = client.post("/v2/rerank", json={"query": QUERY, "documents": [{"image": "file:///etc/passwd"}]})
         assert (answer.status_code, "names an address" in answer.json()["message"]) == (422, True)
+
+
+class Watched:
+    """A tokenizer that notes how long the texts are that it gets."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.backend_tokenizer = self
+        self.tokenizer = tokenizer.backend_tokenizer
+        self.lengths: list[int] = []
+
+    def encode(self, text: str, **options: Any) -> Any:
+        self.lengths.append(len(text))
+        return self.tokenizer.encode(text, **options)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word and more " * 5000, "a" * 30_000, "日本語の文章です。" * 4000, " " * 40_000 + "word " * 200, "short", "x. "],
+)
+def test_a_long_text_is_cut_as_if_it_was_read_whole(bundled: Reranker, text: str) -> None:
+    tokenizer = bundled.prompter.tokenizer
+    offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+    for tokens in (1, 2, 7, 64):
+        expected = text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+        assert cut_text(Page(text=text), tokenizer, tokens).text == (expected if expected.strip() else text)
+
+
+def test_a_long_text_is_not_read_beyond_its_cut(bundled: Reranker) -> None:
+    tokenizer = Watched(bundled.prompter.tokenizer)
+    kept = cut_text(Page(text="word and more " * 100_000), tokenizer, 10).text
+    assert kept is not None
+    assert len(kept) < 100
+    assert max(tokenizer.lengths) < 1000
