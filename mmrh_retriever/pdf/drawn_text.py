@@ -20,6 +20,8 @@ LONGEST = 2.0
 _SIZE, _LINE, _GAP, _TOP = 10.0, 12.5, 5.0, 7.0
 """Points: letters, lines, the white before and behind a paragraph, and what MuPDF leaves above the first line."""
 _HIGHEST = 792.0 * LONGEST
+MOST_LETTERS = 40_000
+"""More never fit: a line of the narrowest has 243, and there are 120 lines. MuPDF takes quadratic time for some."""
 _LETTERS = f"font-family: sans-serif; font-size: {_SIZE:g}px; line-height: {_LINE / _SIZE}; margin: 0"
 _CSS = f"* {{{_LETTERS}}} p {{margin-bottom: {_GAP:g}px}}"
 LETTERS = "cp1252"
@@ -38,6 +40,8 @@ def drawn_text(text: str) -> Image.Image | None:
     """
     readable = text.encode("utf-8", "replace").decode("utf-8")  # halves of surrogate pairs become question marks
     paragraphs = [joined for part in re.split(r"\n\s*\n", readable) if (joined := " ".join(part.split()))]
+    if sum(map(len, paragraphs)) > MOST_LETTERS:
+        return None
     return _by_mupdf(paragraphs) if choose_backend("auto") == "pymupdf" else _by_pdfium(paragraphs)
 
 

@@ -141,6 +141,10 @@ class Joining:
             if len(group) == 1 or not isinstance(error, MMRHError):
                 return [error] * len(group)
             return [found for asked in group for found in self._ranked(reranker, [asked])]
+        except BaseException as error:  # noqa: BLE001 - such as a panic of compiled code: the queue goes on
+            failure = RuntimeError(f"The pass ended with {type(error).__name__}.")
+            failure.__cause__ = error
+            return [failure] * len(group)
 
     def _pass(self, reranker: Reranker, group: list[_Asked]) -> list[Rankings | Exception]:
         rows = {question: row for row, question in enumerate(dict.fromkeys(q for one in group for q in one.questions))}

@@ -8,7 +8,7 @@ import pytest
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.pdf import backends
-from mmrh_retriever.pdf.drawn_text import drawn_text
+from mmrh_retriever.pdf.drawn_text import MOST_LETTERS, drawn_text
 
 pytestmark = pytest.mark.usefixtures("backend")
 WORDS = "The annual report shows emissions, staff numbers and water use. "
@@ -57,6 +57,18 @@ def test_any_script_leaves_ink(text: str, backend: str) -> None:
 def test_text_that_would_be_too_small_to_read_is_not_drawn() -> None:
     assert drawn_text(WORDS * 120) is not None
     assert drawn_text(WORDS * 400) is None
+
+
+def test_text_that_never_fits_is_refused_before_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrowest = " ".join(["l" * 99] * (MOST_LETTERS // 100))
+    assert len(narrowest) < MOST_LETTERS
+    assert drawn_text(narrowest) is None  # drawn, and too long
+
+    def never(_: object) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr("mmrh_retriever.pdf.drawn_text.choose_backend", never)
+    assert drawn_text("e" + "\u0301" * MOST_LETTERS) is None
 
 
 def test_mupdf_says_nothing_of_it(capfd: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,23 @@ async def test_a_bad_question_fails_alone(bundled: Reranker) -> None:
         assert len(await joining.rank("key", PAGES, [QUESTIONS[1]])) == 1
 
 
+@pytest.mark.asyncio
+async def test_a_pass_that_panics_does_not_end_the_queue(bundled: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panics(*_: Any, **__: Any) -> None:
+        raise Panic
+
+    reranker = bundled.with_store(PageStore())
+    async with running(reranker) as joining:
+        with monkeypatch.context() as broken:
+            broken.setattr(reranker, "rank_many", panics)
+            with pytest.raises(RuntimeError, match="Panic"):
+                await joining.rank("key", PAGES, [QUESTIONS[0]])
+        assert len(await asyncio.wait_for(joining.rank("key", PAGES, [QUESTIONS[1]]), 60)) == 1
+
+
 @dataclass(eq=False)
 class WatchedImage:
     """An image that can hold whoever draws it, and counts how often it was drawn."""
