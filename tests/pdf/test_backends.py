@@ -219,8 +219,8 @@ def test_the_command_line_works_without_pymupdf(without_pymupdf: dict[str, str],
     assert {json.loads(line)["page"] for line in ran.stdout.splitlines()} == {2, 3}
     assert (tmp_path / "report.html").is_file()
     refused = subprocess.run([*command, "--regions"], env=without_pymupdf, capture_output=True, check=False, text=True)
-    assert refused.returncode == 1
-    assert "layout=True needs PyMuPDF" in " ".join(refused.stderr.split())
+    assert refused.returncode == 2
+    assert "needs PyMuPDF, as PDFium finds no regions" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 # Labels that PDFium is not asked for
