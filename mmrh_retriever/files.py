@@ -29,7 +29,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class FileModel(BaseModel):
     """A file's content: nothing unknown, nothing converted, nothing changed afterwards."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
 Model = TypeVar("Model", bound=BaseModel)
