@@ -23,7 +23,7 @@ from mmrh_retriever.adapters.fetching import fetch
 from mmrh_retriever.errors import PageError, SettingsError
 from mmrh_retriever.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS, image_formats
 from mmrh_retriever.pdf.backends import PdfBackendName
-from mmrh_retriever.pdf.pdf_file import WorkerLimits
+from mmrh_retriever.pdf.pdf_file import BEGINNING, WorkerLimits, begins_a_pdf
 from mmrh_retriever.pdf.reader import DEFAULT_MAX_PIXELS, iter_pdf, read_pdf
 from mmrh_retriever.types import Page
 
@@ -35,7 +35,6 @@ _IMAGE_SUFFIXES = frozenset(
 )
 Reading = Mapping[str, Any]
 """How files are read: the arguments of ``read_pdf`` that a source decides."""
-_PDF_MARK, _BEGINNING = b"%PDF-", 1024  # it stands among so many bytes at a PDF's beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +224,10 @@ def _exists(file: str | Path) -> bool:
 def _is_pdf(source: Path | bytes, *, by_name: bool) -> bool:
     """Whether a file is a PDF by a mark near its beginning, or by its name if this counts."""
     if isinstance(source, bytes):
-        return _PDF_MARK in source[:_BEGINNING]
+        return begins_a_pdf(source)
     try:
         with source.open("rb") as stream:
-            return (by_name and source.suffix.lower() == ".pdf") or _PDF_MARK in stream.read(_BEGINNING)
+            return (by_name and source.suffix.lower() == ".pdf") or begins_a_pdf(stream.read(BEGINNING))
     except OSError as error:
         raise PageError(f"{source} can't be opened ({error}). Check its permissions.", source=str(source)) from error
 

@@ -106,11 +106,15 @@ class DocumentSettings(RerankSettings):
         made_from = (settings, self.heads, self.page_memory, self.store, self.store_disk)
         if held.reranker is not None and held.made_from == made_from:
             return held.reranker
-        made = shared_reranker(heads=self.heads, settings=settings)
-        if self.store is not None or (made.independent and self.page_memory):
-            made = made.with_store(self._page_store())
+        made = self.keeping_pages(shared_reranker(heads=self.heads, settings=settings))
         self._held = _Held(made, made_from)
         return made
+
+    def keeping_pages(self, reranker: Reranker) -> Reranker:
+        """A reranker that keeps encoded pages as these settings say, if they do."""
+        if self.store is None and not (reranker.independent and self.page_memory):
+            return reranker
+        return reranker.with_store(self._page_store())
 
     def warm_up(self) -> None:
         """Load the model now, so that the first question doesn't wait for it. Errors are those of ``reranker``."""

@@ -10,13 +10,13 @@ from PIL import Image
 
 from mmrh_retriever.errors import PageError
 from mmrh_retriever.images import IMAGE_ENDINGS, open_image
-from mmrh_retriever.library.records import DocumentRecord, PageRecord, RegionRecord
+from mmrh_retriever.library.records import DocumentRecord, PageRecord
 from mmrh_retriever.library.watching import Seen, stamp_of
 from mmrh_retriever.pdf.backends import backend_of
 from mmrh_retriever.pdf.pdf_file import BackendName, PdfFile
 from mmrh_retriever.pdf.reader import PdfPageImage, pixel_size, read_pdf
 from mmrh_retriever.ranking.grid_regions import with_some_regions
-from mmrh_retriever.types import Page, Region
+from mmrh_retriever.types import Page
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,9 @@ def read_document(path: Path, seen: Seen, *, backend: BackendName, layout: bool)
         changed = True
     if changed:
         raise _changed(path)
-    records = tuple(_record(page) for page in pages)
+    records = tuple(
+        PageRecord.of(page, {name: value for name, value in page.metadata.items() if name != "path"}) for page in pages
+    )
     return DocumentRecord(reader=backend_of(backend).READER, digest=seen.digest, layout=layout, pages=records)
 
 
@@ -73,21 +75,10 @@ def pages_of(
         else:
             pixels = pixel_size(page.size, page_pixels, None)
             image = PdfPageImage(file, index, *pixels, f"{record.reader} {seen.digest} {index} {pixels}".encode())
-        regions = tuple(Region(region.box, region.kind, region.text) for region in page.regions)
         metadata = {"path": str(path), **page.metadata}
-        made = Page(image, page.text, doc_id, index, page.size, page.label, regions, metadata)
+        made = Page(image, page.text, doc_id, index, page.size, page.label, page.page_regions(), metadata)
         pages.append(with_some_regions(made) if record.layout else made)
     return pages
-
-
-def _record(page: Page) -> PageRecord:
-    return PageRecord(
-        text=page.text,
-        size=page.size or (0.0, 0.0),
-        label=page.label,
-        metadata={name: value for name, value in page.metadata.items() if name != "path"},
-        regions=tuple(RegionRecord(box=region.box, kind=region.kind, text=region.text) for region in page.regions),
-    )
 
 
 def _changed(path: Path) -> PageError:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrh_retriever.errors import DataError
 from mmrh_retriever.files import FileModel, leftovers, make_folder, parse_as, write_atomically
-from mmrh_retriever.types import Box, FloatArray
+from mmrh_retriever.types import Box, FloatArray, Page, Region
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ class PageRecord(FileModel):
     label: str | None
     metadata: dict[str, Any]
     regions: tuple[RegionRecord, ...] = ()
+
+    @classmethod
+    def of(cls, page: Page, metadata: dict[str, Any]) -> PageRecord:
+        """The record of a page, with this metadata instead of its own."""
+        regions = tuple(RegionRecord(box=region.box, kind=region.kind, text=region.text) for region in page.regions)
+        return cls(text=page.text, size=page.size or (0.0, 0.0), label=page.label, metadata=metadata, regions=regions)
+
+    def page_regions(self) -> tuple[Region, ...]:
+        """The page's regions, as a page has them."""
+        return tuple(Region(region.box, region.kind, region.text) for region in self.regions)
 
 
 class DocumentRecord(FileModel):

@@ -15,6 +15,8 @@ BackendName = Literal["pymupdf", "pdfium"]
 
 MAX_PAGES = 1_000_000
 """Files that claim more pages are refused; no file that could be read has as many."""
+BEGINNING = 1024
+"""Bytes of a file in which its %PDF mark may stand."""
 _END_BYTES = 2048  # at the end of a file, where its end mark is looked for
 
 
@@ -97,6 +99,11 @@ def check_pages(file: PdfFile, count: int, *, rebuilt: bool) -> None:
         raise file.error(f"claims {count:,} pages. Expected at most {MAX_PAGES:,}; save it again.")
     if file.strict and rebuilt and not has_end_mark(file):
         raise file.error("is cut short: its end is missing. Download it again, or read the rest with strict=False.")
+
+
+def begins_a_pdf(content: bytes) -> bool:
+    """Whether the mark of a PDF stands near the beginning of a file's content."""
+    return b"%PDF-" in content[:BEGINNING]
 
 
 def has_end_mark(file: PdfFile) -> bool:

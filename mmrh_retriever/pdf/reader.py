@@ -24,7 +24,7 @@ from mmrh_retriever.images import open_image
 from mmrh_retriever.pdf.backends import PdfBackendName, backend_of, choose_backend
 from mmrh_retriever.pdf.damage import means_damage
 from mmrh_retriever.pdf.isolated import IsolatedPdf, draw_isolated
-from mmrh_retriever.pdf.pdf_file import PdfFile, WorkerLimits, stamp_of
+from mmrh_retriever.pdf.pdf_file import BEGINNING, PdfFile, WorkerLimits, begins_a_pdf, stamp_of
 from mmrh_retriever.types import Page
 
 DEFAULT_MAX_PIXELS = 2_000_000
@@ -34,7 +34,6 @@ MAX_RENDERED_PIXELS = 20_000_000
 MAX_BUDGET_DPI = 300.0
 """Small pages are not blown up past this resolution to fill their budget; ``dpi=`` may go further."""
 logger = logging.getLogger(__name__)
-_BEGINNING = 1024  # bytes of a file in which its %PDF mark may stand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +183,7 @@ def _locate(source: str | os.PathLike[str] | bytes, doc_id: str | None, reading:
     """The file of a source, to be read with these fields of a :class:`PdfFile`."""
     if isinstance(source, bytes):
         file = PdfFile(doc_id or "PDF in memory", data=source, **reading)
-        beginning = source[:_BEGINNING]
+        beginning = source[:BEGINNING]
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source).absolute()
         file = PdfFile(path.name or str(path), path=path, **reading)
@@ -195,14 +194,14 @@ def _locate(source: str | os.PathLike[str] | bytes, doc_id: str | None, reading:
         file = dataclasses.replace(file, stamp=stamp_of(file))
         try:
             with path.open("rb") as stream:
-                beginning = stream.read(_BEGINNING)
+                beginning = stream.read(BEGINNING)
         except OSError as error:
             raise file.error(f"can't be opened: {error.strerror}. Check its permissions.") from error
     else:
         raise TypeError(f"read_pdf takes a path or bytes, got {type(source).__name__}.")
     if not beginning:
         raise file.error("is empty (0 bytes). Download or save it again.")
-    if b"%PDF-" not in beginning:
+    if not begins_a_pdf(beginning):
         raise file.error(_what_it_is(beginning, source))
     return file
 

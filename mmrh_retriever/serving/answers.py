@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -148,9 +149,7 @@ def best_regions(scored: ScoredPage, page: Page, count: int) -> list[RegionAnswe
     """
     if scored.token_scores is None:
         return []
-    shown = ScoredPage(
-        with_some_regions(page), scored.score, scored.rank, scored.position, scored.token_scores, scored.grid
-    )
+    shown = replace(scored, page=with_some_regions(page))
     return [RegionAnswer.of(found) for found in ranked_regions([shown], aggregate=DEFAULT_AGGREGATE, top_n=count)]
 
 

@@ -10,8 +10,9 @@ from fastapi import APIRouter, File, Path, UploadFile
 from pydantic import Field
 
 from mmrh_retriever.adapters.clues import PageClues
-from mmrh_retriever.library.records import PageRecord, RegionRecord
+from mmrh_retriever.library.records import PageRecord
 from mmrh_retriever.pdf.backends import backend_of, choose_backend, finds_layout
+from mmrh_retriever.pdf.pdf_file import begins_a_pdf
 from mmrh_retriever.pdf.reader import iter_pdf
 from mmrh_retriever.runs.plain_text import plain_text
 from mmrh_retriever.serving.answers import Answer
@@ -23,7 +24,6 @@ from mmrh_retriever.types import Page
 
 router = APIRouter(tags=["files"])
 
-_PDF_MARK, _BEGINNING = b"%PDF-", 1024  # it stands among so many bytes at a PDF's beginning
 _LONGEST_NAME = 200
 
 
@@ -100,7 +100,7 @@ async def delete(file_id: Annotated[FileId, Path()], service: ServiceOf) -> Dele
 
 async def _read_file(content: bytes, name: str, service: Service) -> FileRecord:
     """What an uploaded file holds, page by page, so that a request that ends stops the reading, too."""
-    if _PDF_MARK in content[:_BEGINNING]:
+    if begins_a_pdf(content):
         reading: Iterator[Page] = await service.read(
             iter_pdf, content, doc_id=name, layout=finds_layout("auto"), max_pixels=service.source.pdf_pixels,
             isolate=service.limits,
@@ -122,18 +122,7 @@ def _record(content: bytes, name: str, kind: Literal["pdf", "image"], pages: lis
         kind=kind,
         bytes=len(content),
         reader=backend_of(choose_backend("auto")).READER,
-        pages=tuple(
-            PageRecord(
-                text=page.text,
-                size=page.size or (0.0, 0.0),
-                label=page.label,
-                metadata={},
-                regions=tuple(
-                    RegionRecord(box=region.box, kind=region.kind, text=region.text) for region in page.regions
-                ),
-            )
-            for page in pages
-        ),
+        pages=tuple(PageRecord.of(page, {}) for page in pages),
     )
 
 

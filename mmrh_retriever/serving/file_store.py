@@ -23,7 +23,7 @@ from mmrh_retriever.pdf.pdf_file import PdfFile, WorkerLimits, stamp_of
 from mmrh_retriever.pdf.reader import PdfPageImage, pixel_size
 from mmrh_retriever.serving.errors import RequestError
 from mmrh_retriever.serving.storages import FolderStorage, RemoteStorage, Storage, oldest_beyond
-from mmrh_retriever.types import Page, Region
+from mmrh_retriever.types import Page
 
 RECORDS_IN_MEMORY = 256
 """Records that a store keeps in memory."""
@@ -174,8 +174,7 @@ class FileStore:
                 size = pixel_size(page.size, pixels, None)
                 key = f"served pdf {backend_of(backend).READER} {record.id} {index} {size}".encode()
                 image = PdfPageImage(file, index, *size, pixels_key=key)
-            regions = tuple(Region(region.box, region.kind, region.text) for region in page.regions)
-            found.append(Page(image, page.text, record.name, index, page.size, page.label, regions))
+            found.append(Page(image, page.text, record.name, index, page.size, page.label, page.page_regions()))
         return found
 
     def without_paths(self, message: str) -> str:

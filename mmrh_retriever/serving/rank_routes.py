@@ -6,6 +6,7 @@ import io
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -149,8 +150,7 @@ def _png_of_page(page: Page, max_side: int) -> bytes:
 def _png_of_attention(scored: ScoredPage, regions: int, max_side: int) -> bytes:
     boxes = []
     if regions and scored.token_scores is not None:
-        page = with_some_regions(scored.page)
-        scored = ScoredPage(page, scored.score, scored.rank, scored.position, scored.token_scores, scored.grid)
+        scored = replace(scored, page=with_some_regions(scored.page))
         boxes = ranked_regions([scored], aggregate=DEFAULT_AGGREGATE, top_n=regions)
     return _png(heat_map(scored, regions=boxes, max_side=max_side))
 

@@ -15,7 +15,6 @@ from fastapi import Depends, Request
 from mmrh_retriever.adapters.page_sources import PageSource
 from mmrh_retriever.adapters.settings import DocumentSettings
 from mmrh_retriever.adapters.telemetry import ranking_spans
-from mmrh_retriever.encoding.page_store import PageStore
 from mmrh_retriever.pdf.pdf_file import WorkerLimits
 from mmrh_retriever.ranking.reranker import Reranker
 from mmrh_retriever.serving.errors import RequestError
@@ -162,9 +161,7 @@ class Service:
 
 def _on(reranker: Reranker, named: DocumentSettings) -> DocumentSettings:
     """The settings of documents with a reranker that is loaded already, which keeps pages as they say."""
-    if reranker.store is None and (named.store is not None or (reranker.independent and named.page_memory)):
-        reranker = reranker.with_store(PageStore(named.page_memory, named.store, disk=named.store_disk))
-    return DocumentSettings(reranker=reranker)
+    return DocumentSettings(reranker=named.keeping_pages(reranker) if reranker.store is None else reranker)
 
 
 def service_of(request: Request) -> Service:
